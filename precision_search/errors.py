@@ -1,0 +1,92 @@
+"""The error tree of the project: everything it raises on purpose, and the exit code each error ends the command with.
+
+    PrecisionSearchError                4
+    ├── UsageError                      2  what the user gave cannot be used
+    │   ├── ConfigError                 2  the config file or a `--set` override
+    │   ├── InputError                  2  a data, model or plan file
+    │   └── OutputExistsError           2  the output directory is already there
+    ├── EnvironmentProblemError         3  this machine cannot do what was asked
+    │   ├── MissingPackageError         3  a Python package or a system library is not installed
+    │   └── DeviceError                 3  a device is absent, does not start, or is out of memory
+    ├── VerificationError               1  the work is complete and its result is "no"
+    └── InternalError                   4  a postcondition of ours does not hold: a bug
+
+Every error says what happened, why, and what to do about it.
+"""
+
+from typing import ClassVar
+
+
+class PrecisionSearchError(Exception):
+    """Root of all errors the project raises on purpose.
+
+    `what` happened (one line), `why` (the cause, with the numbers or names found) and `fix` (what to do, ideally a
+    command or the line to write); `why` and `fix` may be empty. `str()` shows them on lines of their own.
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code: ClassVar[int] = 4
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.why:
+            parts.append(f"why: {self.why}")
+        if self.fix:
+            parts.append(f"fix: {self.fix}")
+        return "\n  ".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default pickles only `what` and drops keyword arguments; errors must cross process pools whole.
+        return _rebuild, (type(self), self.what, self.why, self.fix)
+
+
+def _rebuild(kind: type[PrecisionSearchError], what: str, why: str, fix: str) -> PrecisionSearchError:
+    return kind(what, why=why, fix=fix)
+
+
+class UsageError(PrecisionSearchError):
+    """What the user gave cannot be used: a wrong command, config, file or directory."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(UsageError):
+    """The config file or a `--set` override is wrong."""
+
+
+class InputError(UsageError):
+    """A data, model or plan file is missing, broken, or not of a kind we handle."""
+
+
+class OutputExistsError(UsageError):
+    """The output directory exists already and would be overwritten."""
+
+
+class EnvironmentProblemError(PrecisionSearchError):
+    """This machine cannot do what was asked."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class MissingPackageError(EnvironmentProblemError):
+    """A Python package or system library that the work needs is not installed."""
+
+
+class DeviceError(EnvironmentProblemError):
+    """A device is absent, does not start, or ran out of memory."""
+
+
+class VerificationError(PrecisionSearchError):
+    """A check of the result failed; whatever was written up to it is complete and readable."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InternalError(PrecisionSearchError):
+    """A postcondition of our own does not hold: a bug in this project, never the user's fault."""

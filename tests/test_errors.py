@@ -1,0 +1,49 @@
+"""Proves that every error carries its three parts, its exit code, and survives pickling."""
+
+import pickle
+
+import pytest
+
+from precision_search import errors
+from precision_search.errors import PrecisionSearchError
+
+EXIT_CODES = {
+    errors.PrecisionSearchError: 4,
+    errors.UsageError: 2,
+    errors.ConfigError: 2,
+    errors.InputError: 2,
+    errors.OutputExistsError: 2,
+    errors.EnvironmentProblemError: 3,
+    errors.MissingPackageError: 3,
+    errors.DeviceError: 3,
+    errors.VerificationError: 1,
+    errors.InternalError: 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("why", "fix", "shown"),
+    [
+        ("", "", "the file is gone"),
+        ("no such path", "", "the file is gone\n  why: no such path"),
+        ("", "write it", "the file is gone\n  fix: write it"),
+        ("no such path", "write it", "the file is gone\n  why: no such path\n  fix: write it"),
+    ],
+)
+def test_str_shows_the_parts_that_are_there(why: str, fix: str, shown: str) -> None:
+    error = PrecisionSearchError("the file is gone", why=why, fix=fix)
+    assert str(error) == shown
+    assert (error.what, error.why, error.fix) == ("the file is gone", why, fix)
+
+
+def test_every_error_of_the_module_has_the_documented_exit_code() -> None:
+    defined = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
+    assert {kind: kind.exit_code for kind in defined} == EXIT_CODES
+    assert all(f"{kind.__name__}" in (errors.__doc__ or "") for kind in defined)
+
+
+@pytest.mark.parametrize("kind", EXIT_CODES)
+def test_pickling_keeps_all_parts(kind: type[PrecisionSearchError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("a", why="b", fix="c")))
+    assert type(copy) is kind
+    assert str(copy) == "a\n  why: b\n  fix: c"
