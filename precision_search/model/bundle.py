@@ -1,0 +1,257 @@
+"""The bundle: three fp32 graphs with keyed nodes and the Hugging Face files beside them.
+
+In: a checkpoint directory, a hub id, or a directory that already holds the three ONNX files. Out: a `Bundle`. Exports
+are cached by the content of what they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from precision_search.errors import InputError
+from precision_search.model.generation_config import (
+    GenerationSettings,
+    ModelConfig,
+    read_generation_settings,
+    read_model_config,
+)
+from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe
+from precision_search.model.model_files import read_model
+from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
+
+EXPORT_VERSION = "1"
+"""Part of the cache key: raise it when the exported graphs change."""
+
+HF_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An encoder-decoder model as three fp32 ONNX graphs.
+
+    Attributes:
+        path: directory with the ONNX files and the Hugging Face files.
+        graphs: the three graphs.
+        content_hash: SHA-256 over the three ONNX files and their external data.
+        config: the model's dimensions.
+        generation: how it generates.
+        checkpoint: directory of the torch checkpoint it must agree with, or None where there is none.
+    """
+
+    path: Path
+    graphs: Mapping[GraphName, Graph]
+    content_hash: str
+    config: ModelConfig
+    generation: GenerationSettings
+    checkpoint: Path | None
+
+    @property
+    def models(self) -> dict[GraphName, ir.Model]:
+        """The fp32 graphs as `onnx_ir` models; not to be modified."""
+        return {name: graph.model for name, graph in self.graphs.items()}
+
+
+def graph_file(name: GraphName) -> str:
+    """The file name of a graph in the layout that optimum and the Hub use."""
+    return f"{name}_model.onnx"
+
+
+def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, say: Say = lambda _: None) -> Bundle:
+    """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
+
+    Args:
+        source: directory or hub id.
+        cache: directory for exports.
+        max_new_tokens: overrides the generation config.
+        say: receives a line before each slow step.
+
+    Raises:
+        InputError: nothing usable there; the message says what is missing.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _download(source, say)
+    config = read_model_config(directory)
+    has_weights = any(directory.glob("*.safetensors"))
+    if (directory / graph_file("encoder")).is_file():
+        return _load(directory, config, max_new_tokens, directory if has_weights else None)
+    if not has_weights:
+        raise InputError(
+            f"{directory} holds neither ONNX graphs nor model.safetensors",
+            why=f"found: {', '.join(sorted(p.name for p in directory.iterdir())[:10]) or 'nothing'}",
+            fix="give a checkpoint saved with save_pretrained (safetensors), or a directory with encoder_model.onnx, "
+            "decoder_model.onnx and decoder_with_past_model.onnx",
+        )
+    # Asked before the slow export: a generation config that we refuse should not cost a minute first.
+    read_generation_settings(directory, max_new_tokens)
+    exported = _export(directory, config, cache, say)
+    return _load(exported, config, max_new_tokens, directory)
+
+
+def oracle_tokens(
+    bundle: Bundle, rows: tuple[tuple[int, ...], ...], cache: Path, *, batch_size: int = 32
+) -> list[list[int]]:
+    """Greedy tokens of transformers' own `generate` on the bundle's checkpoint, for rows of input ids.
+
+    Answered from the cache when the same checkpoint, rows and library version were asked before.
+
+    Raises:
+        ValueError: the bundle has no checkpoint.
+    """
+    if bundle.checkpoint is None:
+        raise ValueError("a bundle without a checkpoint has no oracle")
+    key = hashlib.sha256()
+    key.update(_checkpoint_key(bundle.checkpoint).encode())
+    key.update(json.dumps([rows, bundle.generation.max_new_tokens, batch_size]).encode())
+    stored = cache / "oracle" / f"{key.hexdigest()[:32]}.json"
+    if stored.is_file():
+        return [list(map(int, row)) for row in json.loads(stored.read_text())]
+    job = GenerateJob(
+        str(bundle.checkpoint), bundle.config.model_type, rows, bundle.generation.max_new_tokens, batch_size
+    )
+    tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    partial = stored.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(tokens))
+    partial.replace(stored)
+    return tokens
+
+
+def copy_hf_files(source: Path, target: Path) -> None:
+    """Copies config, generation config and tokenizer files, as far as they are there."""
+    for name in HF_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None) -> Bundle:
+    graphs = {}
+    for name in GRAPH_NAMES:
+        path = directory / graph_file(name)
+        model = read_model(path)
+        _check_names(name, model, config, path)
+        graphs[name] = describe(name, model)
+    _check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
+    files = [f for name in GRAPH_NAMES for f in sorted(directory.glob(f"{graph_file(name)}*"))]
+    generation = read_generation_settings(directory, max_new_tokens)
+    return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint)
+
+
+def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Path:
+    target = cache / "bundles" / _checkpoint_key(checkpoint)[:32]
+    if target.is_dir():
+        return target
+    say(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+        work = Path(folder) / "bundle"
+        work.mkdir()
+        # The decoder takes longest: it goes first so that the cores finish together.
+        order: tuple[GraphName, ...] = ("decoder", "decoder_with_past", "encoder")
+        jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]
+        run_jobs(jobs)
+        copy_hf_files(checkpoint, work)
+        try:
+            work.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another run finished the same export first
+                raise
+    return target
+
+
+def _checkpoint_key(checkpoint: Path) -> str:
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnxscript")]
+    files = [checkpoint / name for name in HF_FILES if (checkpoint / name).is_file()]
+    return _hash_files([*files, *sorted(checkpoint.glob("*.safetensors"))], EXPORT_VERSION, *versions)
+
+
+def _hash_files(files: Iterable[Path], *extra: str) -> str:
+    digest = hashlib.sha256("\n".join(extra).encode())
+    for path in files:
+        digest.update(f"\n{path.name}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _download(source: str, say: Say) -> Path:
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise InputError(f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small")
+    import huggingface_hub
+
+    say(f"downloading {source}")
+    try:
+        patterns = ["*.safetensors", "*.safetensors.index.json", *HF_FILES]
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises its own, the HTTP library's and OS errors alike
+        raise InputError(
+            f"there is no model directory {source}, and it cannot be fetched from the hub",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="check the path or hub id; without network, download the checkpoint elsewhere and give its directory",
+        ) from error
+
+
+def _expected_names(name: GraphName, config: ModelConfig) -> tuple[set[str], set[str]]:
+    """Input and output names that a graph of the usual layout has at least."""
+    layers = range(config.num_decoder_layers)
+    own = {f"{layer}.decoder.{part}" for layer in layers for part in ("key", "value")}
+    cross = {f"{layer}.encoder.{part}" for layer in layers for part in ("key", "value")}
+    if name == "encoder":
+        return {"input_ids", "attention_mask"}, {"last_hidden_state"}
+    if name == "decoder":
+        inputs = {"input_ids", "encoder_hidden_states", "encoder_attention_mask"}
+        return inputs, {"logits", *(f"present.{part}" for part in own | cross)}
+    inputs = {"input_ids", "encoder_attention_mask", *(f"past_key_values.{part}" for part in own | cross)}
+    return inputs, {"logits", *(f"present.{part}" for part in own)}
+
+
+def _check_names(name: GraphName, model: ir.Model, config: ModelConfig, path: Path) -> None:
+    wanted_inputs, wanted_outputs = _expected_names(name, config)
+    optional_inputs = {"encoder_hidden_states"} if name == "decoder_with_past" else set[str]()
+    inputs = {str(value.name) for value in model.graph.inputs}
+    outputs = {str(value.name) for value in model.graph.outputs}
+    problems = []
+    if missing := sorted(wanted_inputs - inputs):
+        problems.append(f"without the inputs {', '.join(missing[:4])}")
+    if surplus := sorted(inputs - wanted_inputs - optional_inputs):
+        problems.append(f"with the unknown inputs {', '.join(surplus[:4])}")
+    if missing := sorted(wanted_outputs - outputs):
+        problems.append(f"without the outputs {', '.join(missing[:4])}")
+    if problems:
+        raise InputError(
+            f"{path.name} is not the {name} of the usual layout",
+            why="; ".join(problems),
+            fix="export with the input and output names that optimum uses, or start from the checkpoint",
+        )
+
+
+def _check_shared_keys(decoder: Graph, with_past: Graph) -> None:
+    """The same computation must have the same key in both decoder graphs: a decision is made once for both."""
+    known = {node.key: node.op_type for node in decoder.compute}
+    strange = sorted(node.key for node in with_past.compute if node.key not in known)
+    if strange:
+        raise InputError(
+            f"{len(strange)} compute nodes of decoder_with_past have no partner in decoder, the first is {strange[0]}",
+            why="the two graphs were exported differently, so one decision cannot be made for both",
+            fix="export both graphs with the same exporter and options, or start from the checkpoint",
+        )

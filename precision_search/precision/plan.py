@@ -1,0 +1,220 @@
+"""The plan, which is the decision itself, and the blocklist, which is the plan as people read and write it.
+
+A plan is a set of compute-node keys kept in fp32; every other compute node is low. Data movement is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from precision_search.errors import InputError
+from precision_search.model.graph import GRAPH_NAMES, Family, Graph, GraphName, compute_keys_by_op_type
+
+LowDtype = Literal["float16", "bfloat16"]
+LOW_DTYPES: tuple[LowDtype, ...] = get_args(LowDtype)
+BASE_VARIANT = "base"
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which compute nodes stay in fp32 while all others run in `dtype`.
+
+    Attributes:
+        dtype: the low dtype.
+        variant: the graph variant (set of rewrites) the node keys belong to.
+        fp32: keys of the compute nodes kept in fp32; a key that both decoder graphs hold is one decision.
+    """
+
+    dtype: LowDtype
+    variant: str
+    fp32: frozenset[str]
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the plan; equal for equal plans in every process."""
+        text = "\n".join([self.dtype, self.variant, *sorted(self.fp32)])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocklist:
+    """What stays in fp32: whole op types of a family, then patterns over node keys, then single nodes.
+
+    Attributes:
+        dtype: the low dtype of everything else.
+        variant: the graph variant.
+        op_types: op types that stay in fp32 wherever they occur in the family's graphs.
+        patterns: regular expressions, each matched against the whole node key.
+        nodes: single node keys, by graph.
+    """
+
+    dtype: LowDtype
+    variant: str
+    op_types: Mapping[Family, tuple[str, ...]]
+    patterns: tuple[str, ...]
+    nodes: Mapping[GraphName, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The blocklist with the keys of `blocklist.json`."""
+        return {
+            "dtype": self.dtype,
+            "variant": self.variant,
+            "op_types": {family: list(self.op_types.get(family, ())) for family in FAMILIES},
+            "patterns": list(self.patterns),
+            "nodes": {name: list(self.nodes.get(name, ())) for name in GRAPH_NAMES},
+        }
+
+
+def blocklist_from_json(data: object, source: str) -> Blocklist:
+    """Reads the content of a `blocklist.json`; missing keys mean "none".
+
+    Raises:
+        InputError: the data is not of that form; `source` is named in the message.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{source} is not a blocklist", why="it holds no JSON object", fix=_FORM_FIX)
+    known = {"dtype", "variant", "op_types", "patterns", "nodes"}
+    if unknown := sorted(set(data) - known):
+        raise InputError(
+            f"{source} has the unknown key {unknown[0]!r}", why=f"known keys: {', '.join(sorted(known))}", fix=_FORM_FIX
+        )
+    dtype = data.get("dtype", "float16")
+    if dtype not in LOW_DTYPES:
+        raise InputError(f"{source} has dtype {dtype!r}", why=f"it must be one of {', '.join(LOW_DTYPES)}")
+    variant = data.get("variant", BASE_VARIANT)
+    if variant != BASE_VARIANT:
+        raise InputError(f"{source} has the graph variant {variant!r}", why=f"only {BASE_VARIANT!r} exists")
+    op_types = _lists_by_name(data.get("op_types", {}), FAMILIES, f"{source}: op_types")
+    nodes = _lists_by_name(data.get("nodes", {}), GRAPH_NAMES, f"{source}: nodes")
+    patterns = _strings(data.get("patterns", []), f"{source}: patterns")
+    return Blocklist(
+        dtype=cast(LowDtype, dtype),
+        variant=variant,
+        op_types=cast("Mapping[Family, tuple[str, ...]]", op_types),
+        patterns=patterns,
+        nodes=cast("Mapping[GraphName, tuple[str, ...]]", nodes),
+    )
+
+
+def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], source: str = "the blocklist") -> Plan:
+    """Resolves a blocklist to the plan it stands for on these graphs.
+
+    Nodes that can never be low (`Node.pinned`) are part of every plan.
+
+    Raises:
+        InputError: an op type, pattern or node that the graphs do not hold; the nearest known one is named.
+    """
+    keys = all_compute_keys(graphs)
+    fp32 = set(pinned_keys(graphs))
+    for family in FAMILIES:
+        by_type = compute_keys_by_op_type(graphs, family)
+        for op_type in blocklist.op_types.get(family, ()):
+            if op_type not in by_type:
+                raise _unknown(f"op type {op_type!r} ({family})", op_type, by_type, source)
+            fp32 |= by_type[op_type]
+    for pattern in blocklist.patterns:
+        fp32 |= match_keys(pattern, keys, source)
+    for names in blocklist.nodes.values():
+        for key in names:
+            if key not in keys:
+                raise _unknown(f"node {key!r}", key, keys, source)
+            fp32.add(key)
+    return Plan(blocklist.dtype, blocklist.variant, frozenset(fp32))
+
+
+def blocklist_of_plan(plan: Plan, graphs: Mapping[GraphName, Graph]) -> Blocklist:
+    """The shortest honest reading of a plan: op types kept whole, then roles kept in every layer, then single nodes.
+
+    `plan_of_blocklist` gives the same plan back.
+    """
+    pinned = pinned_keys(graphs)
+    left = set(plan.fp32) - pinned
+    op_types: dict[Family, tuple[str, ...]] = {}
+    for family in FAMILIES:
+        by_type = compute_keys_by_op_type(graphs, family)
+        whole = tuple(
+            sorted(op for op, keys in by_type.items() if (keys - pinned) and (keys - pinned) <= plan.fp32)
+        )
+        op_types[family] = whole
+        for op in whole:
+            left -= by_type[op]
+    role_members: dict[str, set[str]] = {}
+    for graph in graphs.values():
+        for node in graph.compute:
+            if node.key not in pinned:
+                role_members.setdefault(node.role, set()).add(node.key)
+    patterns = []
+    for role, members in sorted(role_members.items()):
+        if len(members) > 1 and members <= left:
+            patterns.append(role_pattern(role))
+            left -= members
+    nodes = {
+        name: tuple(sorted(left & {node.key for node in graph.compute})) for name, graph in graphs.items()
+    }
+    return Blocklist(plan.dtype, plan.variant, op_types, tuple(patterns), nodes)
+
+
+def role_pattern(role: str) -> str:
+    """The regular expression over node keys that matches a role in every layer."""
+    return re.escape(role).replace(re.escape("*"), r"\d+")
+
+
+def match_keys(pattern: str, keys: frozenset[str], source: str) -> frozenset[str]:
+    """The keys that the regular expression matches as a whole.
+
+    Raises:
+        InputError: the expression is broken or matches nothing.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{source}: pattern {pattern!r} is not a regular expression", why=str(error)) from error
+    found = frozenset(key for key in keys if expression.fullmatch(key))
+    if not found:
+        raise _unknown(f"pattern {pattern!r}: it matches no node key", pattern, keys, source)
+    return found
+
+
+def all_compute_keys(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
+    """The keys of all compute nodes of the three graphs."""
+    return frozenset(node.key for graph in graphs.values() for node in graph.compute)
+
+
+def pinned_keys(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
+    """The keys of compute nodes that no plan may make low (index arithmetic)."""
+    return frozenset(node.key for graph in graphs.values() for node in graph.compute if node.pinned)
+
+
+_FORM_FIX = "see blocklist.json in any run directory for the form"
+
+
+def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str], source: str) -> InputError:
+    import difflib
+
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(
+        f"{source} names the unknown {what}",
+        why="the model's graphs hold no such thing",
+        fix=fix + "`precision-search inspect MODEL` lists op types and node keys",
+    )
+
+
+def _strings(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{where} is not a list of strings", fix=_FORM_FIX)
+    return tuple(value)
+
+
+def _lists_by_name(value: object, names: tuple[str, ...], where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not an object", fix=_FORM_FIX)
+    if unknown := sorted(set(value) - set(names)):
+        raise InputError(f"{where} has the unknown key {unknown[0]!r}", why=f"known: {', '.join(names)}", fix=_FORM_FIX)
+    return {name: _strings(value.get(name, []), f"{where}.{name}") for name in names}
