@@ -1,0 +1,192 @@
+"""The config file: TOML in, frozen dataclasses out.
+
+The dataclasses are the specification, tables and keys with their types, defaults and limits; `toml_tables` reads and
+writes whatever is declared here. A new key is one new field.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from precision_search.errors import ConfigError
+from precision_search.toml_tables import (
+    absolute_path,
+    at_least,
+    between,
+    more_than,
+    one_of,
+    read_tables,
+    without_blanks,
+    write_tables,
+)
+
+STRATEGIES = ("op-types", "exhaustive", "random")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# A key that [validation] or [test] lacks is taken from [calibration]: the three feed the same model.
+_PARENTS = {"validation": "calibration", "test": "calibration"}
+
+
+def _user_cache() -> Path:
+    # The XDG base directory specification says that relative values are invalid and must be ignored.
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if root.is_absolute():
+        return root / "precision-search"
+    try:
+        return Path.home() / ".cache" / "precision-search"
+    except RuntimeError as error:
+        raise ConfigError(
+            "there is no place for the export cache",
+            why=f"model.cache is not set and this user has no home directory ({error})",
+            fix='write, under [model]: cache = "some/directory"',
+        ) from error
+
+
+def _directory_or_hub_id(text: str, base: Path) -> str:
+    if text.startswith(("./", "../", "/", "~")) or text in {".", ".."} or (text.strip() and (base / text).is_dir()):
+        return str(absolute_path(text, base))
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(f"a directory (there is none of that name in {base}) or a hub id such as google-t5/t5-small")
+    return text
+
+
+def _name_or_file(text: str, base: Path) -> str:
+    is_name = re.fullmatch(r"[\w-]+", text) is not None
+    return text if is_name else str(absolute_path(text, base))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """`[model]`: what is searched. `path` is an absolute directory or a hub id; exports are cached under `cache`.
+
+    A relative `path` is a directory if there is one of that name or if it starts with `./` or `../`, else a hub id.
+    """
+
+    path: str = field(metadata={"resolve": _directory_or_hub_id})
+    cache: Path = field(default_factory=_user_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """`[calibration]` and `[test]`: a file of sentences, what to put before each, and how to batch them.
+
+    `max_length` is in tokens, the end token included; None is the model's limit. What `[test]` and `[validation]` do
+    not set is taken from `[calibration]`.
+    """
+
+    path: Path
+    prefix: str = ""
+    max_length: int | None = field(default=None, metadata=at_least(1))
+    batch_size: int = field(default=16, metadata=at_least(1))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSection(DataSection):
+    """`[validation]`: sentences the search never sees, and the share of them a winner must still get exactly right."""
+
+    min_exact_match: float = field(default=0.99, metadata=between(0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSection:
+    """`[generation]`: a `max_new_tokens` of None is what the model's generation config says."""
+
+    max_new_tokens: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSection:
+    """`[device]`: where sessions run. `auto` is CUDA where it works, else the CPU; `threads` of None is the runtime's.
+
+    `use_tf32` is off by default: with it an fp32 MatMul keeps 10 mantissa bits on CUDA and is no reference.
+    """
+
+    kind: Literal["auto", "cpu", "cuda"] = "auto"
+    id: int = field(default=0, metadata=at_least(0))
+    use_tf32: bool = False
+    threads: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSection:
+    """`[search]`: the low dtype, how plans are proposed, and when to stop.
+
+    `timeout` is in seconds, None is no limit. `keep_fp32` and `force_low` are op types or patterns of node keys.
+    A node whose fp32 values exceed the low dtype's largest number divided by `range_safety` stays in fp32. `seed` is
+    below 2**32, what numpy's generators take.
+    """
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    strategy: str = field(default="op-types", metadata=one_of(STRATEGIES))
+    seed: int = field(default=0, metadata=between(0, 2**32 - 1))
+    max_trials: int = field(default=200, metadata=at_least(1))
+    timeout: float | None = field(default=None, metadata=more_than(0))
+    keep_fp32: tuple[str, ...] = field(default=(), metadata=without_blanks())
+    force_low: tuple[str, ...] = field(default=(), metadata=without_blanks())
+    range_safety: float = field(default=2.0, metadata=at_least(1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSection:
+    """`[workload]`: what latency is stated for: sentences in a batch, tokens of a source and of a target."""
+
+    batch: int = field(default=1, metadata=at_least(1))
+    source_length: int = field(default=128, metadata=at_least(1))
+    target_length: int = field(default=128, metadata=at_least(1))
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySection:
+    """`[latency]`: the device profile for estimates: a built-in one's name or the absolute path of a TOML file."""
+
+    profile: str = field(default="t4", metadata={"resolve": _name_or_file})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole config, every value checked and every path absolute.
+
+    `name` (the file's stem) and `path` say where it came from and take no part in comparisons, so that the resolved
+    copy in a run directory equals its source.
+    """
+
+    name: str = field(compare=False)
+    path: Path = field(compare=False)
+    model: ModelSection
+    calibration: DataSection
+    validation: ValidationSection | None
+    test: DataSection | None
+    generation: GenerationSection
+    device: DeviceSection
+    search: SearchSection
+    workload: WorkloadSection
+    latency: LatencySection
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads, checks and resolves the config file `path`.
+
+    `overrides` are `table.key=value` with a TOML value or a bare word; they win over the file. Relative paths in the
+    file are relative to its directory, those in overrides to the working directory.
+
+    Raises ConfigError for a file that cannot be read or parsed, an unknown table or key, a missing required key, a
+    value of the wrong type or out of range, and an op type pinned both ways. Whether data and model exist is for
+    those who read them.
+    """
+    tables = read_tables(Config, path, overrides, _PARENTS)
+    both = sorted(set(tables["search"].keep_fp32) & set(tables["search"].force_low))
+    if both:
+        raise ConfigError(
+            "`search.keep_fp32` and `search.force_low` contradict each other",
+            why=f"both name {', '.join(both)} (in {path} or an override)",
+            fix="remove it from one of the two",
+        )
+    return Config(name=path.stem, path=path.resolve(), **tables)
+
+
+def to_toml(config: Config) -> str:
+    """Writes `config` as TOML that `load_config` reads back, from any directory, to an equal Config."""
+    return write_tables(config)
