@@ -1,0 +1,280 @@
+"""What a checkpoint's `config.json` and `generation_config.json` say, read without transformers.
+
+In: a Hugging Face model directory. Out: the sizes of a T5 and how its greedy decoding starts, stops and is forced.
+A generation config that asks for more than plain greedy decoding is refused by the name of what it asks for: tokens
+compared under other rules would prove nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from precision_search.errors import InputError
+
+# Model type to the class names that checkpoints of it carry. T5WithLMHeadModel is the old name of the first.
+SUPPORTED: Mapping[str, tuple[str, ...]] = {
+    "t5": ("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+    "mt5": ("MT5ForConditionalGeneration",),
+}
+
+# Every attribute of transformers 5.23's GenerationConfig (and of older ones) that changes which tokens come out of
+# `generate`, with the values under which it changes nothing. `None` is neutral for all. What only sampling or beam
+# search reads (temperature, top_k, length_penalty, ...) is not here: greedy decoding ignores it.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "do_sample": (False,),
+    "penalty_alpha": (0,),
+    "diversity_penalty": (0,),
+    "dola_layers": (),
+    "use_mtp": (False,),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "constraints": (),
+    "force_words_ids": (),
+    "min_length": (0, 1),  # it counts the start token
+    "min_new_tokens": (0,),
+    "max_time": (),
+    "stop_strings": (),
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "sequence_bias": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_decoder_ids": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "renormalize_logits": (False,),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "hybrid"),  # not "quantized"
+}
+
+_DEFAULT_NEW_TOKENS = 128
+# The defaults of transformers' T5Config and MT5Config for ids that no file gives.
+_T5_EOS, _T5_PAD = 1, 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The sizes of a T5, under the names of its `config.json`.
+
+    `scale_decoder_outputs`: the decoder's output is multiplied by d_model**-0.5 before the output projection.
+    """
+
+    model_type: str
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    num_decoder_layers: int
+    tie_word_embeddings: bool
+    scale_decoder_outputs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How greedy decoding starts and ends. Without `eos_token_ids` it runs for all `max_new_tokens`.
+
+    `max_new_tokens` counts what is generated: the end token, not the start token. `forced_bos_token_id` is the first
+    of them, `forced_eos_token_id` the last, at position `max_new_tokens`, where the sentence has not ended by then.
+    """
+
+    decoder_start_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_new_tokens: int
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | None
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Reads `config.json` in `directory`.
+
+    Raises InputError where it is missing or broken, lacks a size, or belongs to anything but a T5 or mT5 with a
+    language-model head.
+    """
+    path = directory / "config.json"
+    config = _read_json(path)
+    model_type = _check_supported(config, path)
+    layers = _size(config, "num_layers", path)
+    tied = config.get("tie_word_embeddings") is not False
+    # transformers 5.23: T5 scales unless the config unties the embeddings or says otherwise; mT5 never does.
+    scaled = config.get("scale_decoder_outputs", tied) is not False and model_type == "t5"
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=_size(config, "vocab_size", path),
+        d_model=_size(config, "d_model", path),
+        d_kv=_size(config, "d_kv", path),
+        d_ff=_size(config, "d_ff", path),
+        num_heads=_size(config, "num_heads", path),
+        num_layers=layers,
+        num_decoder_layers=layers
+        if config.get("num_decoder_layers") is None
+        else _size(config, "num_decoder_layers", path),
+        tie_word_embeddings=tied,
+        scale_decoder_outputs=scaled,
+    )
+
+
+def read_generation_settings(directory: Path, max_new_tokens: int | None) -> GenerationSettings:
+    """Reads `generation_config.json` in `directory`, or `config.json` where there is none, as transformers does.
+
+    Start, end and pad ids that the first lacks come from `config.json` (transformers would then not stop); as in
+    transformers, the start token is the `bos_token_id` where no `decoder_start_token_id` is given. `max_new_tokens` is
+    the argument, else that of the generation config, else its `max_length` minus the start token, else 128
+    (transformers: 20, too few for sentences).
+
+    Raises InputError for files that are missing or broken, ids that are absent or outside the vocabulary, and, all
+    named at once, attributes that ask for something else than greedy decoding (see `NEUTRAL`).
+    """
+    config = _read_json(directory / "config.json")
+    vocab_size = _size(config, "vocab_size", directory / "config.json")
+    path = directory / "generation_config.json"
+    if path.exists():
+        generation = _read_json(path)
+    else:
+        path, generation = directory / "config.json", config
+    _refuse_what_is_not_greedy(generation, path)
+
+    ids = {name: _ids(generation, name, path, vocab_size) for name in _ID_NAMES}
+    fallback = {name: _ids(config, name, directory / "config.json", vocab_size) for name in _ID_NAMES}
+    start = _first(ids, fallback, "decoder_start_token_id") or _first(ids, fallback, "bos_token_id")
+    if not start:
+        raise InputError(
+            f"{path} does not say which token decoding starts with",
+            why="there is no decoder_start_token_id",
+            fix='add it, for a T5 usually "decoder_start_token_id": 0',
+        )
+    return GenerationSettings(
+        decoder_start_token_id=start[0],
+        eos_token_ids=_first(ids, fallback, "eos_token_id") or (_T5_EOS,),
+        pad_token_id=(_first(ids, fallback, "pad_token_id") or (_T5_PAD,))[0],
+        max_new_tokens=_max_new_tokens(generation, path) if max_new_tokens is None else max_new_tokens,
+        forced_bos_token_id=_single(ids, "forced_bos_token_id", path),
+        forced_eos_token_id=_single(ids, "forced_eos_token_id", path),
+    )
+
+
+_ID_NAMES = (
+    "decoder_start_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def _read_json(path: Path) -> Mapping[str, object]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        is_directory = path.parent.is_dir()
+        raise InputError(
+            f"{path.parent} is not a model directory",
+            why=f"it has no {path.name}" if is_directory else "there is no such directory",
+            fix="give a directory with config.json, tokenizer.json and the weights or the three ONNX files",
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix="check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} is no config", why=f"it holds a JSON {type(content).__name__}", fix="restore the file"
+        )
+    return content
+
+
+def _check_supported(config: Mapping[str, object], path: Path) -> str:
+    model_type = config.get("model_type")
+    architectures = config.get("architectures")
+    names = tuple(str(name) for name in architectures) if isinstance(architectures, list) else ()
+    known = SUPPORTED.get(model_type, ()) if isinstance(model_type, str) else ()
+    # A config without class names is what a bare `T5Config(...).save_pretrained` writes: the model type decides.
+    fits = bool(known) and (not names or any(name in known for name in names))
+    if not fits or config.get("is_encoder_decoder") is False:
+        found = f"model_type {model_type!r}, architectures {', '.join(names) or 'not given'}"
+        if config.get("is_encoder_decoder") is False:
+            found += ", is_encoder_decoder false"
+        raise InputError(
+            f"{path.parent} is not a sequence-to-sequence T5",
+            why=f"its config.json says {found}",
+            fix=f"give a checkpoint of {' or '.join(classes[0] for classes in SUPPORTED.values())}",
+        )
+    return str(model_type)
+
+
+def _refuse_what_is_not_greedy(generation: Mapping[str, object], path: Path) -> None:
+    asked = {
+        name: generation[name]
+        for name, neutral in NEUTRAL.items()
+        if generation.get(name) is not None and generation[name] not in neutral
+    }
+    if asked:
+        repair = [
+            f"set {name} to {json.dumps(NEUTRAL[name][0])}" if NEUTRAL[name] else f"remove {name}" for name in asked
+        ]
+        raise InputError(
+            f"{path} asks for {', '.join(f'{name} = {json.dumps(value)}' for name, value in asked.items())}",
+            why="plans are judged by the tokens of plain greedy decoding, which this is not",
+            fix=f"{', '.join(repair)} in {path.name} (we check greedy decoding)",
+        )
+
+
+def _size(config: Mapping[str, object], name: str, path: Path) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        why = f"`{name}` is missing" if value is None else f"`{name}` is {value!r}, not a positive whole number"
+        raise InputError(f"{path} does not describe a T5", why=why, fix="restore the checkpoint's own config.json")
+    return value
+
+
+def _ids(config: Mapping[str, object], name: str, path: Path, vocab_size: int) -> tuple[int, ...]:
+    value = config.get(name)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for token in values:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+            raise InputError(
+                f"{path} has an impossible `{name}`",
+                why=f"{token!r} is not a token of a vocabulary of {vocab_size}",
+                fix="restore the file, or set the id that the tokenizer uses",
+            )
+    return tuple(values)
+
+
+def _first(ids: Mapping[str, tuple[int, ...]], fallback: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    return ids[name] or fallback[name]
+
+
+def _single(ids: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int | None:
+    if len(ids[name]) > 1:
+        raise InputError(
+            f"{path} asks for {name} = {list(ids[name])}",
+            why="one token can be forced at a position, not a choice of several",
+            fix=f"set {name} to a single id",
+        )
+    return ids[name][0] if ids[name] else None
+
+
+def _max_new_tokens(generation: Mapping[str, object], path: Path) -> int:
+    for name, start_tokens in (("max_new_tokens", 0), ("max_length", 1)):
+        value = generation.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value - start_tokens < 1:
+            raise InputError(
+                f"{path} leaves no room to generate",
+                why=f"`{name}` is {value!r}",
+                fix="set max_new_tokens there, or generation.max_new_tokens in the config of the run",
+            )
+        return value - start_tokens
+    return _DEFAULT_NEW_TOKENS
