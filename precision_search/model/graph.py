@@ -58,6 +58,10 @@ SOURCE_OPS = frozenset({"Cast", "CastLike", "Constant", "ConstantOfShape", "Rang
 """Op types that make float values out of something else; they run as exported."""
 
 
+SHAPE_OPS = frozenset({"Shape", "Size"})
+"""Op types that read how large a value is and never what it holds."""
+
+
 class NodeKind(enum.Enum):
     """What a node is to a precision decision."""
 
@@ -123,7 +127,7 @@ def describe(name: GraphName, model: ir.Model) -> Graph:
 
     Value dtypes must be known (`bundle.read_model` infers those that an exporter left out).
     """
-    kinds = {node: _kind(node) for node in model.graph}
+    kinds = {node: node_kind(node) for node in model.graph}
     if model.metadata_props.get(KEYED) != "1":
         _rename(model, kinds, family_of(name))
         model.metadata_props[KEYED] = "1"
@@ -156,6 +160,14 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in FLOATS
 
 
+def retype(value: ir.Value, dtype: ir.DataType) -> None:
+    """Gives a value another element type.
+
+    `ir.Value.dtype = ...` would change the type object in place, which a cloned model shares with its original.
+    """
+    value.type = ir.TensorType(dtype)
+
+
 def float_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
     """The node's float inputs with their positions."""
     for index, value in enumerate(node.inputs):
@@ -172,7 +184,8 @@ def _size(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.size
 
 
-def _kind(node: ir.Node) -> NodeKind:
+def node_kind(node: ir.Node) -> NodeKind:
+    """What a node is to a precision decision, from its op type and its values' dtypes."""
     if not any(is_float(output) for output in node.outputs) or node.op_type in SOURCE_OPS:
         return NodeKind.OTHER
     if node.op_type in MOVEMENT_OPS and not (node.op_type == "Gather" and is_weight(node.inputs[0])):
@@ -201,7 +214,8 @@ def _module_path(node: ir.Node) -> str:
             modules = ast.literal_eval(scopes)[:-1]
         except (ValueError, SyntaxError):
             modules = []
-        return str(modules[-1]) if modules else ""
+        # The exporter puts a placeholder with a leading underscore where it lifted a size out of every module.
+        return str(modules[-1]) if modules and not modules[-1].startswith("_") else ""
     if node.name and "/" in node.name:
         return ".".join(part for part in node.name.split("/")[:-1] if part)
     for value in node.inputs:

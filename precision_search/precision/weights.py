@@ -1,0 +1,41 @@
+"""Rounded weights, made once and shared by every conversion and emulation of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from precision_search.precision.kernels import to_low
+from precision_search.precision.plan import LowDtype
+
+IR_DTYPES: Mapping[LowDtype, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
+
+@dataclass(slots=True)
+class WeightCache:
+    """Low copies of fp32 tensors, and fp32 copies of those.
+
+    Both the converter and the emulation take their constants here, so that both round them the same way. Tensors are
+    known by identity; each is kept beside its copy, which keeps the identity its own.
+    """
+
+    _low: dict[tuple[int, LowDtype], tuple[ir.TensorProtocol, ir.Tensor]] = field(default_factory=dict)
+    _wide: dict[int, tuple[ir.TensorProtocol, ir.Tensor]] = field(default_factory=dict)
+
+    def low(self, tensor: ir.TensorProtocol, dtype: LowDtype) -> ir.Tensor:
+        """The tensor rounded to the low dtype; finite values outside its range saturate."""
+        key = (id(tensor), dtype)
+        if key not in self._low:
+            array = to_low(tensor.numpy(), dtype, saturate=True)
+            self._low[key] = (tensor, ir.Tensor(array, dtype=IR_DTYPES[dtype]))
+        return self._low[key][1]
+
+    def wide(self, tensor: ir.TensorProtocol) -> ir.Tensor:
+        """A low tensor as fp32, exactly."""
+        key = id(tensor)
+        if key not in self._wide:
+            self._wide[key] = (tensor, ir.Tensor(tensor.numpy().astype(np.float32)))
+        return self._wide[key][1]

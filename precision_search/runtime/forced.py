@@ -1,0 +1,100 @@
+"""Teacher forcing: one pass over source and reference tokens that gives the signed margin of every token.
+
+Greedy decoding equals the reference if and only if every reference token wins after the reference prefix, so this
+decides exact match for a whole batch without generating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.model.calibration import TokenBatch, batches
+from precision_search.model.generation_config import GenerationSettings
+from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, with_margin_head
+from precision_search.runtime.session import SessionSettings, create_session
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedBatch:
+    """A padded batch of sources with their reference tokens.
+
+    Attributes:
+        source: the sources; `source.indices` are sample numbers.
+        decoder_input_ids: start token and reference prefix, int64 [B, T].
+        labels: reference tokens, int64 [B, T].
+        valid: which positions hold a reference token, bool [B, T].
+    """
+
+    source: TokenBatch
+    decoder_input_ids: IntArray
+    labels: IntArray
+    valid: npt.NDArray[np.bool_]
+
+
+def forced_batches(
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int]],
+    generation: GenerationSettings,
+    batch_size: int,
+    order: Sequence[int] | None = None,
+) -> tuple[ForcedBatch, ...]:
+    """Batches sources and their reference tokens, in the given order of samples (all, in theirs, if None).
+
+    A forced last token is no choice of the model's, so it is not judged.
+    """
+    found = []
+    for source in batches(rows, batch_size, generation.pad_token_id, order):
+        targets = [tokens[index] for index in source.indices]
+        length = max(1, *(len(target) for target in targets))
+        labels = np.full((len(targets), length), generation.pad_token_id, np.int64)
+        valid = np.zeros(labels.shape, np.bool_)
+        for row, target in enumerate(targets):
+            labels[row, : len(target)] = target
+            valid[row, : len(target)] = True
+            if generation.forced_bos_token_id is not None:
+                valid[row, 0] = False
+            if generation.forced_eos_token_id is not None and len(target) == generation.max_new_tokens:
+                valid[row, len(target) - 1] = False
+        start = np.full((len(targets), 1), generation.decoder_start_token_id, np.int64)
+        found.append(ForcedBatch(source, np.concatenate([start, labels[:, :-1]], axis=1), labels, valid))
+    return tuple(found)
+
+
+class ForcedPass:
+    """An encoder and a no-past decoder, as fp32 graphs (originals, emulated or widened), ready to be forced."""
+
+    def __init__(self, encoder: ir.Model, decoder: ir.Model, settings: SessionSettings) -> None:
+        self._encoder = create_session(encoder, settings)
+        self._decoder = create_session(with_margin_head(decoder), settings)
+        self._inputs = {value.name for value in self._decoder.get_inputs()}
+
+    def encode(self, batch: ForcedBatch) -> FloatArray:
+        """The encoder's output for a batch, float32 [B, S, D]."""
+        feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
+        return np.asarray(self._encoder.run([HIDDEN], feed)[0])
+
+    def margins(self, batch: ForcedBatch, hidden: FloatArray) -> FloatArray:
+        """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid."""
+        feed: dict[str, Any] = {
+            "input_ids": batch.decoder_input_ids,
+            "encoder_hidden_states": hidden,
+            "encoder_attention_mask": batch.source.attention_mask,
+            LABELS: batch.labels,
+        }
+        found = self._decoder.run([MARGIN], feed)[0]
+        return np.where(batch.valid, found, np.float32(np.nan))
+
+
+def encoder_is_finite(batch: ForcedBatch, hidden: FloatArray) -> npt.NDArray[np.bool_]:
+    """For each row, whether the encoder's output is finite at every position that is not padding, bool [B]."""
+    finite = np.isfinite(hidden).all(axis=-1)
+    return np.asarray((finite | (batch.source.attention_mask == 0)).all(axis=-1))

@@ -1,0 +1,143 @@
+"""The reference: what the fp32 bundle generates, and by how much every token won."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.errors import InputError
+from precision_search.model.bundle import Bundle
+from precision_search.model.calibration import batches
+from precision_search.runtime.forced import ForcedPass, forced_batches
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.session import SessionSettings
+
+NEAR_TIE = 1e-3
+"""Margins below this are near-ties of fp32 itself: its own rounding, which differs between libraries and batch shapes,
+moves logits of magnitude 20 by about 1e-5, and 1e-3 leaves two orders of magnitude above that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Greedy tokens of the fp32 bundle for a sample set.
+
+    Attributes:
+        tokens: token ids of each sample, EOS included, without start token and padding.
+        margins: for each sample the signed margin of each token, float32 [T]; NaN where a token was forced.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    margins: tuple[npt.NDArray[np.float32], ...]
+
+    @property
+    def smallest(self) -> npt.NDArray[np.float32]:
+        """Each sample's smallest margin, float32 [samples]; infinite for a sample without judged tokens."""
+        return np.array([np.nanmin(m, initial=np.inf) for m in self.margins], np.float32)
+
+    @property
+    def fragile_first(self) -> tuple[int, ...]:
+        """Sample numbers by smallest margin, ascending."""
+        return tuple(int(index) for index in np.argsort(self.smallest, kind="stable"))
+
+
+@dataclass(frozen=True, slots=True)
+class ParityDifference:
+    """A sample on which the bundle and its checkpoint generate different tokens.
+
+    Attributes:
+        sample: its number.
+        position: where they part.
+        bundle_token: what the bundle chose, or None where it had ended.
+        checkpoint_token: what transformers chose, or None where it had ended.
+        margin: the bundle's margin at that position; below `NEAR_TIE` the difference is nobody's fault.
+    """
+
+    sample: int
+    position: int
+    bundle_token: int | None
+    checkpoint_token: int | None
+    margin: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether fp32 itself cannot tell the two tokens apart."""
+        return self.margin < NEAR_TIE
+
+
+def generate_all(
+    generator: Generator, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
+) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
+    """Greedy tokens for every row, batched by length so that little padding is computed.
+
+    Returns:
+        Token ids of each row (EOS included), and whether each row met a non-finite logit, bool [rows].
+    """
+    tokens: list[tuple[int, ...]] = [()] * len(rows)
+    nonfinite = np.zeros(len(rows), np.bool_)
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for batch in batches(rows, batch_size, pad_token_id, by_length):
+        out = generator.generate(batch.input_ids, batch.attention_mask)
+        for row, index in enumerate(batch.indices):
+            tokens[index] = tuple(int(token) for token in out.tokens[row, : out.lengths[row]])
+            nonfinite[index] = out.nonfinite[row]
+    return tuple(tokens), nonfinite
+
+
+def make_reference(
+    bundle: Bundle, generator: Generator, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings
+) -> Reference:
+    """Generates with the fp32 bundle and measures every token's margin by teacher forcing.
+
+    Args:
+        bundle: the fp32 bundle.
+        generator: a generator on its graphs.
+        rows: input ids of each sample.
+        batch_size: rows at once.
+        settings: for the teacher-forced sessions.
+
+    Raises:
+        InputError: the fp32 model itself gives non-finite logits.
+    """
+    tokens, nonfinite = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
+    if nonfinite.any():
+        raise InputError(
+            f"the fp32 model gives non-finite logits on sample {int(np.argmax(nonfinite)) + 1}",
+            why="there is no reference to compare with",
+            fix="check the checkpoint; a model stored in fp16 may have lost its weights' range",
+        )
+    models: dict[str, ir.Model] = {name: graph.model for name, graph in bundle.graphs.items()}
+    forced = ForcedPass(models["encoder"], models["decoder"], settings)
+    margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_length):
+        found = forced.margins(batch, forced.encode(batch))
+        for row, index in enumerate(batch.source.indices):
+            margins[index] = found[row, : len(tokens[index])]
+    return Reference(tokens, tuple(margins))
+
+
+def compare_with_oracle(reference: Reference, oracle: Sequence[Sequence[int]]) -> tuple[ParityDifference, ...]:
+    """Where the bundle's tokens differ from those of transformers on the checkpoint, one entry a differing sample."""
+    found = []
+    for sample, (ours, theirs) in enumerate(zip(reference.tokens, oracle, strict=True)):
+        if list(ours) == list(theirs):
+            continue
+        position = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
+        margins = reference.margins[sample]
+        margin = float(margins[position]) if position < len(margins) else float("inf")
+        found.append(
+            ParityDifference(
+                sample,
+                position,
+                ours[position] if position < len(ours) else None,
+                theirs[position] if position < len(theirs) else None,
+                margin,
+            )
+        )
+    return tuple(found)
