@@ -108,7 +108,8 @@ def read_tables(document: type, path: Path, overrides: Sequence[str], parents: M
 def write_tables(document: object) -> str:
     """Writes the tables of `document` as TOML that `read_tables` reads back to equal ones.
 
-    Keys whose value is None are left out: TOML has no null, and None can only be a key's default.
+    Keys whose value is None are left out: TOML has no null, and what was read holds None only where neither the table
+    nor its parent gives a value.
     """
     blocks = []
     for name, table in _declared(type(document)).items():
@@ -151,7 +152,7 @@ def _without_none(hint: object) -> object:
 def _read_text(path: Path) -> str:
     try:
         # A byte order mark is harmless, but tomllib would refuse it as an invalid statement.
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode().removeprefix("\ufeff")
     except FileNotFoundError as error:
         why = f"there is no such file, seen from {Path.cwd()}"
         raise ConfigError(f"config {path} does not exist", why=why, fix="check the path") from error

@@ -1,0 +1,214 @@
+"""Sentences in, token batches out: sample files, their encoding, and right-padded batches.
+
+In: a text or JSONL file and the checkpoint's tokenizer. Out: `SampleSet` with a content hash, token ids for each
+sample, and `TokenBatch` arrays. Nothing here prints: what a person should hear is collected as warnings.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_search.errors import InputError
+from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "EncodedSamples",
+    "Sample",
+    "SampleSet",
+    "TokenBatch",
+    "Tokenizer",
+    "batches",
+    "encode",
+    "load_samples",
+    "load_tokenizer",
+]
+
+_SHOWN_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A source sentence, its reference translation if the file has one, and the line it stands on (from 1)."""
+
+    text: str
+    target: str | None
+    line: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """The samples of a file. `content_hash` (sha256, hex) covers texts and targets in order, not file format or name.
+
+    `name` is the role of the set: "calibration", "validation" or "test".
+    """
+
+    name: str
+    path: Path
+    samples: tuple[Sample, ...]
+    content_hash: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSamples:
+    """Token ids of each sample, in the order of the set, end token last; and what was cut to make them fit."""
+
+    ids: tuple[tuple[int, ...], ...]
+    truncated: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """A right-padded batch: `indices` into the encoded samples [B], `input_ids` and `attention_mask` int64 [B, S]."""
+
+    indices: tuple[int, ...]
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+
+
+def load_samples(path: Path, name: str) -> SampleSet:
+    """Reads samples: one source a line, or for a `.jsonl` file one JSON object a line (`input`, optional `target`).
+
+    Blank lines are skipped, other JSON keys ignored, a byte order mark and any line ends are tolerated. Raises
+    InputError for a file that is missing, a directory, empty, binary, not UTF-8, or has a bad JSON line.
+    """
+    lines = _lines(_read_text(path, name))
+    parse = _json_sample if path.suffix.lower() == ".jsonl" else _text_sample
+    samples = tuple(parse(text, line, f"{name} file {path}") for line, text in lines)
+    if not samples:
+        raise InputError(
+            f"{name} file {path} is empty",
+            why="it holds no line with text",
+            fix="put one source sentence on each line; about a hundred make a verdict worth something",
+        )
+    canonical = json.dumps([[sample.text, sample.target] for sample in samples], ensure_ascii=False)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return SampleSet(name, path, samples, digest, tuple(_sample_warnings(samples, path, name)))
+
+
+def encode(samples: SampleSet, tokenizer: Tokenizer, prefix: str, max_length: int | None) -> EncodedSamples:
+    """Encodes `prefix` + text of every sample to at most `max_length` tokens (None: the tokenizer's limit).
+
+    A longer one is cut and keeps its end token last, as transformers' truncation does; a warning names the lines.
+    """
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    encoded = [tokenizer.encode(prefix + sample.text) for sample in samples.samples]
+    truncated = tuple(index for index, ids in enumerate(encoded) if len(ids) > limit)
+    for index in truncated:
+        encoded[index] = (*encoded[index][: limit - 1], encoded[index][-1])
+    warnings: tuple[str, ...] = ()
+    if truncated:
+        lines = _listed([samples.samples[index].line for index in truncated])
+        whose = "the model's limit" if max_length is None else "the configured max_length"
+        warnings = (f"{samples.name} file {samples.path}: {lines} cut to {limit} tokens, {whose}",)
+    return EncodedSamples(tuple(encoded), truncated, warnings)
+
+
+def batches(
+    encoded: Sequence[Sequence[int]], batch_size: int, pad_id: int, order: Sequence[int] | None = None
+) -> tuple[TokenBatch, ...]:
+    """Groups `encoded` into batches of at most `batch_size`, each padded on the right to its own longest sample.
+
+    `order` lists the indices to take, in that order; None is all of them as they stand.
+    """
+    indices = range(len(encoded)) if order is None else order
+    groups = [tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+    return tuple(_batch(encoded, group, pad_id) for group in groups)
+
+
+def _batch(encoded: Sequence[Sequence[int]], indices: tuple[int, ...], pad_id: int) -> TokenBatch:
+    shape = (len(indices), max(len(encoded[index]) for index in indices))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    for row, index in enumerate(indices):
+        input_ids[row, : len(encoded[index])] = encoded[index]
+        attention_mask[row, : len(encoded[index])] = 1
+    return TokenBatch(indices, input_ids, attention_mask)
+
+
+def _read_text(path: Path, name: str) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        why = f"there is no such file, seen from {Path.cwd()}"
+        fix = f"check {name}.path in the config"
+        raise InputError(f"{name} file {path} does not exist", why=why, fix=fix) from error
+    except IsADirectoryError as error:
+        fix = "name a file in it, text with one sentence a line or .jsonl"
+        raise InputError(f"{name} file {path} is a directory", why="a file is expected", fix=fix) from error
+    except OSError as error:
+        why = str(error.strerror or error)
+        raise InputError(f"{name} file {path} cannot be read", why=why, fix="check path and permissions") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        fix = f"iconv -f UTF-16 -t UTF-8 {path} > converted.txt"
+        raise InputError(f"{name} file {path} is UTF-16", why="text must be UTF-8", fix=fix)
+    if b"\0" in data:
+        why = f"it has a NUL byte at offset {data.index(0)}, which text never has"
+        raise InputError(f"{name} file {path} is binary", why=why, fix="give a text or JSONL file in UTF-8")
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(data, error.start, path, name) from error
+
+
+def _not_utf8(data: bytes, offset: int, path: Path, name: str) -> InputError:
+    line = data.count(b"\n", 0, offset) + 1
+    why = f"byte 0x{data[offset]:02x} at offset {offset} (line {line}) is not valid there"
+    if not data[:offset].isascii():
+        why += "; the text before it is UTF-8, so the file mixes encodings"
+        fix = f"convert line {line} and any like it to UTF-8"
+    else:
+        fix = f"convert it, if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8 {path} > converted.txt"
+    return InputError(f"{name} file {path} is not UTF-8", why=why, fix=fix)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    # Not splitlines(): it also breaks at U+2028 and the like, which sentences and JSON strings may contain.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _text_sample(text: str, line: int, _file: str) -> Sample:
+    return Sample(text, None, line)
+
+
+def _json_sample(text: str, line: int, file: str) -> Sample:
+    fix = 'write one object a line: {"input": "...", "target": "..."}; target is optional'
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}, line {line}, is not JSON", why=str(error), fix=fix) from error
+    source = content.get("input") if isinstance(content, dict) else None
+    target = content.get("target") if isinstance(content, dict) else None
+    if not isinstance(source, str) or not source.strip():
+        why = "it has no `input` with text" if isinstance(content, dict) else "it is not an object"
+        raise InputError(f"{file}, line {line}, is no sample", why=why, fix=fix)
+    if target is not None and not isinstance(target, str):
+        raise InputError(f"{file}, line {line}, is no sample", why=f"its `target` is {target!r}, no text", fix=fix)
+    try:
+        (source + (target or "")).encode()
+    except UnicodeEncodeError as error:
+        why = f"it escapes half a surrogate pair ({error.object[error.start]!r})"
+        raise InputError(f"{file}, line {line}, is no text", why=why, fix="escape both halves") from error
+    return Sample(source, target, line)
+
+
+def _sample_warnings(samples: tuple[Sample, ...], path: Path, name: str) -> Iterator[str]:
+    repeated = len(samples) - len({sample.text for sample in samples})
+    if repeated:
+        yield f"{name} file {path}: {repeated} of {len(samples)} samples repeat others and prove nothing new"
+    if path.suffix.lower() != ".jsonl" and all(sample.text.lstrip().startswith('{"') for sample in samples):
+        yield f"{name} file {path}: every line looks like JSON but is read as text; rename it to {path.stem}.jsonl"
+
+
+def _listed(lines: list[int]) -> str:
+    shown = ", ".join(str(line) for line in lines[:_SHOWN_LINES])
+    more = f" and {len(lines) - _SHOWN_LINES} more" if len(lines) > _SHOWN_LINES else ""
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{more} {'are' if len(lines) > 1 else 'is'}"

@@ -1,0 +1,156 @@
+"""The checkpoint's tokenizer: text to token ids and back, as transformers does it.
+
+In: a model directory. Out: a `Tokenizer`. `tokenizer.json` is read by the `tokenizers` library itself, which
+transformers only wraps; its other formats are left to transformers, whose import takes seconds.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from precision_search.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# What transformers writes for "no limit" is 1e30; no T5 was trained on lines of this many tokens.
+_SANE_LENGTH = 100_000
+_DEFAULT_LENGTH = 512  # tokens T5 was pre-trained with (Raffel et al. 2020, section 3.1.2)
+_VOCABULARY_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A checkpoint's tokenizer. `model_max_length` is the longest input in tokens, end token included."""
+
+    path: Path
+    pad_id: int
+    eos_id: int
+    model_max_length: int
+    _to_ids: Callable[[str], Sequence[int]]
+    _to_text: Callable[[Sequence[int]], str]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Gives the ids of `text` with the special tokens the model expects: for a T5, the end token last."""
+        ids = tuple(self._to_ids(text))
+        # A tokenizer file without a template adds nothing by itself; transformers' T5Tokenizer adds the end token.
+        return ids if ids and ids[-1] == self.eos_id else (*ids, self.eos_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Gives the text of `ids`, special tokens left out."""
+        return self._to_text([int(token) for token in ids])
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """Loads the tokenizer in `model_dir`: `tokenizer.json` directly, or another format through transformers.
+
+    The first is what transformers' T5Tokenizer does, without its seconds of import. Code from the directory is never
+    run. Raises InputError where there is no tokenizer, or one that cannot be loaded or has no end or pad token.
+    """
+    settings = _tokenizer_settings(model_dir / "tokenizer_config.json")
+    file = model_dir / "tokenizer.json"
+    if file.is_file():
+        return _load_tokenizer_json(file, settings)
+    is_byte_level = str(settings.get("tokenizer_class", "")).startswith("ByT5")
+    # Without a vocabulary transformers does not fail: it makes a T5Tokenizer of special tokens only.
+    if not is_byte_level and not any((model_dir / vocabulary).is_file() for vocabulary in _VOCABULARY_FILES):
+        raise InputError(
+            f"{model_dir} has no tokenizer",
+            why=f"neither tokenizer.json nor {', '.join(_VOCABULARY_FILES)} is there",
+            fix="copy tokenizer.json and tokenizer_config.json there from the model this checkpoint was trained from",
+        )
+    return _load_with_transformers(model_dir, settings)
+
+
+def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is no config", why="it holds no JSON object", fix="restore the file")
+    return settings
+
+
+def _max_length(settings: Mapping[str, Any]) -> int:
+    value = settings.get("model_max_length")
+    return int(value) if isinstance(value, int | float) and 0 < value < _SANE_LENGTH else _DEFAULT_LENGTH
+
+
+def _content(token: object) -> str:
+    """Older files hold a special token as an object, newer ones as its text."""
+    return str(token.get("content", "")) if isinstance(token, Mapping) else str(token)
+
+
+def _load_tokenizer_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        raise InputError(f"{file} cannot be loaded", why=str(error), fix="restore the file") from error
+    # Some files carry the padding and truncation of their training run.
+    backend.no_padding()
+    backend.no_truncation()
+    # Decoding leaves out what is special; transformers takes that from the settings too, not from this file alone.
+    known = [token for token in _special_tokens(settings) if backend.token_to_id(token) is not None]
+    backend.add_special_tokens(known)
+    return Tokenizer(
+        path=file,
+        pad_id=_token_id(backend, settings, "pad_token", "<pad>", file),
+        eos_id=_token_id(backend, settings, "eos_token", "</s>", file),
+        model_max_length=_max_length(settings),
+        _to_ids=lambda text: backend.encode(text).ids,
+        _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
+    )
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> list[str]:
+    tokens = [settings.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(key)
+        tokens += more if isinstance(more, list) else []
+    return [_content(token) for token in tokens if token]
+
+
+def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key: str, default: str, file: Path) -> int:
+    token = _content(settings.get(key) or default)
+    found = backend.token_to_id(token)
+    if found is None:
+        raise InputError(
+            f"{file} has no {key.replace('_', ' ')}",
+            why=f"{token!r} is not in its vocabulary",
+            fix=f"restore tokenizer_config.json, or set {key} there to the one this tokenizer uses",
+        )
+    return int(found)
+
+
+def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what the many formats and their libraries raise has no common root
+        raise InputError(
+            f"the tokenizer in {model_dir} cannot be loaded",
+            why=str(error).strip().partition("\n")[0] or type(error).__name__,
+            fix="save it as tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) where it loads",
+        ) from error
+    if backend.eos_token_id is None or backend.pad_token_id is None:
+        raise InputError(
+            f"the tokenizer in {model_dir} has no end or pad token",
+            why="a T5 needs both",
+            fix="set eos_token and pad_token in tokenizer_config.json",
+        )
+    return Tokenizer(
+        path=model_dir,
+        pad_id=int(backend.pad_token_id),
+        eos_id=int(backend.eos_token_id),
+        model_max_length=_max_length(settings),
+        _to_ids=lambda text: backend(text, truncation=False)["input_ids"],
+        _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
+    )
