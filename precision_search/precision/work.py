@@ -1,0 +1,160 @@
+"""What a node asks of a CUDA device: kernels launched, elements moved, floating-point operations.
+
+The numbers describe the kernels of ONNX Runtime's CUDA provider at optimization level basic. Launch counts were
+counted, not guessed: sessions of one node each, and the three T5 graphs whole, on a stand-in CUDA runtime that records
+every launch, copy and library call (onnxruntime-gpu 1.31; docs/cost-model.md has the figures).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from precision_search.precision.shapes import Dims, Shapes
+
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Dropout"})
+"""Outputs that share their input's buffer."""
+
+UNLAUNCHED = frozenset({"Shape", "Size", "Constant"})
+"""Answered by the host without touching the device."""
+
+MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
+"""One library call each; Gemm launches one more kernel to spread its bias."""
+
+GATHERS = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
+"""Read of their first input only what they write."""
+
+LAUNCHES: Mapping[str, int] = {"ReduceMean": 2, "GatherND": 2, "ScatterND": 2}
+"""Op types with more than one launch: a column reduction and a Div; slice offsets and the gather; a copy and the
+scatter. Everything else on the device is one launch, or one copy."""
+
+_ARITHMETIC = frozenset({"Abs", "Add", "Ceil", "Clip", "Div", "Exp", "Floor", "Log", "Max", "Min", "Mod", "Mul", "Neg"})
+_MORE_ARITHMETIC = frozenset({"CumSum", "Erf", "Pow", "Reciprocal", "Round", "Sign", "Sqrt", "Sub", "Sum"})
+_LOGIC = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Where", "Xor"})
+_ACTIVATIONS = frozenset({"Elu", "FastGelu", "Gelu", "LeakyRelu", "QuickGelu", "Relu", "Sigmoid", "Softplus", "Tanh"})
+_MOVEMENT = frozenset(
+    {"Cast", "Concat", "ConstantOfShape", "Expand", "Pad", "Range", "Split", "Tile", "Transpose", "Trilu"}
+)
+_REDUCTIONS = frozenset({"ReduceMax", "ReduceMin", "ReduceSum", "Softmax", "LogSoftmax"})
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+ONE_PASS = _ARITHMETIC | _MORE_ARITHMETIC | _LOGIC | _ACTIVATIONS | _MOVEMENT | _REDUCTIONS | _NORMS
+"""One launch that reads every input once and writes every output once. Which kernels a shape picks does not matter
+to that: a transpose that moves only a dimension of size 1 is a copy of the same bytes. A softmax over another axis
+than the last is transposed there and back."""
+
+MODELLED = ONE_PASS | MATRIX_PRODUCTS | GATHERS | LAUNCHES.keys() | VIEWS | UNLAUNCHED
+"""Op types of which this module knows what they do; any other is taken to be one pass over its tensors."""
+
+HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "Expand": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "ReduceMax": (1,),
+    "ReduceMean": (1,),
+    "ReduceMin": (1,),
+    "ReduceSum": (1,),
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+}
+"""Inputs that a device kernel reads in host memory: they move no device bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of one run of a node.
+
+    Attributes:
+        launches: kernels, copies and library calls; 0 for what runs on the host, shares a buffer or is folded.
+        moved: elements read from each input, then elements written to each output.
+        flops: floating-point operations of a matrix product, else 0: any other kernel is bound by its bytes.
+        modelled: False if nothing is known of the op type, so that it is taken to be one pass over its tensors.
+    """
+
+    launches: int
+    moved: tuple[int, ...]
+    flops: int
+    modelled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the nodes of a graph run, as far as that makes them free.
+
+    Attributes:
+        idle: nodes that launch nothing.
+        constants: names of initializers and of values that the session folds into constants when it is made.
+    """
+
+    idle: frozenset[ir.Node]
+    constants: frozenset[str]
+
+
+def place(model: ir.Model) -> Placement:
+    """Finds the nodes that launch nothing: views, folded constants and shape arithmetic.
+
+    The last as ONNX Runtime decides it: a node whose operands are all constants or on the host already runs on the
+    host, unless its device kernel wants one of them there (a Range over a computed length stays on the device).
+    """
+    idle: set[ir.Node] = set()
+    constants = set(model.graph.initializers) - {str(value.name) for value in model.graph.inputs}
+    host: set[str] = set()
+    for node in model.graph:
+        inputs = [(index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None]
+        wanted = HOST_INPUTS.get(node.op_type, ())
+        if all(name in constants for _, name in inputs):
+            idle.add(node)
+            constants.update(str(value.name) for value in node.outputs)
+        elif node.op_type in UNLAUNCHED or all(
+            name in constants or (name in host and index not in wanted) for index, name in inputs
+        ):
+            idle.add(node)
+            host.update(str(value.name) for value in node.outputs)
+        elif node.op_type in VIEWS:
+            idle.add(node)
+    return Placement(frozenset(idle), frozenset(constants))
+
+
+def node_work(node: ir.Node, shapes: Shapes, *, idle: bool) -> Work:
+    """The work of `node` with these shapes; `idle` says that it launches nothing (see `place`)."""
+    values = [*node.inputs, *node.outputs]
+    if idle:
+        return Work(0, (0,) * len(values), 0)
+    sizes = [0 if value is None else math.prod(shapes.dims[str(value.name)]) for value in values]
+    op_type, n_inputs = node.op_type, len(node.inputs)
+    for index in HOST_INPUTS.get(op_type, ()):
+        if index < n_inputs:
+            sizes[index] = 0
+    launches, flops = LAUNCHES.get(op_type, 1), 0
+    if op_type in MATRIX_PRODUCTS:
+        flops = 2 * sizes[n_inputs] * _inner(node, shapes)
+        if n_inputs > 2 and node.inputs[2] is not None:  # the bias is written to the output, which the product reads
+            launches, sizes[n_inputs] = 2, 3 * sizes[n_inputs]
+    elif op_type in GATHERS:
+        sizes[0] = sizes[n_inputs]
+    elif op_type == "ReduceMean":  # the sums are written, then read, divided and written
+        sizes[n_inputs] *= 3
+    elif op_type in {"Softmax", "LogSoftmax"} and not _over_last_axis(node, shapes):
+        launches, sizes = 3, [3 * size for size in sizes]
+    return Work(launches, tuple(sizes), flops, op_type in MODELLED)
+
+
+def _inner(node: ir.Node, shapes: Shapes) -> int:
+    """The dimension that a matrix product sums over."""
+    left = node.inputs[0]
+    dims: Dims = () if left is None else shapes.dims[str(left.name)]
+    transposed = bool(node.attributes.get_int("transA", 0))
+    return 1 if not dims else dims[-2] if transposed and len(dims) > 1 else dims[-1]
+
+
+def _over_last_axis(node: ir.Node, shapes: Shapes) -> bool:
+    value = node.inputs[0]
+    rank = 0 if value is None else len(shapes.dims[str(value.name)])
+    return node.attributes.get_int("axis", -1) in {-1, rank - 1}

@@ -1,0 +1,130 @@
+"""Device profiles: what a GPU can do at most, and what the cost model assumes of the rest.
+
+A profile is a TOML file with two tables, `[datasheet]` and `[assumptions]`, declared by the dataclasses below. Built-in
+ones lie in `profiles/`; a measured one is a file of the same form.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from precision_search.errors import ConfigError
+from precision_search.toml_tables import absolute_path, at_least, between, more_than, read_tables
+
+FloatName = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Datasheet:
+    """`[datasheet]`: peak figures, dense (without sparsity).
+
+    Attributes:
+        device: the product's name.
+        source: where the figures are from.
+        fp32_tflops: fp32 outside tensor cores, in TFLOP/s; TF32 is off wherever tokens are compared.
+        fp16_tflops: fp16 on tensor cores accumulating in fp32, in TFLOP/s.
+        bf16_tflops: the same for bfloat16; None if the device has no such units.
+        memory_bandwidth: GB/s (1e9 bytes).
+        memory_gb: device memory in GB.
+    """
+
+    device: str
+    source: str
+    fp32_tflops: float = field(metadata=more_than(0))
+    fp16_tflops: float = field(metadata=more_than(0))
+    memory_bandwidth: float = field(metadata=more_than(0))
+    memory_gb: float = field(metadata=more_than(0))
+    bf16_tflops: float | None = field(default=None, metadata=more_than(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """`[assumptions]`: what no datasheet says.
+
+    Attributes:
+        reason: why these values.
+        launch_us: microseconds for one kernel or library call, from the runtime's dispatch to an idle device again.
+        gemm_efficiency: share of the fp32 peak that a matrix product reaches.
+        tensor_core_efficiency: share of the fp16 or bf16 peak that a matrix product reaches.
+        bandwidth_efficiency: share of the memory bandwidth that any kernel reaches.
+        launch_spread: `launch_us` may be off by this share either way.
+        efficiency_spread: the three efficiencies may be off by this share either way.
+    """
+
+    reason: str
+    launch_us: float = field(metadata=at_least(0))
+    gemm_efficiency: float = field(metadata=between(0.01, 1))
+    tensor_core_efficiency: float = field(metadata=between(0.01, 1))
+    bandwidth_efficiency: float = field(metadata=between(0.01, 1))
+    launch_spread: float = field(default=0.3, metadata=between(0, 0.9))
+    efficiency_spread: float = field(default=0.2, metadata=between(0, 0.9))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """A device as the cost model sees it; `name` is what latencies are labelled with."""
+
+    name: str
+    datasheet: Datasheet
+    assumptions: Assumptions
+
+    @property
+    def launch_seconds(self) -> float:
+        """Assumed seconds for one kernel launch or library call."""
+        return self.assumptions.launch_us * 1e-6
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Memory bandwidth that a kernel reaches."""
+        return self.datasheet.memory_bandwidth * 1e9 * self.assumptions.bandwidth_efficiency
+
+    def flops_per_second(self, dtype: FloatName) -> float:
+        """FLOP/s that a matrix product with operands of `dtype` reaches.
+
+        Raises:
+            ConfigError: the device has no bfloat16 units and `dtype` asks for them.
+        """
+        if dtype == "float32":
+            return self.datasheet.fp32_tflops * 1e12 * self.assumptions.gemm_efficiency
+        peak = self.datasheet.fp16_tflops if dtype == "float16" else self.datasheet.bf16_tflops
+        if peak is None:
+            raise ConfigError(
+                f"device profile {self.name} cannot estimate bfloat16",
+                why=f"{self.datasheet.device} has no bfloat16 units: its profile has no `datasheet.bf16_tflops`",
+                fix='set search.dtype = "float16", or latency.profile to a device with bfloat16, such as "a10g"',
+            )
+        return peak * 1e12 * self.assumptions.tensor_core_efficiency
+
+
+def available_profiles() -> tuple[str, ...]:
+    """Names of the built-in profiles."""
+    files = resources.files(__package__).joinpath("profiles").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_profile(name_or_path: str) -> DeviceProfile:
+    """Reads a built-in profile by its name, or the file that a text ending in `.toml` or holding a separator names.
+
+    Raises:
+        ConfigError: no built-in profile of that name, or a file that is missing or breaks the form above.
+    """
+    if name_or_path.endswith(".toml") or re.search(r"[/\\]", name_or_path):
+        return _read(absolute_path(name_or_path, Path.cwd()))
+    known = available_profiles()
+    name = name_or_path.lower()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"unknown device profile `{name_or_path}`",
+            why=f"built in are {', '.join(known)}",
+            fix=f"did you mean `{near[0]}`?" if near else "take one of these, or the path of a profile's .toml file",
+        )
+    with resources.as_file(resources.files(__package__).joinpath("profiles", f"{name}.toml")) as path:
+        return _read(path)
+
+
+def _read(path: Path) -> DeviceProfile:
+    return DeviceProfile(path.stem, **read_tables(DeviceProfile, path, (), {}))
