@@ -258,7 +258,8 @@ def to_low(array: npt.NDArray[Any], dtype: LowDtype, *, saturate: bool = True) -
 
 def round_to(array: npt.NDArray[Any], dtype: LowDtype, *, saturate: bool) -> npt.NDArray[np.float32]:
     """Rounds fp32 numbers through a low dtype and back (see `to_low`): fp32, of the same shape."""
-    return to_low(array, dtype, saturate=saturate).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return to_low(array, dtype, saturate=saturate).astype(np.float32)
 
 
 def _rounded(value: float, dtype: LowDtype) -> float:
