@@ -381,6 +381,14 @@ def test_a_new_node_that_is_no_cast_is_refused() -> None:
         cost.estimate(models)
 
 
+def test_nodes_that_share_a_name_are_refused() -> None:
+    models = graphs()
+    for node in models["decoder"].graph:
+        node.name = "same"
+    with pytest.raises(InternalError, match="nodes of the decoder share a name"):
+        CostModel(models, Workload(1, 1, 1), device())
+
+
 @pytest.mark.parametrize("field", ["batch", "source_length", "target_length"])
 def test_a_workload_needs_something_to_do(field: str) -> None:
     with pytest.raises(ConfigError, match=field):

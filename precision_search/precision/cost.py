@@ -107,6 +107,7 @@ class CostModel:
 
     Raises:
         InputError: a graph has a fixed size that the workload does not have.
+        InternalError: two nodes of a graph share a name.
     """
 
     def __init__(self, graphs: Mapping[GraphName, ir.Model], workload: Workload, profile: DeviceProfile) -> None:
@@ -184,6 +185,12 @@ class _GraphCost:
             if not work[0].modelled:
                 unmodelled.append(str(node.name))
         self.unmodelled = tuple(unmodelled)
+        if len(self._nodes) != len(model.graph):
+            raise InternalError(
+                f"nodes of the {name} share a name",
+                why="costs are looked up by node name",
+                fix="name nodes by their keys",
+            )
 
     def seconds(self, model: ir.Model) -> _Seconds:
         """Time of a converted version of the graph."""
