@@ -185,13 +185,15 @@ def _trace_request(
     """Module, example inputs, input and output names and dynamic axes. Sizes differ, so that no two axes merge."""
     batch, source, target, past_length = 3, 7, 5, 6
     config = model.config
-    ids = torch.ones((batch, source), dtype=torch.int64)
+    # Two tensors: the exporter takes one tensor in two places for one input.
+    ids = torch.full((batch, source), 2, dtype=torch.int64)
+    mask = torch.ones((batch, source), dtype=torch.int64)
     tokens = torch.ones((batch, target), dtype=torch.int64)
     source_axes = {0: "batch_size", 1: "encoder_sequence_length"}
     if name == "encoder":
         return (
             _Encoder(model),
-            (ids, ids),
+            (ids, mask),
             ["input_ids", "attention_mask"],
             ["last_hidden_state"],
             (source_axes, source_axes),
@@ -202,7 +204,7 @@ def _trace_request(
         hidden = torch.zeros((batch, source, config.d_model))
         return (
             _Decoder(model),
-            (tokens, hidden, ids),
+            (tokens, hidden, mask),
             ["input_ids", "encoder_hidden_states", "encoder_attention_mask"],
             ["logits", *present],
             ({0: "batch_size", 1: "decoder_sequence_length"}, source_axes, source_axes),
@@ -214,7 +216,7 @@ def _trace_request(
     past_axes = [{0: "batch_size", 2: axis} for _, axis in sizes]
     return (
         _DecoderWithPast(model),
-        (tokens[:, :1], ids, past),
+        (tokens[:, :1], mask, past),
         ["input_ids", "encoder_attention_mask", *past_names],
         ["logits", *(p for p in present if ".decoder." in p)],
         ({0: "batch_size"}, source_axes, past_axes),

@@ -69,18 +69,23 @@ def forced_batches(
     return tuple(found)
 
 
-class ForcedPass:
-    """An encoder and a no-past decoder, as fp32 graphs (originals, emulated or widened), ready to be forced."""
+class ForcedEncoder:
+    """An encoder in fp32 (original, emulated or widened), ready to run on batches."""
 
-    def __init__(self, encoder: ir.Model, decoder: ir.Model, settings: SessionSettings) -> None:
-        self._encoder = create_session(encoder, settings)
-        self._decoder = create_session(with_margin_head(decoder), settings)
-        self._inputs = {value.name for value in self._decoder.get_inputs()}
+    def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
+        self._session = create_session(model, settings)
 
     def encode(self, batch: ForcedBatch) -> FloatArray:
         """The encoder's output for a batch, float32 [B, S, D]."""
         feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
-        return np.asarray(self._encoder.run([HIDDEN], feed)[0])
+        return np.asarray(self._session.run([HIDDEN], feed)[0])
+
+
+class ForcedDecoder:
+    """A decoder without past in fp32 (original, emulated or widened), ready to be forced."""
+
+    def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
+        self._session = create_session(with_margin_head(model), settings)
 
     def margins(self, batch: ForcedBatch, hidden: FloatArray) -> FloatArray:
         """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid."""
@@ -90,7 +95,7 @@ class ForcedPass:
             "encoder_attention_mask": batch.source.attention_mask,
             LABELS: batch.labels,
         }
-        found = self._decoder.run([MARGIN], feed)[0]
+        found = self._session.run([MARGIN], feed)[0]
         return np.where(batch.valid, found, np.float32(np.nan))
 
 

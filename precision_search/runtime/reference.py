@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import batches
-from precision_search.runtime.forced import ForcedPass, forced_batches
+from precision_search.runtime.forced import ForcedDecoder, ForcedEncoder, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
 
@@ -109,12 +108,12 @@ def make_reference(
             why="there is no reference to compare with",
             fix="check the checkpoint; a model stored in fp16 may have lost its weights' range",
         )
-    models: dict[str, ir.Model] = {name: graph.model for name, graph in bundle.graphs.items()}
-    forced = ForcedPass(models["encoder"], models["decoder"], settings)
+    encoder = ForcedEncoder(bundle.graphs["encoder"].model, settings)
+    decoder = ForcedDecoder(bundle.graphs["decoder"].model, settings)
     margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_length):
-        found = forced.margins(batch, forced.encode(batch))
+        found = decoder.margins(batch, encoder.encode(batch))
         for row, index in enumerate(batch.source.indices):
             margins[index] = found[row, : len(tokens[index])]
     return Reference(tokens, tuple(margins))

@@ -1,0 +1,214 @@
+"""Ranges before search: how large the values around and inside every compute node get, in one fp32 pass.
+
+The statistics are reduced inside the graphs, so that no activation leaves them. Masks (a constant of one element beyond
+the low dtype's range, and whatever is added to it) saturate by design and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from precision_search.model.graph import Graph, NodeKind, float_inputs, is_float, is_weight
+from precision_search.precision.kernels import Internals, kernel_for, low_max, smallest_normal
+from precision_search.precision.plan import LowDtype
+from precision_search.runtime.forced import ForcedBatch
+from precision_search.runtime.session import SessionSettings, create_session
+
+LARGEST = "range/largest/"
+INSIDE = "range/inside/"
+TINY = "range/tiny/"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRange:
+    """What one compute node met on the calibration set, in fp32.
+
+    Attributes:
+        key: node key.
+        op_type: ONNX op type.
+        largest_input: largest magnitude among its float inputs that are not constants.
+        largest_output: largest magnitude of its result.
+        largest_inside: largest magnitude its low kernel would store on the way (the sum of a mean); 0 if nothing.
+        underflow: share of its result's values that are not 0 but below the low dtype's smallest normal number.
+    """
+
+    key: str
+    op_type: str
+    largest_input: float
+    largest_output: float
+    largest_inside: float
+    underflow: float
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that must fit into the low dtype for the node to be low."""
+        return max(self.largest_input, self.largest_output, self.largest_inside)
+
+
+def measure_ranges(
+    encoder: Graph, decoder: Graph, batches: Sequence[ForcedBatch], dtype: LowDtype, settings: SessionSettings
+) -> Mapping[str, NodeRange]:
+    """One teacher-forced fp32 pass over the batches.
+
+    Args:
+        encoder: the encoder graph.
+        decoder: the decoder graph without past; it holds every key of the decoder family.
+        batches: the calibration set with its reference tokens.
+        dtype: whose range and kernels count.
+        settings: session settings.
+
+    Returns:
+        The range of every compute node of both families, by key.
+    """
+    probes = {graph.name: _Probe(graph, dtype, settings) for graph in (encoder, decoder)}
+    for batch in batches:
+        source = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
+        hidden = probes["encoder"].run(source, "last_hidden_state")
+        probes["decoder"].run(
+            {
+                "input_ids": batch.decoder_input_ids,
+                "encoder_hidden_states": hidden,
+                "encoder_attention_mask": batch.source.attention_mask,
+            },
+            "logits",
+        )
+    return {found.key: found for probe in probes.values() for found in probe.results()}
+
+
+def hard_set(ranges: Mapping[str, NodeRange], dtype: LowDtype, safety: float) -> Mapping[str, float]:
+    """Keys of the nodes that do not fit into the low dtype with a safety factor, with their largest magnitude."""
+    limit = low_max(dtype) / safety
+    # `not <=` rather than `>`: a NaN does not fit either.
+    return {key: found.largest for key, found in ranges.items() if not found.largest <= limit}
+
+
+def mask_threshold(graph: Graph, dtype: LowDtype) -> float:
+    """Magnitudes from here on belong to masks: slightly below the smallest mask constant of the graph, or infinite.
+
+    A score added to a mask constant moves it by far less than the one percent that is left here.
+    """
+    sizes = [
+        abs(float(value.const_value.numpy().reshape(-1)[0]))
+        for value in graph.model.graph.initializers.values()
+        if is_float(value) and not is_weight(value) and value.const_value is not None and value.const_value.size == 1
+    ]
+    return min((0.99 * size for size in sizes if size > low_max(dtype)), default=np.inf)
+
+
+class _Probe:
+    """A graph that returns statistics of its values beside one real output."""
+
+    def __init__(self, graph: Graph, dtype: LowDtype, settings: SessionSettings) -> None:
+        self._graph = graph
+        self._model = graph.model.clone()
+        self._threshold = mask_threshold(graph, dtype)
+        self._tiny = smallest_normal(dtype)
+        self._largest: dict[str, float] = {}
+        self._tiny_counts: dict[str, tuple[float, int]] = {}
+        kept = {str(value.name) for value in self._model.graph.outputs}
+        self._instrument(dtype)
+        self._session = create_session(self._model, settings)
+        self._statistics = [str(v.name) for v in self._model.graph.outputs if str(v.name) not in kept]
+
+    def run(self, feed: Mapping[str, np.ndarray], output: str) -> np.ndarray:
+        found = self._session.run([output, *self._statistics], dict(feed))
+        for name, value in zip(self._statistics, found[1:], strict=True):
+            number = float(value)
+            if name.startswith(TINY):
+                total, count = self._tiny_counts.get(name, (0.0, 0))
+                self._tiny_counts[name] = (total + number, count + 1)
+            else:
+                # np.maximum keeps a NaN, max() may lose it.
+                self._largest[name] = float(np.maximum(self._largest.get(name, 0.0), number))
+        return np.asarray(found[0])
+
+    def results(self) -> list[NodeRange]:
+        found = []
+        for node in self._graph.model.graph:
+            facts = self._graph.nodes[str(node.name)]
+            if facts.kind is not NodeKind.COMPUTE:
+                continue
+            inputs = [self._get(LARGEST, value) for _, value in float_inputs(node)]
+            outputs = [self._get(LARGEST, value) for value in node.outputs]
+            total, count = self._tiny_counts.get(f"{TINY}{node.outputs[0].name}", (0.0, 1))
+            found.append(
+                NodeRange(
+                    facts.key,
+                    facts.op_type,
+                    float(np.max(inputs, initial=0.0)),
+                    float(np.max(outputs, initial=0.0)),
+                    self._largest.get(f"{INSIDE}{facts.key}", 0.0),
+                    total / count,
+                )
+            )
+        return found
+
+    def _get(self, prefix: str, value: ir.Value) -> float:
+        return self._largest.get(f"{prefix}{value.name}", 0.0)
+
+    def _instrument(self, dtype: LowDtype) -> None:
+        build = _Builder(self._model, self._threshold, self._tiny)
+        measured: set[ir.Value] = set()
+        for node in list(self._model.graph):
+            facts = self._graph.nodes[str(node.name)]
+            if facts.kind is not NodeKind.COMPUTE:
+                continue
+            for value in (*(value for _, value in float_inputs(node)), *node.outputs):
+                if value not in measured and is_float(value) and not value.is_initializer():
+                    measured.add(value)
+                    build.magnitude(value, with_tiny=value in node.outputs)
+            kernel = kernel_for(facts.op_type, dtype)
+            if kernel is not None and kernel.internals is Internals.SUM_STORED_LOW:
+                build.sum_inside(node)
+
+
+class _Builder:
+    """Adds the statistics nodes."""
+
+    def __init__(self, model: ir.Model, threshold: float, tiny: float) -> None:
+        self._graph = model.graph
+        self._constants = {
+            name: self._constant(name, value)
+            for name, value in (("threshold", threshold), ("tiny", tiny), ("zero", 0.0))
+        }
+
+    def magnitude(self, value: ir.Value, *, with_tiny: bool) -> None:
+        size = self._unmasked(value)
+        self._output(f"{LARGEST}{value.name}", self._op("ReduceMax", size, keepdims=0))
+        if with_tiny:
+            below = self._op("Less", size, self._constants["tiny"])
+            nonzero = self._op("Greater", size, self._constants["zero"])
+            share = self._op("Cast", self._op("And", below, nonzero), to=int(ir.DataType.FLOAT))
+            self._output(f"{TINY}{value.name}", self._op("ReduceMean", share, keepdims=0))
+
+    def sum_inside(self, node: ir.Node) -> None:
+        total = self._op_raw("ReduceSum", list(node.inputs), dict(node.attributes))
+        self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._unmasked(total), keepdims=0))
+
+    def _unmasked(self, value: ir.Value) -> ir.Value:
+        size = self._op("Abs", value)
+        masked = self._op("GreaterOrEqual", size, self._constants["threshold"])
+        return self._op("Where", masked, self._constants["zero"], size)
+
+    def _op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        return self._op_raw(op_type, list(inputs), attributes)
+
+    def _op_raw(self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, object]) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes)
+        self._graph.append(node)
+        return node.outputs[0]
+
+    def _output(self, name: str, value: ir.Value) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        self._graph.outputs.append(value)
+
+    def _constant(self, name: str, number: float) -> ir.Value:
+        tensor = ir.Tensor(np.array(number, np.float32))
+        value = ir.Value(name=f"range/{name}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+        value.const_value = tensor
+        self._graph.register_initializer(value)
+        return value
