@@ -196,7 +196,9 @@ def _hash_files(files: Iterable[Path], *extra: str) -> str:
 
 def _download(source: str, say: Say) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError(f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small")
+        raise InputError(
+            f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small"
+        )
     import huggingface_hub
 
     say(f"downloading {source}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from precision_search.model.graph import FLOATS
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
-
-
 
 
 def read_model(path: Path) -> ir.Model:
@@ -48,13 +45,17 @@ def load_model(path: Path) -> ir.Model:
         InputError: missing or corrupt file; external data that leaves the model's folder.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}", fix="a model directory holds encoder_model.onnx, "
-                         "decoder_model.onnx and decoder_with_past_model.onnx")
+        raise InputError(
+            f"there is no file {path}",
+            fix="a model directory holds encoder_model.onnx, decoder_model.onnx and decoder_with_past_model.onnx",
+        )
     try:
         model = ir.load(path)
         nodes = len(model.graph)
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
-        raise InputError(f"{path} is not a readable ONNX file", why=_first_line(error), fix="export it again") from error
+        raise InputError(
+            f"{path} is not a readable ONNX file", why=_first_line(error), fix="export it again"
+        ) from error
     if not nodes:
         raise InputError(f"{path} is not a readable ONNX file", why="its graph has no nodes", fix="export it again")
     _check_external_data(model, path)
@@ -76,8 +77,8 @@ def write_model(model: ir.Model, path: Path) -> None:
             written = Path(folder) / path.name
             ir.save(model, written, external_data=external)
             if external:
-                os.replace(Path(folder) / external, path.parent / external)
-            os.replace(written, path)
+                (Path(folder) / external).replace(path.parent / external)
+            written.replace(path)
     except OSError as error:
         raise InternalError(f"cannot write {path}", why=str(error), fix="check free space and permissions") from error
 
@@ -107,11 +108,17 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
                 fix="put the data file beside the ONNX file and save the model with a relative location",
             )
         if not target.is_file():
-            raise InputError(f"{path.name} needs the file {tensor.location}", why="it is not beside the ONNX file",
-                             fix="copy it there")
+            raise InputError(
+                f"{path.name} needs the file {tensor.location}",
+                why="it is not beside the ONNX file",
+                fix="copy it there",
+            )
         if tensor.offset is not None and tensor.offset + tensor.nbytes > target.stat().st_size:
-            raise InputError(f"the data file {tensor.location} is too short", why=f"the weight {value.name!r} of "
-                             f"{path.name} ends behind its end", fix="copy it again, whole")
+            raise InputError(
+                f"the data file {tensor.location} is too short",
+                why=f"the weight {value.name!r} of {path.name} ends behind its end",
+                fix="copy it again, whole",
+            )
 
 
 def _refuse_unknown_or_mixed(model: ir.Model, path: Path) -> None:

@@ -150,8 +150,8 @@ class _Decoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         cache = EncoderDecoderCache(_layers(self.layers), _layers(self.layers))
         logits = self.run(input_ids, encoder_hidden_states, encoder_attention_mask, cache)
-        both = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
-        return (logits, *(t for own, cross in both for t in (own.keys, own.values, cross.keys, cross.values)))
+        both = zip(_filled(cache.self_attention_cache), _filled(cache.cross_attention_cache), strict=True)
+        return (logits, *(t for own, cross in both for t in (*own, *cross)))
 
 
 class _DecoderWithPast(_Decoder):
@@ -169,14 +169,20 @@ class _DecoderWithPast(_Decoder):
         batch, length = past[2].shape[0], past[2].shape[2]
         hidden = past[2].new_zeros((batch, length, self.decoder.config.d_model))
         logits = self.run(input_ids, hidden, encoder_attention_mask, cache)
-        return (logits, *(t for layer in own.layers for t in (layer.keys, layer.values)))
+        return (logits, *(t for layer in _filled(own) for t in layer))
 
 
 def _layers(count: int) -> DynamicCache:
     """A cache with explicit layers: `DynamicCache(config=...)` counts the encoder's, not the decoder's."""
     cache = DynamicCache()
-    cache.layers = [DynamicLayer() for _ in range(count)]
+    make: Any = DynamicLayer
+    cache.layers = [make() for _ in range(count)]
     return cache
+
+
+def _filled(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Key and value of each layer."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _trace_request(

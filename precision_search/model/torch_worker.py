@@ -92,7 +92,9 @@ def _answer(code: int, out: str, err: str) -> Mapping[str, Any]:
         answer = json.loads(lines[-1])
     except (IndexError, ValueError):
         tail = "\n".join(err.strip().splitlines()[-5:])
-        raise InternalError(f"the torch worker ended with code {code}", why=tail, fix="run again with --verbose") from None
+        raise InternalError(
+            f"the torch worker ended with code {code}", why=tail, fix="run again with --verbose"
+        ) from None
     if "error" in answer:
         raise InputError(answer["error"]["what"], why=answer["error"]["why"], fix=answer["error"]["fix"])
     return dict(answer)

@@ -28,6 +28,7 @@ from precision_search.precision.kernels import low_max
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
 
+
 @dataclass(frozen=True, slots=True)
 class Converted:
     """The three graphs under a plan.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import Graph, NodeKind, float_inputs, is_float, node_kind, retype
+from precision_search.model.graph import Graph, NodeKind, float_inputs, node_kind, retype
 from precision_search.precision.dtypes import Assignment, movement_inputs
-from precision_search.precision.kernels import Internals, Kernel, kernel_for, round_to
+from precision_search.precision.kernels import Kernel, kernel_for
+from precision_search.precision.lowering import describe_value, lower, round_pair, take_over
 from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
 
@@ -87,19 +87,6 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
     return model
 
 
-def lower(model: ir.Model, node: ir.Node, kernel: Kernel, dtype: LowDtype) -> list[ir.Value]:
-    """Makes one fp32 node round as its low kernel does; its inputs are rounded already.
-
-    Returns:
-        The values that hold the node's rounded results, under the names that the results had.
-    """
-    if kernel.internals is Internals.COPY:
-        return list(node.outputs)
-    if kernel.internals is Internals.SUM_STORED_LOW:
-        node = _split_mean(model, node, dtype)
-    return [_round_output(model, node, output, dtype) for output in node.outputs if is_float(output)]
-
-
 class _Rounding:
     """Rounded versions of values, one a value."""
 
@@ -110,7 +97,7 @@ class _Rounding:
 
     def of(self, value: ir.Value) -> ir.Value:
         if value not in self.made:
-            first, second = _round_pair(value, f"{value.name}/rounded", self.dtype)
+            first, second = round_pair(value, f"{value.name}/rounded", self.dtype)
             producer = value.producer()
             if producer is None:
                 self.model.graph.insert_before(self.model.graph[0], [first, second])
@@ -118,82 +105,6 @@ class _Rounding:
                 self.model.graph.insert_after(producer, [first, second])
             self.made[value] = second.outputs[0]
         return self.made[value]
-
-
-def _round_pair(value: ir.Value, name: str, dtype: LowDtype) -> tuple[ir.Node, ir.Node]:
-    first = ir.node("Cast", [value], {"to": int(IR_DTYPES[dtype])}, name=f"{name}/down")
-    _name(first.outputs[0], f"{name}/low", IR_DTYPES[dtype], value.shape)
-    second = ir.node("Cast", [first.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}/up")
-    _name(second.outputs[0], name, ir.DataType.FLOAT, value.shape)
-    return first, second
-
-
-def _round_output(model: ir.Model, node: ir.Node, output: ir.Value, dtype: LowDtype) -> ir.Value:
-    """Rounds a node's result; the rounded value takes over its name, its readers and its place among the outputs."""
-    name = str(output.name)
-    output.name = f"{name}/exact"
-    readers = list(output.uses())
-    first, second = _round_pair(output, name, dtype)
-    rounded = second.outputs[0]
-    model.graph.insert_after(node, [first, second])
-    for reader, index in readers:
-        reader.replace_input_with(index, rounded)
-    for index, value in enumerate(model.graph.outputs):
-        if value is output:
-            model.graph.outputs[index] = rounded
-    return rounded
-
-
-def _split_mean(model: ir.Model, node: ir.Node, dtype: LowDtype) -> ir.Node:
-    """Replaces a ReduceMean by a ReduceSum whose result is rounded, and a division by the count; gives the division."""
-    output = node.outputs[0]
-    name = str(output.name)
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
-    total = ir.node("ReduceSum", node.inputs, dict(node.attributes), name=f"{node.name}/sum")
-    _name(total.outputs[0], f"{name}/sum", ir.DataType.FLOAT, output.shape)
-    first, second = _round_pair(total.outputs[0], f"{name}/sum/rounded", dtype)
-    count_nodes, count = _reduced_count(model, node, axes, name, dtype)
-    division = ir.node("Div", [second.outputs[0], count], name=f"{node.name}/division")
-    model.graph.insert_before(node, [*count_nodes, total, first, second, division])
-    for reader, index in list(output.uses()):
-        reader.replace_input_with(index, division.outputs[0])
-    for index, value in enumerate(model.graph.outputs):
-        if value is output:
-            model.graph.outputs[index] = division.outputs[0]
-    model.graph.remove(node, safe=True)
-    _name(division.outputs[0], name, ir.DataType.FLOAT, output.shape)
-    return division
-
-
-def _reduced_count(
-    model: ir.Model, node: ir.Node, axes: ir.Value | None, name: str, dtype: LowDtype
-) -> tuple[list[ir.Node], ir.Value]:
-    """How many elements each mean is over, rounded to the low dtype as the kernel's divisor is."""
-    source = node.inputs[0]
-    assert source is not None
-    if axes is not None and axes.const_value is not None and source.shape is not None:
-        sizes = [source.shape[int(axis)] for axis in axes.const_value.numpy().reshape(-1)]
-        if sizes and all(isinstance(size, int) for size in sizes):
-            product = np.prod([int(size) for size in sizes if isinstance(size, int)], dtype=np.float32)
-            return [], _constant(model, f"{name}/count", product, dtype)
-    nodes = [ir.node("Shape", [source], name=f"{node.name}/shape")]
-    sizes_value = nodes[0].outputs[0]
-    if axes is not None:
-        nodes.append(ir.node("Gather", [sizes_value, axes], {"axis": 0}, name=f"{node.name}/sizes"))
-        sizes_value = nodes[-1].outputs[0]
-    nodes.append(ir.node("ReduceProd", [sizes_value], {"keepdims": 0}, name=f"{node.name}/product"))
-    nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], {"to": int(IR_DTYPES[dtype])}, name=f"{node.name}/down"))
-    nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/up"))
-    for index, made in enumerate(nodes):
-        made.outputs[0].name = f"{name}/count.{index}"
-    return nodes, nodes[-1].outputs[0]
-
-
-def _constant(model: ir.Model, name: str, number: np.float32, dtype: LowDtype) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.Tensor(round_to(np.asarray(number), dtype, saturate=True)))
-    _name(value, name, ir.DataType.FLOAT, ir.Shape([]))
-    model.graph.register_initializer(value)
-    return value
 
 
 def _round_constants(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: WeightCache) -> None:
@@ -204,15 +115,9 @@ def _round_constants(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: W
         found = model.graph.initializers.get(name)
         if found is None:
             found = ir.Value(name=name, const_value=weights.wide(weights.low(value.const_value, dtype)))
-            _name(found, name, ir.DataType.FLOAT, value.shape)
+            describe_value(found, name, ir.DataType.FLOAT, value.shape)
             model.graph.register_initializer(found)
         node.replace_input_with(index, found)
-
-
-def _name(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
-    value.name = name
-    value.shape = shape
-    retype(value, dtype)
 
 
 def _append_cast_to_float(model: ir.Model, node: ir.Node, dtype: LowDtype) -> None:
@@ -220,22 +125,15 @@ def _append_cast_to_float(model: ir.Model, node: ir.Node, dtype: LowDtype) -> No
     output = node.outputs[0]
     name = str(output.name)
     readers = list(output.uses())
-    _name(output, f"{name}/low", IR_DTYPES[dtype], output.shape)
+    describe_value(output, f"{name}/low", IR_DTYPES[dtype], output.shape)
     back = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/up")
-    _name(back.outputs[0], name, ir.DataType.FLOAT, output.shape)
+    describe_value(back.outputs[0], name, ir.DataType.FLOAT, output.shape)
     model.graph.insert_after(node, back)
-    for reader, index in readers:
-        reader.replace_input_with(index, back.outputs[0])
-    for index, value in enumerate(model.graph.outputs):
-        if value is output:
-            model.graph.outputs[index] = back.outputs[0]
+    take_over(model, output, back.outputs[0], readers)
 
 
 def _low_dtype(node: ir.Node) -> LowDtype | None:
-    for value in node.outputs:
-        if value.dtype in DTYPE_NAMES:
-            return DTYPE_NAMES[value.dtype]
-    return None
+    return next((name for dtype, name in DTYPE_NAMES.items() for value in node.outputs if value.dtype == dtype), None)
 
 
 def _kernel(node: ir.Node, dtype: LowDtype) -> Kernel:

@@ -6,7 +6,6 @@ A plan is a set of compute-node keys kept in fp32; every other compute node is l
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,9 +137,7 @@ def blocklist_of_plan(plan: Plan, graphs: Mapping[GraphName, Graph]) -> Blocklis
     op_types: dict[Family, tuple[str, ...]] = {}
     for family in FAMILIES:
         by_type = compute_keys_by_op_type(graphs, family)
-        whole = tuple(
-            sorted(op for op, keys in by_type.items() if (keys - pinned) and (keys - pinned) <= plan.fp32)
-        )
+        whole = tuple(sorted(op for op, keys in by_type.items() if (keys - pinned) and (keys - pinned) <= plan.fp32))
         op_types[family] = whole
         for op in whole:
             left -= by_type[op]
@@ -154,9 +151,7 @@ def blocklist_of_plan(plan: Plan, graphs: Mapping[GraphName, Graph]) -> Blocklis
         if len(members) > 1 and members <= left:
             patterns.append(role_pattern(role))
             left -= members
-    nodes = {
-        name: tuple(sorted(left & {node.key for node in graph.compute})) for name, graph in graphs.items()
-    }
+    nodes = {name: tuple(sorted(left & {node.key for node in graph.compute})) for name, graph in graphs.items()}
     return Blocklist(plan.dtype, plan.variant, op_types, tuple(patterns), nodes)
 
 

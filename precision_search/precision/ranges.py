@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from precision_search.model.graph import Graph, NodeKind, float_inputs, is_float, is_weight
 from precision_search.precision.kernels import Internals, kernel_for, low_max, smallest_normal
+from precision_search.precision.lowering import sum_node
 from precision_search.precision.plan import LowDtype
 from precision_search.runtime.forced import ForcedBatch
 from precision_search.runtime.session import SessionSettings, create_session
@@ -170,6 +171,7 @@ class _Builder:
     """Adds the statistics nodes."""
 
     def __init__(self, model: ir.Model, threshold: float, tiny: float) -> None:
+        self._model = model
         self._graph = model.graph
         self._constants = {
             name: self._constant(name, value)
@@ -186,8 +188,9 @@ class _Builder:
             self._output(f"{TINY}{value.name}", self._op("ReduceMean", share, keepdims=0))
 
     def sum_inside(self, node: ir.Node) -> None:
-        total = self._op_raw("ReduceSum", list(node.inputs), dict(node.attributes))
-        self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._unmasked(total), keepdims=0))
+        total = sum_node(self._model, node)
+        self._graph.append(total)
+        self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._unmasked(total.outputs[0]), keepdims=0))
 
     def _unmasked(self, value: ir.Value) -> ir.Value:
         size = self._op("Abs", value)
@@ -195,9 +198,6 @@ class _Builder:
         return self._op("Where", masked, self._constants["zero"], size)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        return self._op_raw(op_type, list(inputs), attributes)
-
-    def _op_raw(self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, object]) -> ir.Value:
         node = ir.node(op_type, inputs, attributes)
         self._graph.append(node)
         return node.outputs[0]

@@ -22,10 +22,10 @@ class WeightCache:
     known by identity; each is kept beside its copy, which keeps the identity its own.
     """
 
-    _low: dict[tuple[int, LowDtype], tuple[ir.TensorProtocol, ir.Tensor]] = field(default_factory=dict)
-    _wide: dict[int, tuple[ir.TensorProtocol, ir.Tensor]] = field(default_factory=dict)
+    _low: dict[tuple[int, LowDtype], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
+    _wide: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
-    def low(self, tensor: ir.TensorProtocol, dtype: LowDtype) -> ir.Tensor:
+    def low(self, tensor: ir.TensorProtocol, dtype: LowDtype) -> ir.TensorProtocol:
         """The tensor rounded to the low dtype; finite values outside its range saturate."""
         key = (id(tensor), dtype)
         if key not in self._low:
@@ -33,7 +33,7 @@ class WeightCache:
             self._low[key] = (tensor, ir.Tensor(array, dtype=IR_DTYPES[dtype]))
         return self._low[key][1]
 
-    def wide(self, tensor: ir.TensorProtocol) -> ir.Tensor:
+    def wide(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """A low tensor as fp32, exactly."""
         key = id(tensor)
         if key not in self._wide:
