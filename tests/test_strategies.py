@@ -1,0 +1,297 @@
+"""One contract for every strategy in the table, then what each of them promises beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from precision_search.config import STRATEGIES as CONFIG_NAMES
+from precision_search.errors import ConfigError
+from precision_search.precision.plan import Plan
+from precision_search.search.pareto import choose_winner
+from precision_search.search.strategies import STRATEGIES, make_strategy
+from precision_search.search.strategies.base import Proposal, SearchSpace, Selection, StrategyContext
+from precision_search.search.strategies.tpe import STUDY_FILE, STUDY_NAME, Sampler, is_damaged, violation
+from precision_search.search.study import Budget, SearchOutcome, run_search
+from precision_search.search.trials import FlipRisk, Trial, TrialLog
+from tests.search_models import DECODER, ENCODER, Oracle, estimate, space, trial
+
+NAMES = [strategy.name for strategy in STRATEGIES]
+NEEDED: Selection = frozenset({("encoder", "MatMul"), ("encoder", "Pow"), ("decoder", "Softmax")})
+
+
+def context(of: SearchSpace, max_trials: int = 600, seed: int = 0, storage: Path | None = None) -> StrategyContext:
+    return StrategyContext(of, seed, max_trials, estimate, storage)
+
+
+def search(
+    name: str, where: StrategyContext, oracle: Oracle, log: Path, stop_after: int | None = None
+) -> SearchOutcome:
+    """A whole run; `stop_after` kills it in that many trials, as a Ctrl-C in the judge would."""
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        if trial_id == stop_after:
+            raise KeyboardInterrupt
+        return oracle(proposal, trial_id)
+
+    return run_search(make_strategy(name, where), judge, TrialLog(log), Budget(where.max_trials))
+
+
+def plans(outcome: SearchOutcome) -> list[str]:
+    return [trial.plan.plan.digest for trial in outcome.trials]
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_the_table_and_the_config_name_the_same_strategies() -> None:
+    assert sorted(NAMES) == sorted(CONFIG_NAMES)
+
+
+def test_no_plan_is_proposed_twice(name: str) -> None:
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu",))
+    strategy, oracle = make_strategy(name, context(of, 1000)), Oracle(of, frozenset())
+    seen: list[Plan] = []
+    while (proposal := strategy.propose()) is not None:
+        seen.append(proposal.plan)
+        strategy.observe(oracle(proposal, len(seen)))
+    assert len(set(seen)) == len(seen) <= 8
+
+
+def test_fp32_comes_first_and_fixed_nodes_are_in_every_plan(name: str, tmp_path: Path) -> None:
+    of = space(forced_low=frozenset({"decoder.0/Relu", "encoder.bias/Log"}))
+    outcome = search(name, context(of), Oracle(of, NEEDED), tmp_path / "log")
+    assert outcome.trials[0].stage == "fp32"
+    assert len(outcome.trials[0].plan.nodes) == 3 * (len(ENCODER) + len(DECODER))
+    for each in outcome.trials:
+        assert "encoder.bias/Log" in each.plan.nodes
+        assert "decoder.0/Relu" not in each.plan.nodes
+
+
+def test_the_same_seed_proposes_the_same(name: str, tmp_path: Path) -> None:
+    of = space()
+    runs = [search(name, context(of, seed=3), Oracle(of, NEEDED), tmp_path / str(n)) for n in range(2)]
+    assert plans(runs[0]) == plans(runs[1])
+
+
+def test_the_budget_is_kept(name: str, tmp_path: Path) -> None:
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
+    oracle = Oracle(of, frozenset())
+    outcome = run_search(make_strategy(name, context(of, 16)), oracle, TrialLog(tmp_path / "log"), Budget(5))
+    assert len(outcome.trials) == len(oracle.judged) == 5
+    assert outcome.stopped == "max_trials"
+
+
+@pytest.mark.parametrize("killed_after", [1, 7, 20])
+def test_a_resumed_run_judges_nothing_twice_and_ends_the_same(name: str, tmp_path: Path, killed_after: int) -> None:
+    of = space()
+    budget = 512 if name == "exhaustive" else 60
+    whole = search(name, context(of, budget, storage=tmp_path), Oracle(of, NEEDED), tmp_path / "whole")
+    oracle = Oracle(of, NEEDED)
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    where = context(of, budget, storage=resumed)
+    first = search(name, where, oracle, resumed / "log", stop_after=killed_after)
+    assert (first.stopped, len(first.trials)) == ("interrupted", killed_after)
+    second = search(name, where, oracle, resumed / "log")
+    assert plans(second) == plans(whole) == oracle.judged
+    assert choose_winner(second.trials, 0.0).trial == choose_winner(whole.trials, 0.0).trial
+
+
+def test_every_trial_failing_is_survived(name: str, tmp_path: Path) -> None:
+    of = space()
+    everything = frozenset(of.choices)
+    outcome = search(name, context(of, 512), Oracle(of, everything), tmp_path / "log")
+    assert [t.stage for t in outcome.trials if t.verdict == "stable"] == ["fp32"]
+
+
+def test_an_unknown_name_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="no strategy 'best'"):
+        make_strategy("best", context(space()))
+
+
+# exhaustive
+
+
+def test_exhaustive_judges_every_subset_fastest_first(tmp_path: Path) -> None:
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu",), hard={"encoder": frozenset({"MatMul"})})
+    outcome = search("exhaustive", context(of, 8), Oracle(of, frozenset()), tmp_path / "log")
+    assert len(set(plans(outcome))) == 8
+    costs = [estimate(t.plan.plan) for t in outcome.trials[1:]]
+    assert costs == sorted(costs)
+
+
+def test_exhaustive_refuses_a_space_beyond_the_budget() -> None:
+    with pytest.raises(ConfigError, match=r"needs 512 trials, search.max_trials is 511") as caught:
+        make_strategy("exhaustive", context(space(), 511))
+    assert "9 op types" in caught.value.why
+    assert "512" in caught.value.fix
+
+
+# random
+
+
+def test_random_draws_each_subset_once_and_differs_by_seed(tmp_path: Path) -> None:
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
+    runs = [search("random", context(of, 99, seed=s), Oracle(of, frozenset()), tmp_path / str(s)) for s in range(2)]
+    assert [len(run.trials) for run in runs] == [16, 16]
+    assert plans(runs[0]) != plans(runs[1])
+    assert [run.stopped for run in runs] == ["done", "done"]
+
+
+# op types
+
+
+def test_known_lists_come_first(tmp_path: Path) -> None:
+    of = space(hard={"encoder": frozenset({"MatMul"}), "decoder": frozenset({"Add"})})
+    outcome = search("op-types", context(of), Oracle(of, NEEDED), tmp_path / "log")
+    assert [t.stage for t in outcome.trials[:4]] == ["fp32", "all-low", "classic", "ranges"]
+    all_low, classic, ranges = (t.plan.plan for t in outcome.trials[1:4])
+    assert all_low == of.plan({})
+    assert classic == of.plan({"encoder": frozenset({"Pow", "Softmax"}), "decoder": frozenset({"Relu", "Softmax"})})
+    assert ranges == of.plan({"encoder": frozenset({"MatMul"}), "decoder": frozenset({"Add"})})
+
+
+@pytest.mark.parametrize("budget", [60, 600])
+@pytest.mark.parametrize(
+    "needed",
+    [
+        frozenset(),
+        NEEDED,
+        frozenset({("encoder", "Add")}),
+        frozenset(("encoder", op) for op in ENCODER),
+        frozenset({("decoder", "Relu"), ("encoder", "Mul")}),
+    ],
+)
+def test_the_fastest_plan_is_found_as_exhaustive_search_finds_it(
+    tmp_path: Path, needed: Selection, budget: int
+) -> None:
+    of = space(hard={"encoder": frozenset({"Pow"})})
+    best = choose_winner(search("exhaustive", context(of), Oracle(of, needed), tmp_path / "all").trials, 0.0).trial
+    outcome = search("op-types", context(of, budget), Oracle(of, needed), tmp_path / "log")
+    found = choose_winner(outcome.trials, 0.0).trial
+    assert best is not None and found is not None
+    assert found.plan == best.plan
+    assert len(outcome.trials) <= budget
+
+
+def test_families_are_tried_apart_then_joined(tmp_path: Path) -> None:
+    of = space(hard={"encoder": frozenset({"Pow"})})
+    outcome = search("op-types", context(of), Oracle(of, NEEDED), tmp_path / "log")
+    stages = [t.stage for t in outcome.trials]
+    assert list(dict.fromkeys(stages[4:])) == ["encoder", "decoder", "joined", "release"]
+    every = {family: frozenset(k for keys in of.keys_of[family].values() for k in keys) for family in of.keys_of}
+    hard = of.keys_of["encoder"]["Pow"]
+    for each in outcome.trials[4:]:
+        kept = frozenset(each.plan.nodes)
+        assert hard <= kept or each.stage == "release"
+        assert each.stage != "encoder" or every["decoder"] <= kept
+        assert each.stage != "decoder" or every["encoder"] <= kept
+        if each.stage == "joined":
+            parent = outcome.trials[each.parent or 0]
+            assert frozenset(parent.plan.nodes) & every["encoder"] == kept & every["encoder"]
+
+
+def test_an_op_type_that_alone_is_damage_is_not_tried_low_again(tmp_path: Path) -> None:
+    of = space()
+    outcome = search("op-types", context(of), Oracle(of, NEEDED), tmp_path / "log")
+    damaged = [t for t in outcome.trials if t.stage not in {"all-low", "classic", "ranges"} and is_damaged(t)]
+    assert len(damaged) == len(NEEDED)
+
+
+def test_a_suggestion_of_the_ranges_that_was_too_careful_is_released(tmp_path: Path) -> None:
+    of = space(hard={"encoder": frozenset({"Pow", "Mul"})})
+    outcome = search("op-types", context(of), Oracle(of, NEEDED), tmp_path / "log")
+    winner = choose_winner(outcome.trials, 0.0).trial
+    assert winner is not None and winner.stage == "release"
+    assert winner.plan.plan == of.plan_of(NEEDED)
+    assert outcome.trials[winner.parent or 0].plan.plan == of.plan_of(NEEDED | {("encoder", "Mul")})
+
+
+def test_a_joined_plan_that_cannot_improve_the_front_is_left_out(tmp_path: Path) -> None:
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
+
+    def same_risk(proposal: Proposal, trial_id: int) -> Trial:
+        return replace(Oracle(of, frozenset())(proposal, trial_id), flip_risk=FlipRisk(1.0, 0.0, 1.0))
+
+    outcome = run_search(make_strategy("op-types", context(of)), same_risk, TrialLog(tmp_path / "log"), Budget(600))
+    # all-low is the fastest combination with no more risk than any other one: nothing is left to combine.
+    assert [t.stage for t in outcome.trials].count("joined") == 0
+    assert outcome.stopped == "done"
+
+
+def test_a_large_space_is_sampled_within_the_budget(tmp_path: Path) -> None:
+    many = tuple(f"Op{n}" for n in range(12))
+    of = space(encoder=many, decoder=many)
+    needed: Selection = frozenset({("encoder", "Op3"), ("decoder", "Op5"), ("decoder", "Op7")})
+    outcome = search("op-types", context(of, 150, storage=tmp_path), Oracle(of, needed), tmp_path / "log")
+    stages = [t.stage for t in outcome.trials]
+    # A third of what the landmarks leave, then three fifths of what the encoder leaves.
+    landmarks = sum(stage not in {"encoder", "decoder", "joined"} for stage in stages)
+    assert stages.count("encoder") == (150 - landmarks) // 3
+    assert stages.count("decoder") == (150 - landmarks - stages.count("encoder")) * 3 // 5
+    winner = choose_winner(outcome.trials, 0.0).trial
+    assert winner is not None and winner.plan.plan == of.plan_of(needed)
+
+
+def test_the_sampler_repeats_itself_and_learns() -> None:
+    choices = [("encoder", f"Op{n}") for n in range(8)]
+
+    def suggestions() -> list[Selection]:
+        sampler = Sampler(choices, seed=1)  # type: ignore[arg-type]
+        found = []
+        for number in range(40):
+            wish = sampler.suggest(number)
+            found.append(wish)
+            good = ("encoder", "Op0") in wish
+            verdict = trial(number, verdict="stable" if good else "nonfinite", exact_match=float(good))
+            sampler.add(verdict, wish, float(len(wish)))
+        return found
+
+    found = suggestions()
+    assert found == suggestions()
+    assert sum(("encoder", "Op0") in wish for wish in found[20:]) >= 15
+
+
+def test_every_judged_plan_is_a_trial_of_the_study_file(tmp_path: Path) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    of = space()
+    where = context(of, 60, storage=tmp_path)
+    (tmp_path / STUDY_FILE).write_text('{"half a li')
+    outcome = search("op-types", where, Oracle(of, NEEDED), tmp_path / "log")
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STUDY_FILE)))
+    study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+    assert [t.user_attrs["id"] for t in study.trials] == [t.id for t in outcome.trials]
+    for kept, judged in zip(study.trials, outcome.trials, strict=True):
+        selection = frozenset(c for c in of.choices if kept.params["/".join(c)])
+        assert of.plan_of(selection) == judged.plan.plan
+        assert (kept.constraints["stable"] <= 0) == (judged.verdict == "stable")
+        assert judged.latency is not None and kept.values[0] == judged.latency.p50_ms
+
+
+@pytest.mark.parametrize(
+    ("verdict", "exact_match", "min_margin", "damaged", "far"),
+    [
+        ("stable", 1.0, 0.01, False, 0.0),
+        ("mismatch", 0.9, -9.0, False, 0.1),
+        ("mismatch", 0.5, -0.2, False, 0.5),
+        ("mismatch", 0.5, -5.0, True, 0.5),
+        ("mismatch", 0.0, None, True, 1.0),
+        ("mismatch", 1.0, 0.0, False, 0.001),
+        ("nonfinite", 0.0, None, True, 2.0),
+        ("error", 0.0, None, False, 2.0),
+    ],
+)
+def test_damage_is_told_from_noise(
+    verdict: str, exact_match: float, min_margin: float | None, damaged: bool, far: float
+) -> None:
+    each = trial(verdict=verdict, exact_match=exact_match, min_margin=min_margin)
+    assert is_damaged(each) is damaged
+    assert violation(each) == pytest.approx(far)
