@@ -168,6 +168,13 @@ def retype(value: ir.Value, dtype: ir.DataType) -> None:
     value.type = ir.TensorType(dtype)
 
 
+def drop_unused_initializers(model: ir.Model) -> None:
+    """Removes the initializers that nobody reads any more."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+
+
 def float_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
     """The node's float inputs with their positions."""
     for index, value in enumerate(node.inputs):

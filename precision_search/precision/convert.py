@@ -18,6 +18,7 @@ from precision_search.model.graph import (
     Graph,
     GraphName,
     NodeKind,
+    drop_unused_initializers,
     float_inputs,
     is_float,
     is_weight,
@@ -118,7 +119,7 @@ class _GraphConverter:
         for index, value in enumerate(list(self.model.graph.outputs)):
             if is_float(value):
                 self._deliver(index, value)
-        _drop_unused_initializers(self.model)
+        drop_unused_initializers(self.model)
         return self.model
 
     def _as(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node) -> ir.Value:
@@ -179,12 +180,6 @@ class _GraphConverter:
             made = self._cast(value, wanted)
         made.name = name
         self.model.graph.outputs[index] = made
-
-
-def _drop_unused_initializers(model: ir.Model) -> None:
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
 
 
 def check_types(model: ir.Model, name: GraphName) -> None:

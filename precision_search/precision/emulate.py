@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import Graph, NodeKind, float_inputs, node_kind, retype
+from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, float_inputs, node_kind, retype
 from precision_search.precision.dtypes import Assignment, movement_inputs
 from precision_search.precision.kernels import Kernel, kernel_for
 from precision_search.precision.lowering import describe_value, lower, round_pair, take_over
@@ -54,6 +54,7 @@ def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCac
                 if not value.is_initializer() and value not in rounded:
                     node.replace_input_with(index, rounding.of(value))
             rounded.update(lower(model, node, _kernel(node, plan.dtype), plan.dtype))
+    drop_unused_initializers(model)
     return model
 
 
@@ -84,6 +85,7 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
             _append_cast_to_float(model, node, dtype)
         elif kinds[node] is NodeKind.COMPUTE:
             lower(model, node, _kernel(node, dtype), dtype)
+    drop_unused_initializers(model)
     return model
 
 

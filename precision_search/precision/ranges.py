@@ -22,6 +22,7 @@ from precision_search.runtime.session import SessionSettings, create_session
 LARGEST = "range/largest/"
 INSIDE = "range/inside/"
 TINY = "range/tiny/"
+NEGATIVE = "/negative"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class NodeRange:
         largest_input: largest magnitude among its float inputs that are not constants.
         largest_output: largest magnitude of its result.
         largest_inside: largest magnitude its low kernel would store on the way (the sum of a mean); 0 if nothing.
-        underflow: share of its result's values that are not 0 but below the low dtype's smallest normal number.
+        underflow: share of its result's values that are not 0 but below the low dtype's smallest normal number, on
+            the first batch (a share needs no more, and counting costs more than the pass itself).
     """
 
     key: str
@@ -65,8 +67,14 @@ def measure_ranges(
     Returns:
         The range of every compute node of both families, by key.
     """
-    probes = {graph.name: _Probe(graph, dtype, settings) for graph in (encoder, decoder)}
-    for batch in batches:
+    probes: dict[str, _Probe] = {}
+    found: dict[str, NodeRange] = {}
+    for number, batch in enumerate(batches):
+        if number < 2:
+            found = _merge(found, probes)
+            probes = {
+                graph.name: _Probe(graph, dtype, settings, count_tiny=number == 0) for graph in (encoder, decoder)
+            }
         source = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
         hidden = probes["encoder"].run(source, "last_hidden_state")
         probes["decoder"].run(
@@ -77,7 +85,24 @@ def measure_ranges(
             },
             "logits",
         )
-    return {found.key: found for probe in probes.values() for found in probe.results()}
+    return _merge(found, probes)
+
+
+def _merge(found: Mapping[str, NodeRange], probes: Mapping[str, _Probe]) -> dict[str, NodeRange]:
+    """The larger of what was found before and what the probes saw; the underflow of whoever counted it first."""
+    merged = dict(found)
+    for probe in probes.values():
+        for new in probe.results():
+            old = found.get(new.key, new)
+            merged[new.key] = NodeRange(
+                new.key,
+                new.op_type,
+                float(np.maximum(old.largest_input, new.largest_input)),
+                float(np.maximum(old.largest_output, new.largest_output)),
+                float(np.maximum(old.largest_inside, new.largest_inside)),
+                old.underflow,
+            )
+    return merged
 
 
 def hard_set(ranges: Mapping[str, NodeRange], dtype: LowDtype, safety: float) -> Mapping[str, float]:
@@ -103,13 +128,14 @@ def mask_threshold(graph: Graph, dtype: LowDtype) -> float:
 class _Probe:
     """A graph that returns statistics of its values beside one real output."""
 
-    def __init__(self, graph: Graph, dtype: LowDtype, settings: SessionSettings) -> None:
+    def __init__(self, graph: Graph, dtype: LowDtype, settings: SessionSettings, *, count_tiny: bool) -> None:
         self._graph = graph
+        self._count_tiny = count_tiny
         self._model = graph.model.clone()
         self._threshold = mask_threshold(graph, dtype)
         self._tiny = smallest_normal(dtype)
         self._largest: dict[str, float] = {}
-        self._tiny_counts: dict[str, tuple[float, int]] = {}
+        self._tiny_shares: dict[str, float] = {}
         kept = {str(value.name) for value in self._model.graph.outputs}
         self._instrument(dtype)
         self._session = create_session(self._model, settings)
@@ -120,11 +146,11 @@ class _Probe:
         for name, value in zip(self._statistics, found[1:], strict=True):
             number = float(value)
             if name.startswith(TINY):
-                total, count = self._tiny_counts.get(name, (0.0, 0))
-                self._tiny_counts[name] = (total + number, count + 1)
+                self._tiny_shares[name] = number
             else:
+                key = name.removesuffix(NEGATIVE)
                 # np.maximum keeps a NaN, max() may lose it.
-                self._largest[name] = float(np.maximum(self._largest.get(name, 0.0), number))
+                self._largest[key] = float(np.maximum(self._largest.get(key, 0.0), abs(number)))
         return np.asarray(found[0])
 
     def results(self) -> list[NodeRange]:
@@ -135,7 +161,6 @@ class _Probe:
                 continue
             inputs = [self._get(LARGEST, value) for _, value in float_inputs(node)]
             outputs = [self._get(LARGEST, value) for value in node.outputs]
-            total, count = self._tiny_counts.get(f"{TINY}{node.outputs[0].name}", (0.0, 1))
             found.append(
                 NodeRange(
                     facts.key,
@@ -143,7 +168,7 @@ class _Probe:
                     float(np.max(inputs, initial=0.0)),
                     float(np.max(outputs, initial=0.0)),
                     self._largest.get(f"{INSIDE}{facts.key}", 0.0),
-                    total / count,
+                    self._tiny_shares.get(f"{TINY}{node.outputs[0].name}", 0.0),
                 )
             )
         return found
@@ -153,6 +178,7 @@ class _Probe:
 
     def _instrument(self, dtype: LowDtype) -> None:
         build = _Builder(self._model, self._threshold, self._tiny)
+        masked = _reached_by_masks(self._model, self._threshold)
         measured: set[ir.Value] = set()
         for node in list(self._model.graph):
             facts = self._graph.nodes[str(node.name)]
@@ -161,10 +187,25 @@ class _Probe:
             for value in (*(value for _, value in float_inputs(node)), *node.outputs):
                 if value not in measured and is_float(value) and not value.is_initializer():
                     measured.add(value)
-                    build.magnitude(value, with_tiny=value in node.outputs)
+                    build.magnitude(value, masked=value in masked)
+                    if self._count_tiny and value in node.outputs:
+                        build.tiny_share(value)
             kernel = kernel_for(facts.op_type, dtype)
             if kernel is not None and kernel.internals is Internals.SUM_STORED_LOW:
                 build.sum_inside(node)
+
+
+def _reached_by_masks(model: ir.Model, threshold: float) -> set[ir.Value]:
+    """The values that a mask constant reaches before a Softmax turns it into zeros."""
+    reached: set[ir.Value] = set()
+    for value in model.graph.initializers.values():
+        array = None if value.const_value is None or value.const_value.size != 1 else value.const_value.numpy()
+        if array is not None and is_float(value) and abs(float(array.reshape(-1)[0])) >= threshold:
+            reached.add(value)
+    for node in model.graph:
+        if node.op_type != "Softmax" and any(value in reached for _, value in float_inputs(node)):
+            reached.update(node.outputs)
+    return reached
 
 
 class _Builder:
@@ -178,19 +219,25 @@ class _Builder:
             for name, value in (("threshold", threshold), ("tiny", tiny), ("zero", 0.0))
         }
 
-    def magnitude(self, value: ir.Value, *, with_tiny: bool) -> None:
-        size = self._unmasked(value)
-        self._output(f"{LARGEST}{value.name}", self._op("ReduceMax", size, keepdims=0))
-        if with_tiny:
-            below = self._op("Less", size, self._constants["tiny"])
-            nonzero = self._op("Greater", size, self._constants["zero"])
-            share = self._op("Cast", self._op("And", below, nonzero), to=int(ir.DataType.FLOAT))
-            self._output(f"{TINY}{value.name}", self._op("ReduceMean", share, keepdims=0))
+    def magnitude(self, value: ir.Value, *, masked: bool) -> None:
+        name = f"{LARGEST}{value.name}"
+        if masked:
+            self._output(name, self._op("ReduceMax", self._unmasked(value), keepdims=0))
+            return
+        # Two reductions that allocate nothing: an Abs in front would cost more than both.
+        self._output(name, self._op("ReduceMax", value, keepdims=0))
+        self._output(f"{name}{NEGATIVE}", self._op("ReduceMin", value, keepdims=0))
+
+    def tiny_share(self, value: ir.Value) -> None:
+        below = self._op("Less", self._op("Abs", value), self._constants["tiny"])
+        nonzero = self._op("Cast", value, to=int(ir.DataType.BOOL))
+        share = self._op("Cast", self._op("And", below, nonzero), to=int(ir.DataType.FLOAT))
+        self._output(f"{TINY}{value.name}", self._op("ReduceMean", share, keepdims=0))
 
     def sum_inside(self, node: ir.Node) -> None:
         total = sum_node(self._model, node)
         self._graph.append(total)
-        self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._unmasked(total.outputs[0]), keepdims=0))
+        self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._op("Abs", total.outputs[0]), keepdims=0))
 
     def _unmasked(self, value: ir.Value) -> ir.Value:
         size = self._op("Abs", value)
