@@ -1,0 +1,78 @@
+"""Device memory that sessions read and write by address.
+
+In: an element type and how many elements there must be room for. Out: `Buffer`s, bound to an `IOBinding` under the
+shape of the moment, so that a tensor that grows by one position a step is allocated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.errors import DeviceError
+from precision_search.runtime.session import SessionSettings, first_line
+
+if TYPE_CHECKING:
+    from onnxruntime import IOBinding, OrtValue
+
+
+class Buffer:
+    """Memory on a device for elements of one type; grows when asked and never shrinks.
+
+    With `fill`, every element holds that value from the start; nothing should be bound to write to it.
+    """
+
+    def __init__(self, dtype: ir.DataType, settings: SessionSettings, *, fill: int | None = None) -> None:
+        self._dtype = dtype
+        self._settings = settings
+        self._fill = fill
+        self._capacity = 0
+        self._value: OrtValue | None = None
+        self._address = 0
+        self._place = settings.device, settings.device_id, int(dtype)
+        self._item_size = int(dtype.itemsize)
+
+    def reserve(self, count: int) -> None:
+        """Makes room for `count` elements; growing loses the contents.
+
+        Raises:
+            DeviceError: the device has no memory left.
+        """
+        if count <= self._capacity:
+            return
+        self._value, self._capacity = None, 0  # first, since old and new together may not fit
+        try:
+            self._value = self._allocate(count)
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            raise DeviceError(
+                f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
+                why=first_line(error),
+                fix="Use a smaller batch or fewer new tokens.",
+            ) from error
+        self._capacity = count
+        self._address = self._value.data_ptr()
+
+    def read(self) -> npt.NDArray[Any]:
+        """A host copy of the whole buffer, one-dimensional."""
+        assert self._value is not None, "reserve() comes before use"
+        return np.asarray(self._value.numpy())
+
+    def bind_input(self, binding: IOBinding, name: str, shape: Sequence[int], *, offset: int = 0) -> None:
+        """Lets a session read the elements from `offset` on as its input `name` of `shape`."""
+        binding.bind_input(name, *self._place, shape, self._address + offset * self._item_size)
+
+    def bind_output(self, binding: IOBinding, name: str, shape: Sequence[int], *, offset: int = 0) -> None:
+        """Lets a session write its output `name` of `shape` to the elements from `offset` on."""
+        binding.bind_output(name, *self._place, shape, self._address + offset * self._item_size)
+
+    def _allocate(self, count: int) -> OrtValue:
+        from onnxruntime import OrtValue
+
+        device, device_id = self._settings.device, self._settings.device_id
+        if self._fill is None:
+            return OrtValue.ortvalue_from_shape_and_type([count], int(self._dtype), device, device_id)
+        return OrtValue.ortvalue_from_numpy(np.full(count, self._fill, self._dtype.numpy()), device, device_id)

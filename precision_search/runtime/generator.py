@@ -1,0 +1,196 @@
+"""Greedy generation through I/O binding: tensors stay on the device, one implementation for `cpu` and `cuda`.
+
+In: the three graphs of a bundle (any mixture of precisions) and token ids. Out: tokens, as `transformers` gives them
+with `num_beams=1, do_sample=False`. No torch.
+
+A step reads its token where the step before wrote it: the rows of a token history on the device. The cache has two
+buffers a tensor, swapped between steps. What comes back to the host is the flags of finished rows, one byte a row
+every `check_every` steps, and the histories at the end. Steps run after every row has finished give pad, which is
+trimmed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.errors import InputError
+from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.graph import GRAPH_NAMES, GraphName
+from precision_search.runtime import decoding, head
+from precision_search.runtime.cache import Cache, cache_tensors
+from precision_search.runtime.session import Device, SessionSettings
+
+CHECK_EVERY: Mapping[Device, int] = {"cpu": 1, "cuda": 4}
+"""Steps between looks at the finished flags: free on the CPU, while on CUDA each look waits for the device."""
+
+_STEP_INPUTS = frozenset({head.INPUT_IDS, decoding.ENCODER_MASK, decoding.ENCODER_STATES})
+_INPUTS: Mapping[GraphName, frozenset[str]] = {
+    "encoder": frozenset({head.INPUT_IDS, decoding.ATTENTION_MASK}),
+    "decoder": _STEP_INPUTS,
+    "decoder_with_past": _STEP_INPUTS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What came out for a batch of B rows; T is the length of the longest.
+
+    Attributes:
+        tokens: int64 [B, T], without the start token, pad after a row's end.
+        lengths: int64 [B], tokens of each row, its EOS included.
+        nonfinite: bool [B], whether the encoder output at a valid position, or a logit at a step up to the row's end,
+            was not finite.
+        margins: float32 [B, T] if asked for: the best logit minus the second best; NaN where a logit was not finite,
+            infinite where nothing was chosen (forced tokens, after the end).
+    """
+
+    tokens: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    nonfinite: npt.NDArray[np.bool_]
+    margins: npt.NDArray[np.float32] | None
+
+
+class Generator:
+    """Generates with one set of graphs. Sessions and buffers are kept from call to call.
+
+    Buffers grow to the largest batch, source length and number of new tokens seen. Calls from several threads run one
+    after another (a lock sees to it), because they share the buffers.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[GraphName, ir.Model],
+        generation: GenerationSettings,
+        settings: SessionSettings,
+        *,
+        check_every: int | None = None,
+    ) -> None:
+        """Makes the sessions; `models` are kept for `with_margins` and not modified.
+
+        Args:
+            models: the three graphs in the usual layout.
+            generation: how decoding starts, stops, and what it forces.
+            settings: where and how the sessions run.
+            check_every: steps between looks at the finished flags; None takes what suits the device.
+
+        Raises:
+            InputError: a graph is missing, has inputs unknown here, or does not fit the others.
+            MissingPackageError, DeviceError: the device does not start.
+        """
+        _check_inputs(models)
+        self._models = dict(models)
+        self._generation = generation
+        self._settings = settings
+        self._check_every = check_every or CHECK_EVERY[settings.device]
+        self._cache = Cache(cache_tensors(models["decoder"], models["decoder_with_past"]), settings)
+        self._encoder = decoding.Encoder(models["encoder"], settings)
+        self._decoders = {False: self._make_decoder(with_margins=False)}
+        self._lock = threading.Lock()
+
+    def generate(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.int64],
+        *,
+        max_new_tokens: int | None = None,
+        with_margins: bool = False,
+    ) -> Generation:
+        """Decodes greedily until every row has ended or has `max_new_tokens` tokens.
+
+        Args:
+            input_ids: int64 [B, S], ids from 0 on.
+            attention_mask: int64 [B, S], 1 where a token counts, 0 where it is padding.
+            max_new_tokens: at least 1; None takes it from the generation settings.
+            with_margins: also returns margins; makes two more sessions the first time.
+
+        Raises:
+            InputError: the arrays or the limit are not as said above.
+            DeviceError: the device has no memory left for the buffers.
+        """
+        limit = self._generation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        _check_arrays(input_ids, attention_mask, limit)
+        with self._lock:
+            decoder = self._decoders.get(with_margins)
+            if decoder is None:
+                decoder = self._decoders[with_margins] = self._make_decoder(with_margins=True)
+            encoded = self._encoder.run(input_ids, attention_mask)
+            decoder.start(encoded, limit)
+            for step in range(limit):
+                decoder.step(step)
+                if (step + 1) % self._check_every == 0 and decoder.all_finished(step):
+                    break
+            return self._collect(self._encoder.damaged(attention_mask), decoder.history(step + 1), limit)
+
+    def _make_decoder(self, *, with_margins: bool) -> decoding.Decoder:
+        first, later = self._models["decoder"], self._models["decoder_with_past"]
+        return decoding.Decoder(first, later, self._generation, self._cache, self._settings, with_margins=with_margins)
+
+    def _collect(self, damaged: npt.NDArray[np.bool_], history: decoding.History, limit: int) -> Generation:
+        """Trims what ran on after the end."""
+        steps = history.tokens.shape[1]
+        ends = np.isin(history.tokens, self._generation.eos_token_ids)
+        lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, steps).astype(np.int64)
+        longest = int(lengths.max())
+        before_end = np.arange(steps) < lengths[:, None]
+        margins = history.margins
+        if margins is not None:
+            forced = [decoding.forced_token(self._generation, step, limit) >= 0 for step in range(steps)]
+            margins = np.where(before_end & ~np.array(forced), margins, np.float32(np.inf))[:, :longest]
+        nonfinite = damaged | (history.damaged & before_end).any(axis=1)
+        return Generation(history.tokens[:, :longest], lengths, nonfinite, margins)
+
+
+def _check_inputs(models: Mapping[GraphName, ir.Model]) -> None:
+    for name in GRAPH_NAMES:
+        if name not in models:
+            raise InputError(
+                f"The graph {name!r} is missing.",
+                why=f"Given: {', '.join(models) or 'none'}.",
+                fix="Export the three graphs encoder, decoder and decoder_with_past.",
+            )
+        names = {str(value.name) for value in models[name].graph.inputs}
+        names = {value for value in names if not value.startswith("past_key_values.")}
+        if head.INPUT_IDS not in names or not names <= _INPUTS[name]:
+            raise InputError(
+                f"The inputs of the graph {name!r} are not as expected.",
+                why=f"It takes {', '.join(sorted(names))}; known are {', '.join(sorted(_INPUTS[name]))}.",
+                fix="Export the model in the usual three-graph layout.",
+            )
+
+
+def _check_arrays(input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64], limit: int) -> None:
+    for name, array in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if array.dtype != np.int64 or array.ndim != 2 or array.size == 0:
+            raise InputError(
+                f"{name} cannot be generated from.",
+                why=f"It is {array.dtype} of shape {array.shape}; int64 [batch, positions] is needed, none of them 0.",
+                fix=f"Convert it: {name}.astype(numpy.int64), one row a sentence.",
+            )
+    if input_ids.shape != attention_mask.shape:
+        raise InputError(
+            "input_ids and attention_mask do not fit together.",
+            why=f"Their shapes are {input_ids.shape} and {attention_mask.shape}.",
+            fix="Take both from the same call of the tokenizer.",
+        )
+    if input_ids.min() < 0:
+        raise InputError(
+            "input_ids holds a negative id.",
+            why=f"The smallest is {input_ids.min()}.",
+            fix="Pad with the pad token and mask it, not with -100.",
+        )
+    if not np.isin(attention_mask, (0, 1)).all():
+        raise InputError(
+            "attention_mask holds other values than 0 and 1.",
+            why=f"It ranges from {attention_mask.min()} to {attention_mask.max()}.",
+            fix="Use 1 where a token counts and 0 where it is padding.",
+        )
+    if limit < 1:
+        raise InputError(
+            "Nothing to generate.", why=f"max_new_tokens is {limit}.", fix="Set max_new_tokens to at least 1."
+        )

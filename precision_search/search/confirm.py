@@ -1,0 +1,67 @@
+"""The confirm run: free-running generation with the graphs as converted, which is what will be published.
+
+The screen forces the reference; here the plan's own tokens and its own cache decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.graph import GraphName
+from precision_search.precision.emulate import widen
+from precision_search.precision.weights import WeightCache
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.reference import generate_all
+from precision_search.runtime.session import SessionSettings
+from precision_search.search.screen import Divergence, SampleRows
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmResult:
+    """What free-running generation gave.
+
+    Attributes:
+        exact_match: share of the samples with exactly the reference's tokens.
+        nonfinite: whether any sample met a non-finite value that counts.
+        divergence: the first difference, by sample; None if there is none.
+    """
+
+    exact_match: float
+    nonfinite: bool
+    divergence: Divergence | None
+
+
+def confirm(
+    models: Mapping[GraphName, ir.Model],
+    samples: SampleRows,
+    generation: GenerationSettings,
+    settings: SessionSettings,
+    batch_size: int,
+    weights: WeightCache,
+) -> ConfirmResult:
+    """Generates with converted graphs: as they are on CUDA, widened on a CPU.
+
+    Args:
+        models: the three converted graphs.
+        samples: sources and their reference.
+        generation: how to generate.
+        settings: device and optimization level.
+        batch_size: sources at once.
+        weights: shared rounded weights.
+    """
+    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
+    generator = Generator(run, generation, settings)
+    tokens, nonfinite = generate_all(generator, samples.rows, generation.pad_token_id, batch_size)
+    divergence = None
+    exact = 0
+    for sample, (found, wanted) in enumerate(zip(tokens, samples.reference.tokens, strict=True)):
+        if found == wanted and not nonfinite[sample]:
+            exact += 1
+        elif divergence is None:
+            position = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), 0)
+            divergence = Divergence(sample, position)
+    return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)

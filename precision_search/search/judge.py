@@ -1,0 +1,193 @@
+"""Judging one plan for real: screen, convert, confirm, cost. In: a proposal. Out: a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.model.bundle import Bundle
+from precision_search.model.graph import GraphName
+from precision_search.precision.convert import Converted, convert
+from precision_search.precision.plan import Plan, blocklist_of_plan
+from precision_search.precision.weights import WeightCache
+from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.session import SessionSettings
+from precision_search.search.confirm import confirm
+from precision_search.search.damage import DamageFinder
+from precision_search.search.flip_risk import estimate_flip_risk
+from precision_search.search.screen import (
+    Divergence,
+    SampleRows,
+    SampleScreen,
+    Screener,
+    ScreenResult,
+    margin_shifts,
+)
+from precision_search.search.strategies.base import Proposal
+from precision_search.search.trials import Divergence as TrialDivergence
+from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency, Verdict
+
+LANDMARKS = frozenset({"fp32", "all-low", "classic", "given"})
+"""Stages whose plans are screened to the end even when the verdict is certain: people compare with them."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class LatencySource(Protocol):
+    """Measures or estimates what a converted plan costs."""
+
+    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
+        """The latency of the whole workload with these graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """What judging depends on beside the plan.
+
+    Attributes:
+        session: device, optimization level, threads, TF32.
+        batch_size: samples at once.
+        seed: of the flip-risk interval.
+    """
+
+    session: SessionSettings
+    batch_size: int
+    seed: int
+
+
+@dataclass(slots=True)
+class ScreenStatistics:
+    """Run times of the screens, in seconds, without building sessions.
+
+    Attributes:
+        full: of each calibration screen that looked at every sample.
+        fp32: of the fp32 plan's.
+        rejected: of each that stopped early.
+        build: of building the sessions.
+    """
+
+    full: list[float] = dataclasses.field(default_factory=list)
+    fp32: list[float] = dataclasses.field(default_factory=list)
+    rejected: list[float] = dataclasses.field(default_factory=list)
+    build: list[float] = dataclasses.field(default_factory=list)
+
+
+class PlanJudge:
+    """Judges plans of one bundle on its sample sets; callable as `search.study` wants it."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        calibration: SampleRows,
+        validation: SampleRows | None,
+        latency: LatencySource,
+        weights: WeightCache,
+        settings: JudgeSettings,
+    ) -> None:
+        self._bundle = bundle
+        self._graphs = bundle.graphs
+        self._settings = settings
+        self._weights = weights
+        self._latency = latency
+        self._screener = Screener(self._graphs, weights, settings.session)
+        self._damage = DamageFinder(self._graphs, weights, settings.session)
+        self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
+        self._validation = (
+            None if validation is None else SampleScreen(validation, bundle.generation, settings.batch_size)
+        )
+        self.statistics = ScreenStatistics()
+
+    def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
+        """Judges the plan: the verdict is `stable` only if screen and confirm run both found nothing."""
+        start = time.perf_counter()
+        plan = proposal.plan
+        prepared = self._screener.prepare(plan)
+        screened = prepared.screen(self._calibration, to_the_end=proposal.stage in LANDMARKS)
+        self._count(plan, screened)
+        converted = convert(self._graphs, plan, self._weights)
+        verdict: Verdict = "stable" if screened.verdict == "exact" else screened.verdict
+        exact_match, where = screened.exact_match, screened.divergence
+        validated: ScreenResult | None = None
+        if verdict == "stable":
+            confirmed = self.confirm(converted, self._calibration.samples)
+            exact_match, where = confirmed.exact_match, confirmed.divergence
+            if confirmed.nonfinite:
+                verdict = "nonfinite"
+            elif where is not None:
+                verdict = "mismatch"
+            if verdict == "stable" and self._validation is not None:
+                validated = prepared.screen(self._validation, to_the_end=True)
+        low_nodes, fp32_nodes = self.node_counts(plan)
+        return Trial(
+            id=trial_id,
+            parent=proposal.parent,
+            stage=proposal.stage,
+            plan=self.record(plan),
+            verdict=verdict,
+            verdict_source="cuda" if self._settings.session.device == "cuda" else "emulated",
+            exact_match=exact_match,
+            validation_match=None if validated is None else validated.exact_match,
+            min_margin=screened.min_margin,
+            flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
+            first_divergence=None if where is None else self._explain(plan, where),
+            latency=self._latency.latency(converted.models),
+            size_bytes=converted.size_bytes,
+            fp32_nodes=fp32_nodes,
+            low_nodes=low_nodes,
+            casts=converted.casts,
+            seconds=time.perf_counter() - start,
+        )
+
+    def confirm(self, converted: Converted, samples: SampleRows) -> ConfirmResult:
+        """Free-running generation with converted graphs on a sample set."""
+        return confirm(
+            converted.models,
+            samples,
+            self._bundle.generation,
+            self._settings.session,
+            self._settings.batch_size,
+            self._weights,
+        )
+
+    def record(self, plan: Plan) -> PlanRecord:
+        """The plan as the log keeps it."""
+        return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs).op_types)
+
+    def node_counts(self, plan: Plan) -> tuple[int, int]:
+        """Low and fp32 compute nodes over the three graphs."""
+        keys = [node.key for graph in self._graphs.values() for node in graph.compute]
+        fp32 = sum(key in plan.fp32 for key in keys)
+        return len(keys) - fp32, fp32
+
+    def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
+        if self._validation is None or validated is None:
+            return None
+        if self.node_counts(plan)[0] == 0:
+            return FlipRisk(0.0, 0.0, 0.0)
+        sets = ((self._calibration, screened), (self._validation, validated))
+        calibration, validation = (margin_shifts(screen.samples, result.margins) for screen, result in sets)
+        return estimate_flip_risk(calibration, validation, self._reference_margins(), seed=self._settings.seed)
+
+    def _explain(self, plan: Plan, where: Divergence) -> TrialDivergence:
+        samples = self._calibration.samples
+        order = [where.sample]
+        batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
+        node = self._damage.find(plan, batch)
+        error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
+        return TrialDivergence(where.sample, where.position, None if node is None else node.key, error)
+
+    def _count(self, plan: Plan, screened: ScreenResult) -> None:
+        self.statistics.build.append(screened.build_seconds)
+        if self.node_counts(plan)[0] == 0:
+            self.statistics.fp32.append(screened.run_seconds)
+        elif screened.screened == len(self._calibration.samples.rows):
+            self.statistics.full.append(screened.run_seconds)
+        else:
+            self.statistics.rejected.append(screened.run_seconds)
