@@ -181,7 +181,7 @@ class Decoder:
 
     def _columns(self, buffer: Buffer, steps: int) -> npt.NDArray[Any]:
         rows = buffer.read()[: steps * self._stride].reshape(steps, self._stride)
-        return np.ascontiguousarray(rows[:, : self._batch].T)
+        return rows[:, : self._batch].T.copy()  # on the CPU the rows are the buffer itself
 
 
 def forced_token(generation: GenerationSettings, step: int, limit: int) -> int:

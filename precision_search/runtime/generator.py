@@ -123,7 +123,8 @@ class Generator:
             decoder.start(encoded, limit)
             for step in range(limit):
                 decoder.step(step)
-                if (step + 1) % self._check_every == 0 and decoder.all_finished(step):
+                due = (step + 1) % self._check_every == 0 and step + 1 < limit
+                if due and decoder.all_finished(step):
                     break
             return self._collect(self._encoder.damaged(attention_mask), decoder.history(step + 1), limit)
 

@@ -114,8 +114,6 @@ def resolve_device(kind: Literal["auto", "cpu", "cuda"]) -> Device:
 def require_cuda(settings: SessionSettings) -> None:
     """Runs one node on CUDA, or says why that does not work.
 
-    The node is an ArgMax, which the generator needs and for which ONNX Runtime calls cuDNN.
-
     Raises:
         MissingPackageError: the installed ONNX Runtime has no CUDA provider, or CUDA libraries are missing.
         DeviceError: no usable driver or device.
