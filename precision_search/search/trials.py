@@ -6,24 +6,20 @@ and found again by plan. The field names are the file's keys.
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import os
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Literal, get_args
 
 from precision_search.errors import InputError, InternalError
 from precision_search.model.graph import Family
 from precision_search.precision.plan import LowDtype, Plan
+from precision_search.search.json_codec import from_json, to_json
 
 Verdict = Literal["nonfinite", "mismatch", "stable", "error"]
 VerdictSource = Literal["emulated", "cuda"]
-
-_hints = functools.cache(get_type_hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +154,7 @@ def trial_to_line(trial: Trial) -> str:
         InternalError: a number that must be there is NaN or infinite, or a value is of a type that JSON has not.
     """
     try:
-        return json.dumps(_plain(trial), allow_nan=False, separators=(",", ":"))
+        return json.dumps(to_json(trial), allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError) as error:
         raise InternalError(f"trial {trial.id} cannot be written to the log", why=str(error)) from error
 
@@ -170,7 +166,7 @@ def trial_from_line(line: str, where: str) -> Trial:
         InputError: the line is not JSON or not a trial; `where` (file and line) is named in the message.
     """
     try:
-        return cast(Trial, _decode(Trial, json.loads(line), "trial"))
+        return from_json(Trial, json.loads(line), "trial")
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{where} is not a judged plan",
@@ -291,62 +287,3 @@ def _is_json(raw: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _plain(value: object) -> object:
-    """Dataclasses, mappings and tuples as JSON values; an optional field that is NaN or infinite becomes None."""
-    if is_dataclass(value):
-        hints = _hints(value.__class__)
-        return {
-            field.name: None
-            if _is_optional(hints[field.name]) and _not_finite(getattr(value, field.name))
-            else _plain(getattr(value, field.name))
-            for field in fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _is_optional(hint: Any) -> bool:
-    return type(None) in get_args(hint)
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """The JSON value as the type `hint`; raises ValueError that names the place where it does not fit."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _decode(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, where) for item in value)
-    if origin is Mapping and isinstance(value, dict):
-        return {_decode(arguments[0], k, where): _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if is_dataclass(hint) and isinstance(value, dict):
-        return _decode_fields(hint, value, where)
-    if value in arguments if origin is Literal else _is_plain(hint, value):
-        return float(value) if hint is float else value
-    raise ValueError(f"{where} is {json.dumps(value)[:60]}")
-
-
-def _is_plain(hint: Any, value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return hint in (int, str) and isinstance(value, hint)
-
-
-def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    found = {}
-    for field in fields(kind):
-        if field.name not in value:
-            raise ValueError(f"{where} lacks {field.name!r}")
-        found[field.name] = _decode(hints[field.name], value[field.name], f"{where}.{field.name}")
-    return kind(**found)
