@@ -40,6 +40,7 @@ def confirm(
     samples: SampleRows,
     generation: GenerationSettings,
     settings: SessionSettings,
+    *,
     batch_size: int,
     weights: WeightCache,
 ) -> ConfirmResult:

@@ -22,8 +22,9 @@ from precision_search.runtime.forced import ForcedBatch
 from precision_search.runtime.session import SessionSettings, create_session
 
 THRESHOLD = 0.25
-"""Relative error (largest difference over largest fp32 magnitude) from which a result counts as damaged. fp16 rounds to
-2^-11 and hundreds of roundings in a row stay below a few percent; an overflow or a norm of 0 is an error of 1 or more."""
+"""Relative error (largest difference over largest fp32 magnitude) from which a result is damaged. fp16 rounds to 2^-11
+and hundreds of roundings in a row stay below a few percent; an overflow or a zeroed norm is an error of 1 or more.
+"""
 
 FORCED_GRAPHS: tuple[GraphName, GraphName] = ("encoder", "decoder")
 
@@ -84,9 +85,7 @@ class _Traced:
         model.graph.outputs.extend(values[name] for name in dict.fromkeys(self._outputs) if name not in present)
         self._session = create_session(model, settings)
 
-    def run(
-        self, batch: ForcedBatch, hidden: npt.NDArray[np.float32] | None
-    ) -> Sequence[npt.NDArray[np.float32]]:
+    def run(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32] | None) -> Sequence[npt.NDArray[np.float32]]:
         feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
         if hidden is not None:
             feed = {

@@ -19,7 +19,7 @@ from precision_search.precision.plan import Plan, blocklist_of_plan
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.forced import forced_batches
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.confirm import confirm
+from precision_search.search.confirm import ConfirmResult, confirm
 from precision_search.search.damage import DamageFinder
 from precision_search.search.flip_risk import estimate_flip_risk
 from precision_search.search.screen import (
@@ -87,6 +87,7 @@ class PlanJudge:
         bundle: Bundle,
         calibration: SampleRows,
         validation: SampleRows | None,
+        *,
         latency: LatencySource,
         weights: WeightCache,
         settings: JudgeSettings,
@@ -152,8 +153,8 @@ class PlanJudge:
             samples,
             self._bundle.generation,
             self._settings.session,
-            self._settings.batch_size,
-            self._weights,
+            batch_size=self._settings.batch_size,
+            weights=self._weights,
         )
 
     def record(self, plan: Plan) -> PlanRecord:
@@ -173,7 +174,8 @@ class PlanJudge:
             return FlipRisk(0.0, 0.0, 0.0)
         sets = ((self._calibration, screened), (self._validation, validated))
         calibration, validation = (margin_shifts(screen.samples, result.margins) for screen, result in sets)
-        return estimate_flip_risk(calibration, validation, self._reference_margins(), seed=self._settings.seed)
+        margins = self._validation.samples.reference.judged_margins
+        return estimate_flip_risk(calibration, validation, margins, seed=self._settings.seed)
 
     def _explain(self, plan: Plan, where: Divergence) -> TrialDivergence:
         samples = self._calibration.samples

@@ -200,8 +200,5 @@ def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArr
 
 def margin_shifts(samples: SampleRows, margins: Mapping[int, FloatArray]) -> Sequence[FloatArray]:
     """Per sample, margin under the plan minus the reference's, float32 [T]; for the samples that were screened."""
-    return [
-        found - reference[~np.isnan(reference)]
-        for sample, found in sorted(margins.items())
-        for reference in (samples.reference.margins[sample],)
-    ]
+    reference = samples.reference.judged_margins
+    return [found - reference[sample] for sample, found in sorted(margins.items())]

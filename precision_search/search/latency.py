@@ -1,0 +1,55 @@
+"""What a plan costs: measured on a CUDA device, estimated from a device profile without one. Never mixed in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from precision_search.model.bundle import Bundle
+from precision_search.model.graph import GraphName
+from precision_search.precision.cost import CostModel, Workload
+from precision_search.runtime.device_profile import DeviceProfile
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.session import SessionSettings
+from precision_search.runtime.timing import interleave, synthetic_batch, without_end
+from precision_search.search.trials import TrialLatency
+
+
+class EstimatedLatency:
+    """Latency by the cost model, for a workload on a device that is not here."""
+
+    def __init__(self, bundle: Bundle, workload: Workload, profile: DeviceProfile) -> None:
+        self._model = CostModel(bundle.models, workload, profile)
+        self._fp32_ms = self._model.estimate(bundle.models).p50_ms
+        self._profile = profile.name
+
+    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
+        """The estimate for converted graphs, labelled as one."""
+        found = self._model.estimate(models)
+        return TrialLatency(
+            found.p50_ms, found.low_ms, found.high_ms, self._fp32_ms / found.p50_ms, "estimated", self._profile
+        )
+
+
+class MeasuredLatency:
+    """Latency on the device, interleaved with fp32."""
+
+    def __init__(self, bundle: Bundle, workload: Workload, settings: SessionSettings, seed: int) -> None:
+        self._generation = without_end(bundle.generation, workload.target_length)
+        self._settings = settings
+        self._seed = seed
+        self._ids = synthetic_batch(workload.batch, workload.source_length, bundle.config.vocab_size, seed)
+        self._mask = np.ones_like(self._ids)
+        self._fp32 = Generator(bundle.models, self._generation, settings)
+
+    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
+        """Median of the converted graphs, and its ratio to the fp32 median of the same rounds."""
+        generator = Generator(models, self._generation, self._settings)
+        fp32, own = interleave(
+            lambda: self._fp32.generate(self._ids, self._mask),
+            lambda: generator.generate(self._ids, self._mask),
+            seed=self._seed,
+        )
+        return TrialLatency(own.p50_ms, own.low_ms, own.high_ms, fp32.p50_ms / own.p50_ms, "measured", None)

@@ -1,0 +1,234 @@
+"""Everything before the first plan: bundle, samples, reference, parity with the checkpoint, ranges, space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from precision_search.config import Config, DataSection
+from precision_search.errors import InputError, VerificationError
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
+from precision_search.model.calibration import SampleSet, encode, load_samples
+from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.precision.kernels import why_fp32
+from precision_search.precision.ranges import NodeRange, measure_ranges
+from precision_search.runtime.device_profile import DeviceProfile, load_profile
+from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.reference import (
+    NEAR_TIE,
+    ParityDifference,
+    Reference,
+    compare_with_oracle,
+    make_reference,
+)
+from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.search.screen import SampleRows
+from precision_search.search.space import SpaceReport, make_space
+
+SetName = Literal["calibration", "validation", "test"]
+Say = Callable[[str], None]
+ParityStatus = Literal["equal", "near-ties", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSet:
+    """A sample set, tokenized, with its fp32 reference.
+
+    Attributes:
+        samples: texts and content hash.
+        data: input ids and reference.
+        truncated: how many samples were cut to fit.
+    """
+
+    samples: SampleSet
+    data: SampleRows
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fp32Model:
+    """The fp32 bundle with what turns texts into its tokens."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    generator: Generator
+    settings: SessionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class NearTie:
+    """A token of the fp32 reference that won by so little that no plan can be trusted there."""
+
+    set: SetName
+    sample: int
+    position: int
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Whether the fp32 bundle generates what its checkpoint does.
+
+    Attributes:
+        status: `near-ties` if all differences are at near-ties of fp32; `skipped` without a checkpoint.
+        samples: how many samples were compared.
+        differences: where they differ.
+    """
+
+    status: ParityStatus
+    samples: int
+    differences: tuple[ParityDifference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a search starts from.
+
+    Attributes:
+        bundle: the fp32 bundle.
+        settings: session settings of everything that runs.
+        sets: calibration, and validation where configured, with references (test comes last, in `load_set`).
+        parity: of the fp32 bundle with its checkpoint.
+        ranges: of every compute node.
+        space: what may be decided.
+        profile: the device profile of estimates; None where a CUDA device measures.
+    """
+
+    bundle: Bundle
+    settings: SessionSettings
+    sets: Mapping[SetName, LoadedSet]
+    parity: Parity
+    ranges: Mapping[str, NodeRange]
+    space: SpaceReport
+    profile: DeviceProfile | None
+
+    @property
+    def near_ties(self) -> tuple[NearTie, ...]:
+        """Reference tokens with margins below `NEAR_TIE`, in all sets."""
+        return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data.reference))
+
+
+def prepare(config: Config, say: Say, warn: Say) -> Prepared:
+    """Does everything that comes before the first plan.
+
+    Args:
+        config: the resolved config.
+        say: receives a line before each step.
+        warn: receives what the user should know and need not stop for.
+
+    Raises:
+        ConfigError, InputError: something the config names cannot be used.
+        DeviceError, MissingPackageError: the device does not start.
+        VerificationError: the fp32 bundle does not generate what its checkpoint does.
+    """
+    device = resolve_device(config.device.kind)
+    settings = SessionSettings(
+        device=device, device_id=config.device.id, threads=config.device.threads, use_tf32=config.device.use_tf32
+    )
+    profile = _profile(config) if device == "cpu" else None
+    # Read before the slow export: a broken data file should not cost a minute first.
+    texts = {name: load_samples(section.path, name) for name, section in _sections(config).items()}
+    bundle = open_bundle(
+        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, say=say
+    )
+    fp32 = open_fp32(bundle, settings)
+    sets: dict[SetName, LoadedSet] = {}
+    for name, section in _sections(config).items():
+        if name != "test":
+            say(f"generating the fp32 reference of {len(texts[name].samples)} {name} samples")
+            sets[name] = load_set(texts[name], section, fp32, warn)
+    parity = _check_parity(bundle, sets["calibration"], config, say, warn)
+    say("measuring activation ranges")
+    data, size = sets["calibration"].data, config.calibration.batch_size
+    by_length = sorted(range(len(data.rows)), key=lambda index: len(data.rows[index]))
+    batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, by_length)
+    ranges = measure_ranges(bundle.graphs["encoder"], bundle.graphs["decoder"], batches, config.search.dtype, settings)
+    space = make_space(
+        bundle.graphs,
+        config.search.dtype,
+        ranges,
+        range_safety=config.search.range_safety,
+        keep_fp32=config.search.keep_fp32,
+        force_low=config.search.force_low,
+    )
+    for op_type in sorted({node.op_type for graph in bundle.graphs.values() for node in graph.compute}):
+        if reason := why_fp32(op_type, config.search.dtype):
+            warn(f"{op_type} stays in fp32: {reason}")
+    return Prepared(bundle, settings, sets, parity, ranges, space, profile)
+
+
+def open_fp32(bundle: Bundle, settings: SessionSettings) -> Fp32Model:
+    """The fp32 bundle, ready to generate."""
+    generator = Generator(bundle.models, bundle.generation, settings)
+    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings)
+
+
+def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say) -> LoadedSet:
+    """Tokenizes a sample set and generates its reference."""
+    encoded = encode(samples, fp32.tokenizer, section.prefix, section.max_length)
+    for warning in (*samples.warnings, *encoded.warnings):
+        warn(warning)
+    highest = max(max(ids) for ids in encoded.ids)
+    if highest >= fp32.bundle.config.vocab_size:
+        raise InputError(
+            f"the tokenizer gives the id {highest}, the model knows {fp32.bundle.config.vocab_size} tokens",
+            why="tokenizer and model do not belong together",
+            fix="put the model's own tokenizer files into its directory",
+        )
+    reference = make_reference(fp32.bundle, fp32.generator, encoded.ids, section.batch_size, fp32.settings)
+    return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated))
+
+
+def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:
+    """The reference's tokens with margins below `NEAR_TIE`."""
+    return tuple(
+        NearTie(name, sample, position, float(margin))
+        for sample, margins in enumerate(reference.margins)
+        for position, margin in enumerate(margins)
+        if margin < NEAR_TIE
+    )
+
+
+def _sections(config: Config) -> dict[SetName, DataSection]:
+    sections: dict[SetName, DataSection | None] = {
+        "calibration": config.calibration,
+        "validation": config.validation,
+        "test": config.test,
+    }
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def _profile(config: Config) -> DeviceProfile:
+    profile = load_profile(config.latency.profile)
+    profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
+    return profile
+
+
+def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:
+    rows = calibration.data.rows
+    if bundle.checkpoint is None:
+        warn("parity with transformers is skipped: there is no checkpoint beside the ONNX files")
+        return Parity("skipped", 0, ())
+    say("comparing the fp32 bundle with transformers")
+    oracle = oracle_tokens(bundle, rows, config.model.cache)
+    differences = compare_with_oracle(calibration.data.reference, oracle)
+    real = [difference for difference in differences if not difference.near_tie]
+    if real:
+        lines = [
+            f"sample {d.sample + 1}, token {d.position + 1}: bundle {d.bundle_token}, checkpoint {d.checkpoint_token}, "
+            f"margin {d.margin:.4g}"
+            for d in real[:5]
+        ]
+        raise VerificationError(
+            f"the fp32 bundle differs from its checkpoint on {len(real)} of {len(rows)} calibration samples",
+            why="; ".join(lines),
+            fix="export the model again; if the ONNX files are from another checkpoint, give theirs",
+        )
+    for difference in differences:
+        warn(
+            f"calibration sample {difference.sample + 1}: bundle and checkpoint part at a near-tie of fp32 "
+            f"(margin {difference.margin:.2g})"
+        )
+    return Parity("near-ties" if differences else "equal", len(rows), differences)
