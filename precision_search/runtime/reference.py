@@ -38,11 +38,6 @@ class Reference:
         return np.array([np.nanmin(m, initial=np.inf) for m in self.margins], np.float32)
 
     @property
-    def judged_margins(self) -> tuple[npt.NDArray[np.float32], ...]:
-        """For each sample the margins of the tokens that were the model's own choice, float32 [<= T]."""
-        return tuple(margins[~np.isnan(margins)] for margins in self.margins)
-
-    @property
     def fragile_first(self) -> tuple[int, ...]:
         """Sample numbers by smallest margin, ascending."""
         return tuple(int(index) for index in np.argsort(self.smallest, kind="stable"))

@@ -86,7 +86,10 @@ class _Traced:
         self._session = create_session(model, settings)
 
     def run(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32] | None) -> Sequence[npt.NDArray[np.float32]]:
-        feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
+        feed: dict[str, npt.NDArray[np.generic]] = {
+            "input_ids": batch.source.input_ids,
+            "attention_mask": batch.source.attention_mask,
+        }
         if hidden is not None:
             feed = {
                 "input_ids": batch.decoder_input_ids,

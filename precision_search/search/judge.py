@@ -21,14 +21,13 @@ from precision_search.runtime.forced import forced_batches
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.confirm import ConfirmResult, confirm
 from precision_search.search.damage import DamageFinder
-from precision_search.search.flip_risk import estimate_flip_risk
+from precision_search.search.flip_risk import TokenMargins, estimate_flip_risk
 from precision_search.search.screen import (
     Divergence,
     SampleRows,
     SampleScreen,
     Screener,
     ScreenResult,
-    margin_shifts,
 )
 from precision_search.search.strategies.base import Proposal
 from precision_search.search.trials import Divergence as TrialDivergence
@@ -173,9 +172,10 @@ class PlanJudge:
         if self.node_counts(plan)[0] == 0:
             return FlipRisk(0.0, 0.0, 0.0)
         sets = ((self._calibration, screened), (self._validation, validated))
-        calibration, validation = (margin_shifts(screen.samples, result.margins) for screen, result in sets)
-        margins = self._validation.samples.reference.judged_margins
-        return estimate_flip_risk(calibration, validation, margins, seed=self._settings.seed)
+        calibration, validation = (
+            TokenMargins.of(screen.samples.reference.margins, result.margins) for screen, result in sets
+        )
+        return estimate_flip_risk(validation, calibration, seed=self._settings.seed)
 
     def _explain(self, plan: Plan, where: Divergence) -> TrialDivergence:
         samples = self._calibration.samples

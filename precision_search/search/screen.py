@@ -7,7 +7,7 @@ small batch, and because the fp32 side of a plan that leaves one family alone is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +62,9 @@ class ScreenResult:
         exact_match: share of the screened samples whose tokens are all the reference's.
         screened: how many samples were looked at; fewer than all when the verdict was certain before.
         divergence: the first difference, in screening order; None for `exact`.
-        margins: for each screened sample (by number) the signed margin of each token, float32 [T].
+        min_margin: the smallest margin met; None if one was not finite.
+        margins: for each screened sample (by number) the signed margin of each token, float32 [T]; NaN for a forced
+            token and where a logit was not finite.
         build_seconds: time to build the sessions.
         run_seconds: time in them.
     """
@@ -71,15 +73,10 @@ class ScreenResult:
     exact_match: float
     screened: int
     divergence: Divergence | None
+    min_margin: float | None
     margins: Mapping[int, FloatArray]
     build_seconds: float
     run_seconds: float
-
-    @property
-    def min_margin(self) -> float | None:
-        """The smallest margin met, or None if one was not finite."""
-        smallest = min((float(np.min(m, initial=np.inf)) for m in self.margins.values()), default=float("inf"))
-        return smallest if np.isfinite(smallest) else None
 
 
 class SampleScreen:
@@ -162,7 +159,7 @@ class PreparedPlan:
         """
         start = time.perf_counter()
         margins: dict[int, FloatArray] = {}
-        broken: set[int] = set()
+        smallest: dict[int, float] = {}
         divergence: Divergence | None = None
         for number, batch in enumerate(samples.batches):
             if self.fp32_encoder:
@@ -172,19 +169,27 @@ class PreparedPlan:
             found = self.decoder.margins(batch, hidden)
             finite = encoder_is_finite(batch, hidden)
             for row, sample in enumerate(batch.source.indices):
-                margin = found[row, batch.valid[row]]
-                if not finite[row] or np.isnan(margin).any():
-                    broken.add(sample)
-                margins[sample] = margin
+                margins[sample] = found[row, : len(samples.samples.reference.tokens[sample])]
+                judged = found[row, batch.valid[row]]
+                # np.min keeps a NaN.
+                smallest[sample] = float(np.min(judged, initial=np.inf)) if finite[row] else float("nan")
             if divergence is None:
                 divergence = _first_divergence(batch, found, finite)
             if divergence is not None and not to_the_end:
                 break
         seconds = time.perf_counter() - start
-        exact = [sample not in broken and bool((margin > 0).all()) for sample, margin in margins.items()]
-        verdict: ScreenVerdict = "nonfinite" if broken else "exact" if all(exact) else "mismatch"
-        share = sum(exact) / len(exact) if exact else 1.0
-        return ScreenResult(verdict, share, len(margins), divergence, margins, self.build_seconds, seconds)
+        least = float(np.min(list(smallest.values())))
+        verdict: ScreenVerdict = "nonfinite" if np.isnan(least) else "exact" if least > 0 else "mismatch"
+        return ScreenResult(
+            verdict=verdict,
+            exact_match=sum(margin > 0 for margin in smallest.values()) / len(smallest),
+            screened=len(smallest),
+            divergence=divergence,
+            min_margin=least if np.isfinite(least) else None,
+            margins=margins,
+            build_seconds=self.build_seconds,
+            run_seconds=seconds,
+        )
 
 
 def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Divergence | None:
@@ -196,9 +201,3 @@ def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArr
         if wrong.size:
             return Divergence(sample, int(wrong[0]))
     return None
-
-
-def margin_shifts(samples: SampleRows, margins: Mapping[int, FloatArray]) -> Sequence[FloatArray]:
-    """Per sample, margin under the plan minus the reference's, float32 [T]; for the samples that were screened."""
-    reference = samples.reference.judged_margins
-    return [found - reference[sample] for sample, found in sorted(margins.items())]
