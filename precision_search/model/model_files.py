@@ -32,6 +32,7 @@ def read_model(path: Path) -> ir.Model:
         )
     if model.functions:
         common_passes.InlinePass()(model)
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         model = common_passes.ShapeInferencePass()(model).model
     _refuse_unknown_or_mixed(model, path)

@@ -6,9 +6,11 @@ A plan is a set of compute-node keys kept in fp32; every other compute node is l
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from precision_search.errors import InputError
@@ -99,6 +101,21 @@ def blocklist_from_json(data: object, source: str) -> Blocklist:
         patterns=patterns,
         nodes=cast("Mapping[GraphName, tuple[str, ...]]", nodes),
     )
+
+
+def read_blocklist(path: Path) -> Blocklist:
+    """Reads a `blocklist.json`.
+
+    Raises:
+        InputError: it is missing, not JSON, or not a blocklist.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read the blocklist {path}", why=str(error.strerror), fix="check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
+    return blocklist_from_json(data, str(path))
 
 
 def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], source: str = "the blocklist") -> Plan:

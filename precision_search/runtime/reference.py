@@ -52,19 +52,20 @@ class ParityDifference:
         position: where they part.
         bundle_token: what the bundle chose, or None where it had ended.
         checkpoint_token: what transformers chose, or None where it had ended.
-        margin: the bundle's margin at that position; below `NEAR_TIE` the difference is nobody's fault.
+        margin: the bundle's margin at that position, None where it had ended; below `NEAR_TIE` the difference is
+            nobody's fault.
     """
 
     sample: int
     position: int
     bundle_token: int | None
     checkpoint_token: int | None
-    margin: float
+    margin: float | None
 
     @property
     def near_tie(self) -> bool:
         """Whether fp32 itself cannot tell the two tokens apart."""
-        return self.margin < NEAR_TIE
+        return self.margin is not None and self.margin < NEAR_TIE
 
 
 def generate_all(
@@ -129,7 +130,7 @@ def compare_with_oracle(reference: Reference, oracle: Sequence[Sequence[int]]) -
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
         )
         margins = reference.margins[sample]
-        margin = float(margins[position]) if position < len(margins) else float("inf")
+        margin = float(margins[position]) if position < len(margins) else None
         found.append(
             ParityDifference(
                 sample,

@@ -31,7 +31,7 @@ from precision_search.search.screen import (
 )
 from precision_search.search.strategies.base import Proposal
 from precision_search.search.trials import Divergence as TrialDivergence
-from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency, Verdict
+from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency, Verdict, VerdictSource
 
 LANDMARKS = frozenset({"fp32", "all-low", "classic", "given"})
 """Stages whose plans are screened to the end even when the verdict is certain: people compare with them."""
@@ -104,6 +104,11 @@ class PlanJudge:
         )
         self.statistics = ScreenStatistics()
 
+    @property
+    def source(self) -> VerdictSource:
+        """Whether verdicts come from emulated or real kernels."""
+        return "cuda" if self._settings.session.device == "cuda" else "emulated"
+
     def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
         """Judges the plan: the verdict is `stable` only if screen and confirm run both found nothing."""
         start = time.perf_counter()
@@ -124,14 +129,14 @@ class PlanJudge:
                 verdict = "mismatch"
             if verdict == "stable" and self._validation is not None:
                 validated = prepared.screen(self._validation, to_the_end=True)
-        low_nodes, fp32_nodes = self.node_counts(plan)
+        fp32_nodes, low_nodes = self.node_counts(plan)
         return Trial(
             id=trial_id,
             parent=proposal.parent,
             stage=proposal.stage,
             plan=self.record(plan),
             verdict=verdict,
-            verdict_source="cuda" if self._settings.session.device == "cuda" else "emulated",
+            verdict_source=self.source,
             exact_match=exact_match,
             validation_match=None if validated is None else validated.exact_match,
             min_margin=screened.min_margin,
@@ -161,15 +166,15 @@ class PlanJudge:
         return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs).op_types)
 
     def node_counts(self, plan: Plan) -> tuple[int, int]:
-        """Low and fp32 compute nodes over the three graphs."""
+        """How many compute nodes are fp32 and how many low, over the three graphs."""
         keys = [node.key for graph in self._graphs.values() for node in graph.compute]
         fp32 = sum(key in plan.fp32 for key in keys)
-        return len(keys) - fp32, fp32
+        return fp32, len(keys) - fp32
 
     def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
         if self._validation is None or validated is None:
             return None
-        if self.node_counts(plan)[0] == 0:
+        if self.node_counts(plan)[1] == 0:
             return FlipRisk(0.0, 0.0, 0.0)
         sets = ((self._calibration, screened), (self._validation, validated))
         calibration, validation = (
@@ -187,7 +192,7 @@ class PlanJudge:
 
     def _count(self, plan: Plan, screened: ScreenResult) -> None:
         self.statistics.build.append(screened.build_seconds)
-        if self.node_counts(plan)[0] == 0:
+        if self.node_counts(plan)[1] == 0:
             self.statistics.fp32.append(screened.run_seconds)
         elif screened.screened == len(self._calibration.samples.rows):
             self.statistics.full.append(screened.run_seconds)

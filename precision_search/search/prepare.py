@@ -93,7 +93,7 @@ class Prepared:
         parity: of the fp32 bundle with its checkpoint.
         ranges: of every compute node.
         space: what may be decided.
-        profile: the device profile of estimates; None where a CUDA device measures.
+        profile: the device profile of estimates; where a CUDA device measures, it only orders proposals.
     """
 
     bundle: Bundle
@@ -102,7 +102,7 @@ class Prepared:
     parity: Parity
     ranges: Mapping[str, NodeRange]
     space: SpaceReport
-    profile: DeviceProfile | None
+    profile: DeviceProfile
 
     @property
     def near_ties(self) -> tuple[NearTie, ...]:
@@ -127,7 +127,8 @@ def prepare(config: Config, say: Say, warn: Say) -> Prepared:
     settings = SessionSettings(
         device=device, device_id=config.device.id, threads=config.device.threads, use_tf32=config.device.use_tf32
     )
-    profile = _profile(config) if device == "cpu" else None
+    profile = load_profile(config.latency.profile)
+    profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
     texts = {name: load_samples(section.path, name) for name, section in _sections(config).items()}
     bundle = open_bundle(
@@ -200,12 +201,6 @@ def _sections(config: Config) -> dict[SetName, DataSection]:
     return {name: section for name, section in sections.items() if section is not None}
 
 
-def _profile(config: Config) -> DeviceProfile:
-    profile = load_profile(config.latency.profile)
-    profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
-    return profile
-
-
 def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:
     rows = calibration.data.rows
     if bundle.checkpoint is None:
@@ -218,7 +213,7 @@ def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: S
     if real:
         lines = [
             f"sample {d.sample + 1}, token {d.position + 1}: bundle {d.bundle_token}, checkpoint {d.checkpoint_token}, "
-            f"margin {d.margin:.4g}"
+            + ("" if d.margin is None else f"margin {d.margin:.4g}")
             for d in real[:5]
         ]
         raise VerificationError(

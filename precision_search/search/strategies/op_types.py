@@ -81,23 +81,25 @@ class OpTypeSearch:
         """One family with the other one in fp32.
 
         First each op type low by itself: where that alone is damage, the type is needed in fp32 and its half of the
-        subsets is out. Then all subsets of what is left, fastest first, or samples where they are too many.
+        subsets is out. (Where that would take more than half of the family's trials, it is left out.) Then all subsets
+        of what is left, fastest first, or samples where they are too many.
         """
         last = len(self._trials) + int(share * (self._context.max_trials - len(self._trials)))
-        own = [choice for choice in self._space.choices if choice[0] == family]
         everything = frozenset(self._space.choices)
-        free = [choice for choice in own if choice not in self._space.hard_choices]
-        for choice in sorted(free, key=lambda c: self._estimate(everything - {c})):
-            yield everything - {choice}, family, None
-        free = [choice for choice in free if not self._known_damage(everything - {choice})]
+        free = [c for c in self._space.choices if c[0] == family and c not in self._space.hard_choices]
+        if 2 * len(free) <= last - len(self._trials):
+            for choice in sorted(free, key=lambda c: self._estimate(everything - {c})):
+                yield everything - {choice}, family, None
+            free = [choice for choice in free if not self._known_damage(everything - {choice})]
         base = everything - frozenset(free)
         if 2 ** len(free) <= last - len(self._trials):
             subsets = self._fastest_first(base | extra for extra in _subsets(free, range(len(free) + 1)))
         else:
-            subsets = chain(
-                self._fastest_first(base | extra for extra in _subsets(free, range(2))), self._sampled(base, free, last)
-            )
+            first = self._fastest_first(base | extra for extra in _subsets(free, range(2)))
+            subsets = chain(first, self._sampled(base, free, last))
         for selection in subsets:
+            if len(self._trials) >= last:
+                return
             if not self._known_damage(selection):
                 yield selection, family, None
 

@@ -1,0 +1,310 @@
+"""The public functions: what the command line does, as typed calls.
+
+`search` runs everything and leaves a run directory; `pareto`, `export` and `verify` work on what it left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from precision_search.config import Config, load_config, to_toml
+from precision_search.errors import InternalError, UsageError
+from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.calibration import load_samples
+from precision_search.output import run_files
+from precision_search.output.progress import Reporter
+from precision_search.output.publish import publish, publish_facts
+from precision_search.output.run_record import RunRecorder, open_run_directory
+from precision_search.output.table import ParetoTable, pareto_table
+from precision_search.precision.convert import convert
+from precision_search.precision.cost import Workload
+from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
+from precision_search.precision.plan import (
+    LowDtype,
+    Plan,
+    all_compute_keys,
+    plan_of_blocklist,
+    read_blocklist,
+)
+from precision_search.precision.weights import WeightCache
+from precision_search.runtime.doctor import DoctorReport, examine
+from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
+from precision_search.search.latency import EstimatedLatency, MeasuredLatency
+from precision_search.search.pareto import Choice, choose_winner
+from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_fp32, prepare
+from precision_search.search.strategies import make_strategy
+from precision_search.search.strategies.base import Strategy, StrategyContext
+from precision_search.search.strategies.given import GivenPlan
+from precision_search.search.study import Budget, guarded, run_search
+from precision_search.search.trials import Trial, TrialLog
+from precision_search.search.verify import VerifyReport, compare, open_candidate
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What `search` left.
+
+    Attributes:
+        directory: the run directory.
+        trials: every judged plan.
+        choice: the winner and why.
+        table: the Pareto table.
+        interrupted: whether Ctrl-C ended the search; everything judged until then is in the directory.
+    """
+
+    directory: Path
+    trials: tuple[Trial, ...]
+    choice: Choice
+    table: ParetoTable
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0; 1 where no stable plan is faster than fp32; 130 where interrupted."""
+        if self.interrupted:
+            return 130
+        return 0 if self.choice.faster else 1
+
+
+def open_model(
+    source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter | None = None
+) -> Bundle:
+    """Opens a checkpoint directory, a directory of ONNX graphs or a hub id as fp32 graphs (see `model.bundle`)."""
+    say = reporter.stage if reporter is not None else lambda _: None
+    return open_bundle(source, cache, max_new_tokens=max_new_tokens, say=say)
+
+
+def search(
+    config: Config, out: Path, *, resume: bool = False, blocklist: Path | None = None, reporter: Reporter
+) -> RunResult:
+    """Searches, or judges one given blocklist, and writes the run directory.
+
+    Args:
+        config: the resolved config.
+        out: the run directory; must not exist unless `resume`.
+        resume: go on with the run in `out`; nothing it judged is judged again.
+        blocklist: a `blocklist.json` to judge instead of searching.
+        reporter: receives progress.
+
+    Raises:
+        OutputExistsError: `out` exists and `resume` is not set.
+        UsageError: nothing to resume, or model, config or samples changed since.
+        PrecisionSearchError: see `search.prepare.prepare` and `output.publish.publish`.
+    """
+    given = None if blocklist is None else read_blocklist(blocklist)
+    open_run_directory(config, out, resume=resume)
+    prepared = prepare(config, reporter.stage, reporter.warn)
+    plan = None if given is None else plan_of_blocklist(given, prepared.bundle.graphs, str(blocklist))
+    recorder = RunRecorder(out, config, prepared, strategy=config.search.strategy if plan is None else GivenPlan.name)
+    if resume:
+        recorder.resume()
+    log = TrialLog(out / run_files.TRIALS_FILE)
+    recorder.write(log.trials)
+    judge, estimate = _judge(config, prepared)
+    if plan is None:
+        strategy = _strategy(config, prepared, estimate, out)
+    else:
+        strategy = GivenPlan(_fp32_plan(config, prepared), plan)
+    reporter.stage("judging the given plan" if plan else f"searching, strategy {strategy.name}")
+    outcome = run_search(
+        strategy,
+        guarded(judge, judge.record, judge.node_counts, judge.source),
+        log,
+        Budget(config.search.max_trials, config.search.timeout),
+        on_trial=reporter.trial,
+    )
+    choice = choose_winner(outcome.trials, _min_exact_match(config))
+    interrupted = outcome.stopped == "interrupted"
+    test = None
+    if not interrupted and choice.trial is not None:
+        test = _test(config, prepared, judge, choice.trial, reporter)
+    recorder.finish(outcome, judge.statistics, choice, test)
+    if not interrupted and choice.trial is not None:
+        _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
+    reporter.close()
+    return RunResult(out, outcome.trials, choice, pareto(out), interrupted)
+
+
+def dry_run(config: Config, reporter: Reporter) -> str:
+    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
+    prepared = prepare(config, reporter.stage, reporter.warn)
+    reporter.close()
+    space = prepared.space
+    lines = [to_toml(config).rstrip(), "", f"# The search space of strategy {config.search.strategy}"]
+    for family, op_types in space.space.op_types.items():
+        hard = space.space.hard[family]
+        lines.append(f"# {family}: {', '.join(op_types) or 'nothing'}")
+        lines.append(f"#   of these beyond the range of {config.search.dtype}: {', '.join(sorted(hard)) or 'none'}")
+    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(space.fixed)}")
+    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(space.fixed.items()))
+    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
+    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
+    return "\n".join(lines) + "\n"
+
+
+def pareto(run: Path) -> ParetoTable:
+    """The Pareto table of a run, from its files alone."""
+    found = run_files.read_run(run)
+    share = _min_exact_match(load_config(run / run_files.CONFIG_FILE))
+    return pareto_table(found.trials, share, pinned=found.info.model.pinned)
+
+
+def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> Path:
+    """Writes the model of a stable plan of a run, the winner's by default, and gives its directory.
+
+    Raises:
+        UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
+        OutputExistsError: `out` exists.
+    """
+    found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
+    if candidate is None:
+        trial = choose_winner(found.trials, _min_exact_match(config)).trial
+    else:
+        trial = next((trial for trial in found.trials if trial.id == candidate), None)
+    if trial is None or trial.verdict != "stable":
+        raise UsageError(
+            f"{run} has no stable plan" + ("" if candidate is None else f" {candidate}"),
+            why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
+            fix="`precision-search pareto RUN` lists the stable ones",
+        )
+    bundle = open_model(
+        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
+    )
+    if bundle.content_hash != found.info.model.content_hash:
+        raise UsageError(
+            f"the model in {config.model.path} is not the one that {run} searched",
+            why="its content hash is another",
+            fix="restore the model, or run the search again",
+        )
+    reporter.stage(f"writing {out}")
+    return publish(bundle, trial.plan.plan, publish_facts(found.info, trial), out)
+
+
+def verify(
+    model: Path,
+    reference: str,
+    data: Path,
+    *,
+    prefix: str = "",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    cache: Path,
+    reporter: Reporter,
+) -> VerifyReport:
+    """Generates with an exported model and with its fp32 reference, and compares the tokens.
+
+    Args:
+        model: the model directory to verify.
+        reference: the fp32 model: checkpoint directory, ONNX directory or hub id.
+        data: text or JSONL file of sentences.
+        prefix: put before each sentence.
+        max_length: longest source in tokens.
+        batch_size: sentences at once.
+        device: where to run.
+        cache: directory for exports.
+        reporter: receives progress.
+
+    Raises:
+        InputError: the data or one of the models cannot be used, or they do not belong together.
+    """
+    samples = load_samples(data, "data")
+    bundle = open_model(reference, cache, reporter=reporter)
+    settings = SessionSettings(device=resolve_device(device))
+    return compare(
+        bundle,
+        open_candidate(model, bundle),
+        samples,
+        settings,
+        prefix=prefix,
+        max_length=max_length,
+        batch_size=batch_size,
+        say=reporter.stage,
+    )
+
+
+def inspect(
+    source: str, *, data: Path | None = None, dtype: LowDtype = "float16", cache: Path, reporter: Reporter
+) -> InspectReport:
+    """What a model's graphs hold and what of it is searchable; with data, the ranges of its activations too."""
+    bundle = open_model(source, cache, reporter=reporter)
+    ranges = None
+    if data is not None:
+        reporter.stage("measuring activation ranges")
+        ranges = measure(bundle, load_samples(data, "data"), dtype, SessionSettings(device=resolve_device("cpu")))
+    return inspect_bundle(bundle, dtype, ranges)
+
+
+def doctor() -> DoctorReport:
+    """What this machine can run, and how to get the rest."""
+    return examine()
+
+
+def _min_exact_match(config: Config) -> float:
+    return 0.0 if config.validation is None else config.validation.min_exact_match
+
+
+def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
+    return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
+
+
+def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, LatencySource]:
+    """The judge, and the estimates that order proposals (and are what is reported where nothing can be measured)."""
+    workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
+    estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
+    latency: LatencySource = estimate
+    if prepared.settings.device == "cuda":
+        latency = MeasuredLatency(prepared.bundle, workload, prepared.settings, config.search.seed)
+    validation = prepared.sets.get("validation")
+    judge = PlanJudge(
+        prepared.bundle,
+        prepared.sets["calibration"].data,
+        None if validation is None else validation.data,
+        latency=latency,
+        weights=WeightCache(),
+        settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed),
+    )
+    return judge, estimate
+
+
+def _strategy(config: Config, prepared: Prepared, estimate: LatencySource, out: Path) -> Strategy:
+    graphs, weights = prepared.bundle.graphs, WeightCache()
+    return make_strategy(
+        config.search.strategy,
+        StrategyContext(
+            space=prepared.space.space,
+            seed=config.search.seed,
+            max_trials=config.search.max_trials,
+            estimate=lambda plan: estimate.latency(convert(graphs, plan, weights).models).p50_ms,
+            storage=out,
+            min_validation_match=_min_exact_match(config),
+        ),
+    )
+
+
+def _test(
+    config: Config, prepared: Prepared, judge: PlanJudge, trial: Trial, reporter: Reporter
+) -> tuple[LoadedSet, int] | None:
+    """The test set, and how many of its samples the chosen plan keeps; it took no part in choosing."""
+    if config.test is None:
+        return None
+    reporter.stage("testing the winner on unseen samples")
+    fp32 = open_fp32(prepared.bundle, prepared.settings)
+    loaded = load_set(load_samples(config.test.path, "test"), config.test, fp32, reporter.warn)
+    found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data)
+    return loaded, round(found.exact_match * len(loaded.data.rows))
+
+
+def _publish_choice(
+    recorder: RunRecorder, bundle: Bundle, trials: tuple[Trial, ...], choice: Choice, reporter: Reporter
+) -> None:
+    """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
+    trial = choice.trial if choice.faster else next((trial for trial in trials if trial.is_fp32), None)
+    if trial is None:
+        raise InternalError("no fp32 plan was judged", why="every strategy proposes it first")
+    reporter.stage("writing the model")
+    out = recorder.directory / run_files.MODEL_DIRECTORY
+    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), out)
