@@ -140,7 +140,7 @@ class Tally:
 
 
 class RichReporter:
-    """A live last line (stage, plans judged, rate, best so far, seconds); finished stages and messages stay above it."""
+    """A live last line (stage, plans judged, rate, best, seconds); finished stages and messages stay above it."""
 
     def __init__(self, console: Console, *, verbose: bool = False, clock: Clock = time.monotonic) -> None:
         from rich.live import Live

@@ -1,0 +1,160 @@
+"""A model directory to verify: three graphs in any mixture of precisions, checked before they are trusted.
+
+In: a directory, ours or anybody's, and the fp32 bundle it claims to be a version of. Out: a `Candidate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from precision_search.errors import InputError
+from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.generation_config import read_model_config
+from precision_search.model.graph import GRAPH_NAMES, GraphName
+from precision_search.model.model_files import load_model
+from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.runtime.session import OptimizationLevel
+
+FACTS_FILE = "precision_search.json"
+"""What a published model says of its verdict; other people's models have none."""
+
+_MUST_AGREE = ("vocab_size", "num_decoder_layers", "num_heads", "d_kv")
+OTHER_REFERENCE = "give the fp32 model that it was made from with --reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model directory to verify.
+
+    Attributes:
+        path: the directory.
+        graphs: the three graphs as stored.
+        tokenizer: its tokenizer.
+        optimization_level: what it was judged at, None where it does not say.
+        use_tf32: likewise.
+        content_hash: of the fp32 model it was made from, None where it does not say.
+    """
+
+    path: Path
+    graphs: Mapping[GraphName, ir.Model]
+    tokenizer: Tokenizer
+    optimization_level: OptimizationLevel | None
+    use_tf32: bool | None
+    content_hash: str | None
+
+
+def open_candidate(path: Path, reference: Bundle) -> Candidate:
+    """Reads a model directory and checks that it can be compared with the reference.
+
+    Raises:
+        InputError: a file is missing or corrupt, the graphs break ONNX's typing rules, or vocabulary or cache differ
+            from the reference's.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
+    graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
+    _check_sizes(path, reference)
+    last: GraphName = "decoder_with_past"
+    _check_cache(path / graph_file(last), graphs[last], reference.graphs[last].model)
+    facts = _read_facts(path / FACTS_FILE)
+    settings = facts.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    level, tf32 = settings.get("optimization_level"), settings.get("use_tf32")
+    made_from = facts.get("content_hash")
+    return Candidate(
+        path=path,
+        graphs=graphs,
+        tokenizer=load_tokenizer(path),
+        optimization_level=level if level in get_args(OptimizationLevel) else None,
+        use_tf32=tf32 if isinstance(tf32, bool) else None,
+        content_hash=made_from if isinstance(made_from, str) else None,
+    )
+
+
+def _load_graph(path: Path) -> ir.Model:
+    """A graph with every value's dtype known and its constants as initializers, which is what `widen` reads."""
+    model = load_model(path)
+    _check_types(path)
+    if model.functions:
+        common_passes.InlinePass()(model)
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in _attributes(model)):
+        raise InputError(
+            f"{path.name} has nodes with subgraphs",
+            why="a merged decoder chooses between two graphs while it runs, and neither can be checked alone",
+            fix="export the decoder and the decoder with past as two files",
+        )
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        model = common_passes.ShapeInferencePass()(model).model
+    for node in model.graph:
+        if any(value.dtype is None and value.name for value in node.outputs):
+            raise InputError(
+                f"{path.name}: the type of what {node.name or node.op_type} gives is unknown",
+                why=f"shape inference does not know the operator {node.op_type}",
+                fix="save the graph with its value types",
+            )
+    return model
+
+
+def _check_types(path: Path) -> None:
+    """Widening trusts the types that a graph declares, so declarations that contradict its operators end here."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:  # the checker raises its own classes and the protobuf library's
+        raise InputError(
+            f"{path.name} does not pass the ONNX checker",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="convert the model again; ONNX Runtime may refuse it too",
+        ) from error
+
+
+def _attributes(model: ir.Model) -> list[ir.Attr]:
+    return [attr for node in model.graph for attr in node.attributes.values() if isinstance(attr, ir.Attr)]
+
+
+def _check_sizes(path: Path, reference: Bundle) -> None:
+    config = read_model_config(path)
+    different = [
+        f"{name} is {getattr(config, name)}, the reference has {getattr(reference.config, name)}"
+        for name in _MUST_AGREE
+        if getattr(config, name) != getattr(reference.config, name)
+    ]
+    if different:
+        raise InputError(
+            f"{path} is not a version of the reference model",
+            why="; ".join(different),
+            fix=OTHER_REFERENCE,
+        )
+
+
+def _check_cache(path: Path, graph: ir.Model, reference: ir.Model) -> None:
+    """The graph itself must keep the reference's cache: a config beside it proves nothing."""
+    own, wanted = (
+        {str(value.name) for value in model.graph.inputs if str(value.name).startswith("past_key_values.")}
+        for model in (graph, reference)
+    )
+    if odd := sorted(own ^ wanted):
+        raise InputError(
+            f"{path} keeps another cache than the reference",
+            why=f"only one of the two has {', '.join(odd[:4])}{' and more' if len(odd) > 4 else ''}",
+            fix=OTHER_REFERENCE,
+        )
+
+
+def _read_facts(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file, or remove it") from error
+    return content if isinstance(content, dict) else {}
