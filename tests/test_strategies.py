@@ -238,6 +238,19 @@ def test_a_large_space_is_sampled_within_the_budget(tmp_path: Path) -> None:
     assert winner is not None and winner.plan.plan == of.plan_of(needed)
 
 
+@pytest.mark.parametrize("budget", [12, 30])
+def test_a_small_budget_is_shared_between_the_families(tmp_path: Path, budget: int) -> None:
+    many = tuple(f"Op{n}" for n in range(8))
+    of = space(encoder=many, decoder=many)
+    outcome = search("op-types", context(of, budget), Oracle(of, frozenset({("encoder", "Op1")})), tmp_path / "log")
+    stages = [t.stage for t in outcome.trials]
+    left = budget - sum(stage not in {"encoder", "decoder", "joined"} for stage in stages)
+    assert stages.count("encoder") == left // 3
+    assert stages.count("decoder") == (left - left // 3) * 3 // 5
+    assert "joined" in stages
+    assert len(stages) <= budget
+
+
 def test_the_sampler_repeats_itself_and_learns() -> None:
     choices = [("encoder", f"Op{n}") for n in range(8)]
 
