@@ -177,6 +177,7 @@ class RunRecorder:
                 validation=_optional_file(prepared, "validation"),
                 test=None,
             ),
+            batch_size=config.calibration.batch_size,
             config_hash=hashlib.sha256(to_toml(config).encode()).hexdigest(),
             workload=WorkloadInfo(config.workload.batch, config.workload.source_length, config.workload.target_length),
             strategy=strategy,

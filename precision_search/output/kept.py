@@ -1,0 +1,93 @@
+"""What a plan keeps in fp32, in a few words: `both: Pow ReduceMean; enc: MatMul +3 nodes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from precision_search.model.graph import Family
+from precision_search.precision.plan import FAMILIES
+from precision_search.search.trials import PlanRecord, Trial
+
+EVERYTHING = "everything"
+NOTHING = "nothing"
+
+_SHORT: Mapping[Family, str] = {"encoder": "enc", "decoder": "dec"}
+
+
+def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable[[Trial], str]:
+    """A function that says what a trial's plan keeps in fp32.
+
+    Op types kept as a whole are named, other nodes counted. What both families keep is said once; a family that keeps
+    most of its op types is said to keep all but the others.
+
+    Args:
+        trials: the judged plans of the run; the one of fp32 among them tells which op types there are.
+        pinned: node keys that no plan can make low (index arithmetic); they are not counted.
+    """
+    fp32 = next((trial.plan.op_types for trial in trials if trial.is_fp32), {})
+    there = {family: frozenset(fp32.get(family, ())) for family in FAMILIES}
+    skipped = frozenset(pinned)
+
+    def text(trial: Trial) -> str:
+        if trial.is_fp32:
+            return EVERYTHING
+        kept = {family: _Kept.of(trial.plan, family, there[family], skipped) for family in FAMILIES}
+        return _join(kept["encoder"], kept["decoder"])
+
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one family keeps: op types as a whole, how many nodes beside them, and the op types it does not keep."""
+
+    op_types: frozenset[str]
+    nodes: int
+    others: frozenset[str]
+
+    @classmethod
+    def of(cls, record: PlanRecord, family: Family, there: frozenset[str], pinned: frozenset[str]) -> _Kept:
+        whole = frozenset(record.op_types.get(family, ()))
+        own = [key for key in record.nodes if _family(key) == family and key not in pinned]
+        return cls(whole, sum(_op_type(key) not in whole for key in own), there - whole)
+
+    @property
+    def is_most(self) -> bool:
+        """Whether naming what is not kept is shorter."""
+        return len(self.op_types) > 2 and len(self.others) * 2 <= len(self.op_types)
+
+    def words(self, op_types: frozenset[str]) -> str:
+        parts = [EVERYTHING if not self.others else f"all but {_list(self.others)}"] if self.is_most else []
+        parts += [] if self.is_most or not op_types else [_list(op_types)]
+        parts += [f"+{self.nodes} node{'s' * (self.nodes > 1)}"] if self.nodes else []
+        return " ".join(parts)
+
+
+def _join(encoder: _Kept, decoder: _Kept) -> str:
+    same = encoder.words(encoder.op_types) == decoder.words(decoder.op_types) and not encoder.nodes + decoder.nodes
+    if same:
+        words = encoder.words(encoder.op_types)
+        return f"both: {words}" if words else NOTHING
+    common = encoder.op_types & decoder.op_types
+    if encoder.is_most or decoder.is_most:
+        common = frozenset()
+    parts = [("both", _list(common))]
+    parts += [
+        (_SHORT[family], kept.words(kept.op_types - common))
+        for family, kept in zip(FAMILIES, (encoder, decoder), strict=True)
+    ]
+    return "; ".join(f"{who}: {words}" for who, words in parts if words)
+
+
+def _list(op_types: frozenset[str]) -> str:
+    return " ".join(sorted(op_types))
+
+
+def _op_type(key: str) -> str:
+    return key.rsplit("/", 1)[-1].partition(".")[0]
+
+
+def _family(key: str) -> Family:
+    # An encoder exported by itself may leave its own name out of the keys; a decoder comes with its head beside it.
+    return "decoder" if key.startswith(("decoder", "lm_head")) else "encoder"

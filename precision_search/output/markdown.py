@@ -1,0 +1,26 @@
+"""Text from data inside Markdown."""
+
+from __future__ import annotations
+
+import re
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!$&])")
+# A list item, or a line that underlines a heading: only at the start of a line, where text is letters otherwise.
+_BLOCK_START = re.compile(r"^(\d*)(?=[-+.)](\s|$)|[-=]+$)")
+
+
+def escape(text: str) -> str:
+    """The text as one line that GitHub-flavoured Markdown shows as it stands, in a table cell too.
+
+    Line breaks become spaces; what would start a list, a heading, a link, HTML, code or emphasis is escaped.
+    """
+    line = " ".join(text.split())
+    return _BLOCK_START.sub(r"\1\\", _SPECIAL.sub(r"\\\1", line))
+
+
+def code(text: str) -> str:
+    """The text as inline code, whatever backticks it holds."""
+    line = " ".join(text.split())
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{padding}{line}{padding}{fence}"

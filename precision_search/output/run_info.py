@@ -1,0 +1,243 @@
+"""What a run records of itself: the dataclasses behind `run.json`, parts of which a published model carries too.
+
+The field names are the keys. Names in it are bare names: the files of a run say nothing about the machine it was made
+on beside its device.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from precision_search.errors import InternalError
+from precision_search.search.intervals import binomial_interval
+from precision_search.search.prepare import NearTie, Parity
+from precision_search.search.trials import Trial
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Versions of Python and of the packages that a verdict may depend on; None where one took no part."""
+
+    python: str
+    onnx: str
+    onnxruntime: str
+    onnx_ir: str
+    torch: str | None
+    transformers: str | None
+    numpy: str
+
+    @classmethod
+    def installed(cls) -> Versions:
+        """The versions installed here, without importing anything."""
+        return cls(
+            python=platform.python_version(),
+            onnx=importlib.metadata.version("onnx"),
+            onnxruntime=_installed("onnxruntime-gpu", "onnxruntime") or "unknown",
+            onnx_ir=importlib.metadata.version("onnx-ir"),
+            torch=_installed("torch"),
+            transformers=_installed("transformers"),
+            numpy=importlib.metadata.version("numpy"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the run judged and what latency is stated for.
+
+    Attributes:
+        kind: where sessions ran.
+        name: the device's product name, None on a CPU.
+        profile: the device profile of estimates, None where latency was measured.
+        optimization_level: of every session.
+        use_tf32: whether fp32 matrix products might round their inputs to TF32.
+        gemm_options: the runtime's `ORT_CUDA_GEMM_OPTIONS`, None where unset.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    name: str | None
+    profile: str | None
+    optimization_level: str
+    use_tf32: bool
+    gemm_options: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The fp32 bundle.
+
+    Attributes:
+        name: of its directory or hub id, without the path before it.
+        content_hash: SHA-256 of the three fp32 ONNX files, hexadecimal.
+        has_checkpoint: whether there was a torch checkpoint to compare it with.
+        pinned: compute nodes that no plan can make low (index arithmetic).
+    """
+
+    name: str
+    content_hash: str
+    has_checkpoint: bool
+    pinned: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_bare(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFile:
+    """A sample set: bare file name, samples in it, SHA-256 of its content, and how many were cut to fit."""
+
+    name: str
+    count: int
+    hash: str
+    truncated: int
+
+    def __post_init__(self) -> None:
+        _check_bare(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The sample sets of a run; None where the config names none."""
+
+    calibration: SampleFile
+    validation: SampleFile | None
+    test: SampleFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadInfo:
+    """What latency is stated for: sentences in a batch, tokens of each source and of each target."""
+
+    batch: int
+    source_length: int
+    target_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Judged plans by verdict."""
+
+    judged: int
+    stable: int
+    mismatch: int
+    nonfinite: int
+    error: int
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial]) -> Counts:
+        """Counts `trials`."""
+        verdicts = [trial.verdict for trial in trials]
+        count = verdicts.count
+        return cls(len(verdicts), count("stable"), count("mismatch"), count("nonfinite"), count("error"))
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenSpeed:
+    """Milliseconds of a full screen and of the fp32 pass (medians), and screens finished in a second."""
+
+    full_ms: float | None
+    fp32_ms: float | None
+    screens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A share of samples with exactly the reference's tokens, with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, exact: int, count: int) -> Match:
+        """The share `exact` of `count` samples, `count` at least 1, with the Wilson interval."""
+        return cls(exact / count, *binomial_interval(exact, count))
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The chosen plan: its trial, why it, whether it is faster than fp32, and what it keeps of unseen samples."""
+
+    id: int
+    reason: str
+    faster: bool
+    test_match: Match | None
+    validation_match: Match | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The content of `run.json`; what is not known yet while the run goes on is None.
+
+    Attributes:
+        schema_version: of this form.
+        tool_version: of precision-search.
+        status: `running` is also what a killed run leaves.
+        started: UTC, ISO 8601.
+        finished: the same, None while it runs.
+        seconds: of all sessions of the run together.
+        versions: of the packages.
+        device: where it ran.
+        model: the fp32 bundle.
+        parity: of the bundle with its checkpoint.
+        samples: the sample sets.
+        batch_size: samples judged at once; rounding depends on the shapes that it leads to.
+        config_hash: SHA-256 of the resolved config, hexadecimal.
+        workload: what latency is stated for.
+        strategy: the name of the search strategy.
+        seed: of everything random.
+        counts: judged plans.
+        stopped: why the search ended.
+        screen: how fast plans were screened.
+        peak_rss_bytes: largest resident memory of the process.
+        near_ties: tokens of the reference where no plan can be trusted.
+        best: the chosen plan.
+    """
+
+    schema_version: int
+    tool_version: str
+    status: Literal["running", "complete", "interrupted"]
+    started: str
+    finished: str | None
+    seconds: float
+    versions: Versions
+    device: Device
+    model: Model
+    parity: Parity | None
+    samples: Samples
+    batch_size: int
+    config_hash: str
+    workload: WorkloadInfo
+    strategy: str
+    seed: int
+    counts: Counts
+    stopped: Literal["done", "max_trials", "timeout", "interrupted"] | None
+    screen: ScreenSpeed | None
+    peak_rss_bytes: int | None
+    near_ties: tuple[NearTie, ...]
+    best: Best | None
+
+
+def tool_version() -> str:
+    """The version of precision-search as installed."""
+    return importlib.metadata.version("precision-search")
+
+
+def _installed(*names: str) -> str | None:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _check_bare(name: str) -> None:
+    if name != Path(name).name:
+        raise InternalError(f"a run records bare names, not {name!r}", why="paths say whose machine it was")
