@@ -1,0 +1,235 @@
+"""Heads against numpy, on graphs that hand their input through as logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from precision_search.errors import InputError
+from precision_search.model.generation_config import GenerationSettings
+from precision_search.runtime import head
+from precision_search.runtime.session import SessionSettings, create_session
+
+V = 7
+PAD, EOS = 0, 1
+GREEDY = GenerationSettings(PAD, (EOS,), PAD, 8, None, None)
+DTYPES = [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
+FMAX = float(np.finfo(np.float32).max)
+
+
+def passing_model(
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    *,
+    opset: int = 20,
+    positions: int | str = "t",
+    size: int | str = V,
+    output: str = "logits",
+) -> ir.Model:
+    """`output = cast(given)`, and one more output as a decoder has its cache."""
+    ids = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["b", positions]))
+    shape = ir.Shape(["b", positions, size])
+    given_ = ir.Value(name="given", type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+    cast = ir.node("Cast", [given_], {"to": int(dtype)}, name="cast")
+    logits = cast.outputs[0]
+    logits.name, logits.type, logits.shape = output, ir.TensorType(dtype), shape
+    keep = ir.node("Identity", [ids], name="keep")
+    present = keep.outputs[0]
+    present.name, present.type, present.shape = "present.0.decoder.key", ids.type, ids.shape
+    graph = ir.Graph([ids, given_], [logits, present], nodes=[cast, keep], opset_imports={"": opset}, name="passing")
+    return ir.Model(graph, ir_version=9)
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    return run_session(create_session(model, SessionSettings(threads=1)), feeds)
+
+
+def run_session(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # numpy has no bfloat16, so ONNX Runtime cannot hand it over
+    names = [output.name for output in session.get_outputs() if output.type != "tensor(bfloat16)"]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def token_step(
+    rows: Any, finished: list[bool] | None = None, generation: GenerationSettings = GREEDY, **options: Any
+) -> dict[str, np.ndarray]:
+    """One step of the token head on logits [B, V]."""
+    logits = np.array(rows, np.float32)[:, None, :]
+    feeds: dict[str, np.ndarray] = {
+        "input_ids": np.zeros((len(logits), 1), np.int64),
+        "given": logits,
+        head.FINISHED_IN: np.array(finished or [False] * len(logits))[:, None],
+    }
+    if "forced" in options:
+        feeds[head.FORCED_TOKEN] = np.array([options.pop("forced")], np.int64)
+    dtype = options.pop("dtype", ir.DataType.FLOAT)
+    return run(head.with_token_head(passing_model(dtype, positions=1), generation, **options), feeds)
+
+
+def one_hot(*winners: int) -> np.ndarray:
+    return np.eye(V, dtype=np.float32)[list(winners)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_lowest_of_the_best_wins(dtype: ir.DataType) -> None:
+    out = token_step([[0, 3, 5, 5, 1, 5, 0], [-1, -2, -3, -4, -1, -6, -7], [0, 0, 0, 0, 0, 0, 9]], dtype=dtype)
+    assert out[head.NEXT_TOKEN].tolist() == [[2], [0], [6]]
+    assert out[head.NEXT_TOKEN].dtype == np.int64
+
+
+def test_finished_rows_give_pad_and_eos_finishes() -> None:
+    out = token_step(one_hot(EOS, 3, EOS, 3), [False, False, True, True])
+    assert out[head.NEXT_TOKEN].tolist() == [[EOS], [3], [PAD], [PAD]]
+    assert out[head.FINISHED].tolist() == [[True], [False], [True], [True]]
+
+
+@pytest.mark.parametrize(("eos", "finished"), [((), [False, False, False]), ((4, 5), [False, True, True])])
+def test_any_number_of_eos_ids(eos: tuple[int, ...], finished: list[bool]) -> None:
+    out = token_step(one_hot(EOS, 4, 5), generation=GenerationSettings(PAD, eos, PAD, 8, None, None))
+    assert out[head.FINISHED][:, 0].tolist() == finished
+
+
+def test_pad_that_is_also_chosen_does_not_finish() -> None:
+    assert token_step(one_hot(PAD))[head.FINISHED].tolist() == [[False]]
+
+
+@pytest.mark.parametrize(("forced", "tokens"), [(head.NOT_FORCED, [3, PAD]), (5, [5, PAD]), (0, [0, PAD])])
+def test_forced_tokens_replace_the_choice_but_not_pad(forced: int, tokens: list[int]) -> None:
+    generation = GenerationSettings(PAD, (EOS,), PAD, 8, None, EOS)
+    out = token_step(one_hot(3, 3), [False, True], generation, forced=forced)
+    assert out[head.NEXT_TOKEN][:, 0].tolist() == tokens
+
+
+def test_nothing_to_force_means_no_input_for_it() -> None:
+    model = head.with_token_head(passing_model(), GREEDY)
+    assert head.FORCED_TOKEN not in [value.name for value in model.graph.inputs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_one_value_that_is_not_finite_marks_its_row(bad: float, dtype: ir.DataType) -> None:
+    rows = one_hot(2, 2)
+    rows[1, 4] = bad
+    out = token_step(rows, dtype=dtype, with_margin=True)
+    assert out[head.FINITE_CHECK][0].item() == 0
+    assert np.isnan(out[head.FINITE_CHECK][1].item())
+    assert out[head.MARGIN][0].item() == 1
+    assert np.isnan(out[head.MARGIN][1].item())
+    assert 0 <= out[head.NEXT_TOKEN][1].item() < V
+
+
+def test_huge_finite_values_are_finite() -> None:
+    assert token_step([[FMAX] * V])[head.FINITE_CHECK].item() == 0
+
+
+def test_the_last_of_several_positions_counts() -> None:
+    logits = np.stack([one_hot(2, 3, 4), one_hot(5, 6, 3)])
+    feeds = {
+        "input_ids": np.zeros((2, 3), np.int64),
+        "given": logits,
+        head.FINISHED_IN: np.zeros((2, 1), np.bool_),
+    }
+    out = run(head.with_token_head(passing_model(), GREEDY, with_margin=True), feeds)
+    assert out[head.NEXT_TOKEN].tolist() == [[4], [3]]
+    assert out[head.MARGIN].shape == (2, 1, 1)
+
+
+def test_token_margin_is_best_minus_second_best() -> None:
+    out = token_step([[0, 3, 5.5, 5, 1, 2, 0], [4, 4, 0, 0, 0, 0, 0]], with_margin=True)
+    assert out[head.MARGIN][:, 0, 0].tolist() == [0.5, 0.0]
+
+
+def test_token_head_replaces_logits_and_keeps_the_rest() -> None:
+    out = token_step(one_hot(2))
+    assert set(out) == {"present.0.decoder.key", head.NEXT_TOKEN, head.FINISHED, head.FINITE_CHECK}
+
+
+@cache
+def margin_session() -> onnxruntime.InferenceSession:
+    return create_session(head.with_margin_head(passing_model()), SessionSettings(threads=1))
+
+
+def expected_margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Position by position, as the definition says it."""
+    found = np.empty(labels.shape, np.float32)
+    for place in np.ndindex(labels.shape):
+        row, label = logits[place], labels[place]
+        found[place] = row[label] - np.delete(row, label).max() if np.isfinite(row).all() else np.nan
+    return found
+
+
+values = st.one_of(
+    st.sampled_from([0.0, 1.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 3e4]),
+    st.floats(-1e4, 1e4, width=32),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), batch=st.integers(1, 3), positions=st.integers(1, 4))
+def test_margin_head_equals_its_definition(data: st.DataObject, batch: int, positions: int) -> None:
+    logits = data.draw(hnp.arrays(np.float32, (batch, positions, V), elements=values))
+    labels = data.draw(hnp.arrays(np.int64, (batch, positions), elements=st.integers(0, V - 1)))
+    feeds = {"input_ids": np.zeros_like(labels), "given": logits, head.LABELS: labels}
+    out = run_session(margin_session(), feeds)
+    np.testing.assert_array_equal(out[head.MARGIN], expected_margins(logits, labels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("opset", [17, 18, 20])
+def test_margin_head_in_each_dtype_and_opset(dtype: ir.DataType, opset: int) -> None:
+    logits = np.random.default_rng(0).integers(-8, 8, (2, 3, V)).astype(np.float32)
+    labels = np.array([[0, 1, 6], [3, 3, 2]])
+    feeds = {"input_ids": labels, "given": logits, head.LABELS: labels}
+    out = run(head.with_margin_head(passing_model(dtype, opset=opset)), feeds)
+    assert list(out) == [head.MARGIN]
+    assert out[head.MARGIN].dtype == np.float32
+    np.testing.assert_array_equal(out[head.MARGIN], expected_margins(logits, labels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_finite_head_marks_positions(dtype: ir.DataType) -> None:
+    hidden = np.zeros((2, 3, V), np.float32)
+    hidden[0, 1, 2], hidden[1, 2, 0] = np.inf, np.nan
+    model = head.with_finite_head(passing_model(dtype, output=head.HIDDEN))
+    out = run(model, {"input_ids": np.zeros((2, 3), np.int64), "given": hidden})
+    assert model.graph.outputs[0].name == head.HIDDEN
+    assert np.isnan(out[head.FINITE_CHECK])[:, :, 0].tolist() == [[False, True, False], [False, False, True]]
+
+
+HEADS = {
+    "token": lambda model: head.with_token_head(model, GREEDY, with_margin=True),
+    "margin": head.with_margin_head,
+    "finite": head.with_finite_head,
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_input_model_is_left_as_it_was(name: str) -> None:
+    model = passing_model(output=head.HIDDEN if name == "finite" else head.LOGITS)
+    before = ir.to_proto(model).SerializeToString()
+    HEADS[name](model)
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_missing_output_is_named(name: str) -> None:
+    with pytest.raises(InputError, match="no output named") as caught:
+        HEADS[name](passing_model(output="scores"))
+    assert "scores" in caught.value.why
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_unknown_size_is_an_error(name: str) -> None:
+    output = head.HIDDEN if name == "finite" else head.LOGITS
+    with pytest.raises(InputError, match="no known last dimension"):
+        HEADS[name](passing_model(size="v", output=output))
