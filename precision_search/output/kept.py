@@ -89,5 +89,5 @@ def _op_type(key: str) -> str:
 
 
 def _family(key: str) -> Family:
-    # An encoder exported by itself may leave its own name out of the keys; a decoder comes with its head beside it.
-    return "decoder" if key.startswith(("decoder", "lm_head")) else "encoder"
+    # The output projection has a root of its own and belongs to the decoder.
+    return "encoder" if key.startswith("encoder") else "decoder"

@@ -1,0 +1,154 @@
+"""Publishing: a plan as a model directory in the layout that optimum and the Hub use, complete and checked.
+
+In: the fp32 bundle, a plan, and what the run found out about it. Out: a directory that appears all at once, after it
+was read back and held against the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from precision_search.errors import EnvironmentProblemError, OutputExistsError
+from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
+from precision_search.model.graph import KEYED, Graph
+from precision_search.model.model_files import write_model
+from precision_search.output.card import CardFacts, hub_id, model_card
+from precision_search.output.check_published import check_published
+from precision_search.output.model_facts import ModelFacts, PublishFacts, publish_facts
+from precision_search.output.run_files import (
+    BLOCKLIST_FILE,
+    write_blocklist,
+    write_json_atomically,
+    write_text_atomically,
+)
+from precision_search.output.run_info import SCHEMA_VERSION
+from precision_search.precision.convert import Converted, convert
+from precision_search.precision.plan import BASE_VARIANT, Blocklist, Plan, all_compute_keys, blocklist_of_plan
+from precision_search.search.candidate import FACTS_FILE
+
+__all__ = ["PublishFacts", "publish", "publish_facts"]
+
+CARD_FILE = "README.md"
+PRODUCER = "precision-search"
+METADATA = "precision_search."
+"""What the names of our metadata begin with, on models and on nodes."""
+
+NODE_METADATA_VERSION = 10
+"""ONNX IR version from which nodes carry metadata."""
+
+
+def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -> Path:
+    """Writes the bundle under `plan` to the new directory `out` and gives it back.
+
+    Three ONNX files with their provenance, config, generation config and tokenizer as they are in the bundle,
+    `precision_search.json`, `blocklist.json` and a model card. The files are written beside `out`, read back, checked
+    (see `check_published`) and only then moved there.
+
+    Args:
+        bundle: the fp32 model.
+        plan: what stays in fp32; None is everything.
+        facts: what is known of the plan.
+        out: must not exist; directories above it are made.
+
+    Raises:
+        OutputExistsError: `out` exists.
+        EnvironmentProblemError: it cannot be written.
+        InputError: the plan does not fit the bundle (see `convert`).
+        InternalError: what was written is not what was meant; nothing is left of it.
+    """
+    _refuse_existing(out)
+    plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
+    converted = convert(bundle.graphs, plan)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+            work = Path(folder) / "model"
+            work.mkdir()
+            _write(work, bundle, plan, converted, facts)
+            check_published(work, bundle.graphs, plan)
+            _refuse_existing(out)
+            work.rename(out)
+    except OSError as error:
+        _refuse_existing(out)
+        raise EnvironmentProblemError(
+            f"cannot write {out}", why=str(error), fix="check free space and permissions, or give another --out"
+        ) from error
+    return out
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise OutputExistsError(
+            f"{out} exists already", why="a published model never overwrites anything", fix="give another directory"
+        )
+
+
+def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:
+    blocklist = blocklist_of_plan(plan, bundle.graphs)
+    provenance = _provenance(bundle, plan, blocklist, facts)
+    for name, model in converted.models.items():
+        _annotate(model, bundle.graphs[name], plan, provenance)
+        write_model(model, work / graph_file(name))
+    copy_hf_files(bundle.path, work)
+    write_blocklist(work / BLOCKLIST_FILE, blocklist)
+    described = ModelFacts(
+        schema_version=SCHEMA_VERSION,
+        tool_version=facts.tool_version,
+        plan=blocklist,
+        plan_digest=plan.digest,
+        model_name=facts.model_name,
+        content_hash=bundle.content_hash,
+        settings=facts.settings,
+        verdict=facts.verdict,
+        samples=facts.samples,
+        versions=facts.versions,
+    )
+    write_json_atomically(work / FACTS_FILE, described)
+    keys = [node.key for graph in bundle.graphs.values() for node in graph.compute]
+    numbers = CardFacts(
+        model_type=bundle.config.model_type,
+        base_model=hub_id(bundle.checkpoint or bundle.path),
+        fp32_nodes=sum(key in plan.fp32 for key in keys),
+        compute_nodes=len(keys),
+        casts=converted.casts,
+        size_bytes=converted.size_bytes,
+        latency=facts.latency,
+        workload=facts.workload,
+    )
+    write_text_atomically(work / CARD_FILE, model_card(described, numbers))
+
+
+def _provenance(bundle: Bundle, plan: Plan, blocklist: Blocklist, facts: PublishFacts) -> Mapping[str, str]:
+    return {
+        f"{METADATA}tool_version": facts.tool_version,
+        f"{METADATA}plan_digest": plan.digest,
+        f"{METADATA}content_hash": bundle.content_hash,
+        f"{METADATA}verdict": facts.verdict.verdict,
+        f"{METADATA}verdict_source": facts.verdict.source,
+        f"{METADATA}blocklist": json.dumps(blocklist.to_json(), separators=(",", ":")),
+    }
+
+
+def _annotate(model: ir.Model, graph: Graph, plan: Plan, provenance: Mapping[str, str]) -> None:
+    """Puts our provenance in place of the exporter's notes, which tell paths on the machine it ran on."""
+    model.producer_name, model.producer_version = PRODUCER, provenance[f"{METADATA}tool_version"]
+    keyed = model.metadata_props.get(KEYED)
+    for noted in (model, model.graph, *model.graph, *_values(model)):
+        noted.metadata_props.clear()
+        noted.doc_string = None
+    model.metadata_props.update(provenance if keyed is None else {KEYED: keyed, **provenance})
+    if model.ir_version >= NODE_METADATA_VERSION:
+        compute = {node.key for node in graph.compute}
+        for node in model.graph:
+            if node.name in compute:
+                node.metadata_props[f"{METADATA}precision"] = "float32" if node.name in plan.fp32 else plan.dtype
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    own = (*model.graph.inputs, *model.graph.initializers.values())
+    return [*own, *(value for node in model.graph for value in node.outputs)]
