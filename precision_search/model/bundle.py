@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError
@@ -25,9 +26,11 @@ from precision_search.model.generation_config import (
     read_generation_settings,
     read_model_config,
 )
-from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe
-from precision_search.model.model_files import read_model
+from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.model_files import data_files, read_model
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
+
+INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
@@ -152,7 +155,8 @@ def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, chec
         _check_names(name, model, config, path)
         graphs[name] = describe(name, model)
     _check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
-    files = [f for name in GRAPH_NAMES for f in sorted(directory.glob(f"{graph_file(name)}*"))]
+    paths = [directory / graph_file(name) for name in GRAPH_NAMES]
+    files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
     return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint)
 
@@ -239,21 +243,45 @@ def _check_names(name: GraphName, model: ir.Model, config: ModelConfig, path: Pa
         problems.append(f"with the unknown inputs {', '.join(surplus[:4])}")
     if missing := sorted(wanted_outputs - outputs):
         problems.append(f"without the outputs {', '.join(missing[:4])}")
+    known = wanted_inputs | optional_inputs | wanted_outputs
+    for value in (value for value in (*model.graph.inputs, *model.graph.outputs) if value.name in known):
+        wanted = ir.DataType.INT64 if str(value.name) in INTEGER_INPUTS else ir.DataType.FLOAT
+        if value.dtype != wanted:
+            problems.append(f"{value.name} is {value.dtype.name if value.dtype else 'of no type'}, not {wanted.name}")
+        elif value.is_graph_input() and value.shape and isinstance(value.shape[0], int):
+            problems.append(f"{value.name} has the fixed batch size {value.shape[0]}")
     if problems:
         raise InputError(
             f"{path.name} is not the {name} of the usual layout",
-            why="; ".join(problems),
-            fix="export with the input and output names that optimum uses, or start from the checkpoint",
+            why="; ".join(problems[:4]),
+            fix="export with the names, types and dynamic axes that optimum uses, or start from the checkpoint",
         )
 
 
 def _check_shared_keys(decoder: Graph, with_past: Graph) -> None:
-    """The same computation must have the same key in both decoder graphs: a decision is made once for both."""
-    known = {node.key: node.op_type for node in decoder.compute}
-    strange = sorted(node.key for node in with_past.compute if node.key not in known)
+    """The same computation must have the same key in both decoder graphs: a decision is made once for both.
+
+    Keys that come from counting alone may match by chance, so the nodes of one key must read the same weights too.
+    """
+    known = {str(node.name): node for node in decoder.model.graph}
+    shared = {node.key for node in decoder.compute}
+    strange = [node.key for node in with_past.compute if node.key not in shared]
+    if not strange:
+        others = (node for node in with_past.model.graph if node.name in shared)
+        strange = [str(node.name) for node in others if not _read_equal_weights(node, known[str(node.name)])]
     if strange:
         raise InputError(
             f"{len(strange)} compute nodes of decoder_with_past have no partner in decoder, the first is {strange[0]}",
             why="the two graphs were exported differently, so one decision cannot be made for both",
             fix="export both graphs with the same exporter and options, or start from the checkpoint",
         )
+
+
+def _read_equal_weights(left: ir.Node, right: ir.Node) -> bool:
+    ours, theirs = (
+        [value.const_value.numpy() for _, value in float_inputs(node) if is_weight(value) and value.const_value]
+        for node in (left, right)
+    )
+    if left.op_type != right.op_type or len(ours) != len(theirs):
+        return False
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(ours, theirs, strict=True))

@@ -24,6 +24,9 @@ GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
 KEYED = "precision_search.keyed"
 """Model metadata key: the nodes are already named by their keys."""
 
+OUTPUT_HEAD = "lm_head"
+"""Module path of the output projection, which belongs to the decoder without being part of it."""
+
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 MOVEMENT_OPS = frozenset(
@@ -125,10 +128,10 @@ def family_of(name: GraphName) -> Family:
 def describe(name: GraphName, model: ir.Model) -> Graph:
     """Names the nodes of `model` by their keys (in place, unless they are so named already) and classifies them.
 
-    Value dtypes must be known (`bundle.read_model` infers those that an exporter left out).
+    Value dtypes must be known (`model_files.read_model` infers those that an exporter left out).
     """
     kinds = {node: node_kind(node) for node in model.graph}
-    if model.metadata_props.get(KEYED) != "1":
+    if model.metadata_props.get(KEYED) != "1" or not _names_are_keys(model):
         _rename(model, kinds, family_of(name))
         model.metadata_props[KEYED] = "1"
     index_arithmetic = _index_arithmetic(model, kinds)
@@ -200,6 +203,12 @@ def node_kind(node: ir.Node) -> NodeKind:
     return NodeKind.COMPUTE
 
 
+def _names_are_keys(model: ir.Model) -> bool:
+    """Whether every node has a name of its own; a file can say so and yet have been edited since."""
+    names = {node.name for node in model.graph}
+    return len(names) == len(model.graph) and all(names)
+
+
 def _rename(model: ir.Model, kinds: Mapping[ir.Node, NodeKind], family: Family) -> None:
     """Gives every node its key: `path/Op`, `path/Op.1` for compute nodes, `path/aux/Op` for all others.
 
@@ -207,28 +216,42 @@ def _rename(model: ir.Model, kinds: Mapping[ir.Node, NodeKind], family: Family) 
     """
     seen: Counter[str] = Counter()
     for node, kind in kinds.items():
-        stem = _module_path(node) or family
+        stem = _within_family(_module_path(node).replace("/", "."), family)
         stem = f"{stem}/{node.op_type}" if kind is NodeKind.COMPUTE else f"{stem}/aux/{node.op_type}"
         ordinal = seen[stem]
         seen[stem] += 1
         node.name = f"{stem}.{ordinal}" if ordinal else stem
 
 
+def _within_family(path: str, family: Family) -> str:
+    """The module path from the family's root on: some exporters trace each stack as a root of its own, and a key that
+    encoder and decoder share would be one decision for both."""
+    if not path:
+        return family
+    return path if path.split(".", maxsplit=1)[0] in (family, OUTPUT_HEAD) else f"{family}.{path}"
+
+
 def _module_path(node: ir.Node) -> str:
     """The module that computed the node, from what the exporter left: name scopes, node name or a weight's name."""
     if scopes := node.metadata_props.get("pkg.torch.onnx.name_scopes"):
-        try:
-            modules = ast.literal_eval(scopes)[:-1]
-        except (ValueError, SyntaxError):
-            modules = []
+        module = _innermost(scopes)
         # The exporter puts a placeholder with a leading underscore where it lifted a size out of every module.
-        return str(modules[-1]) if modules and not modules[-1].startswith("_") else ""
+        return "" if module.startswith("_") else module
     if node.name and "/" in node.name:
         return ".".join(part for part in node.name.split("/")[:-1] if part)
     for value in node.inputs:
         if is_weight(value) and value is not None and value.name and "." in value.name:
             return value.name.rsplit(".", 1)[0]
     return ""
+
+
+def _innermost(scopes: str) -> str:
+    """The last module in the exporter's list of scopes, whose last entry is the operation; "" for anything else."""
+    try:
+        names = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ""
+    return names[-2] if isinstance(names, list) and len(names) > 1 and isinstance(names[-2], str) else ""
 
 
 def _index_arithmetic(model: ir.Model, kinds: Mapping[ir.Node, NodeKind]) -> set[ir.Node]:

@@ -3,76 +3,90 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import InputError, InternalError
-from precision_search.model.graph import FLOATS
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
+
+SMALL_TENSOR_BYTES = 1024
+"""Tensors up to this size are read even where they are external: axes, shapes and scalars, which tools look into."""
 
 
 def read_model(path: Path) -> ir.Model:
     """Reads an ONNX file whose floats are all fp32, with every value's dtype known.
 
-    Weights stay where they are (external data is mapped, not read).
+    Weights stay where they are (external data is mapped, not read). Nodes that do nothing are dropped: an Identity,
+    and a Cast from fp32 to fp32 (tracing exporters write one for each `.float()`).
 
     Raises:
-        InputError: missing, corrupt or already mixed file; external data outside the model's folder; control flow.
+        InputError: what `load_model` refuses; a graph that is mixed already or whose types are unknown.
     """
     model = load_model(path)
-    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in _attributes(model)):
-        raise InputError(
-            f"{path.name} has nodes with subgraphs",
-            why="precision is decided node by node in a flat graph (a merged decoder has an If)",
-            fix="export the decoder and the decoder with past as two files",
-        )
-    if model.functions:
-        common_passes.InlinePass()(model)
-    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         model = common_passes.ShapeInferencePass()(model).model
     _refuse_unknown_or_mixed(model, path)
+    _drop_idle_nodes(model)
     return model
 
 
 def load_model(path: Path) -> ir.Model:
-    """Reads any ONNX file, low dtypes included.
+    """Reads any ONNX file, low dtypes included, as one flat, sorted graph whose constants are initializers.
 
     Raises:
-        InputError: missing or corrupt file; external data that leaves the model's folder.
+        InputError: missing or corrupt file; external data that leaves the model's folder; control flow.
     """
     if not path.is_file():
         raise InputError(
             f"there is no file {path}",
+            why="it is missing, or no regular file",
             fix="a model directory holds encoder_model.onnx, decoder_model.onnx and decoder_with_past_model.onnx",
         )
     try:
-        model = ir.load(path)
-        nodes = len(model.graph)
+        model = ir.load(path, format="protobuf")
+        tensors = list(_tensors(model))
+        _check_external_data(tensors, path)
+        for tensor in tensors:
+            _check_tensor(tensor)
+        model = _flat(model, path)
+    except InputError:
+        raise
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
-        raise InputError(
-            f"{path} is not a readable ONNX file", why=_first_line(error), fix="export it again"
-        ) from error
-    if not nodes:
-        raise InputError(f"{path} is not a readable ONNX file", why="its graph has no nodes", fix="export it again")
-    _check_external_data(model, path)
+        raise _unreadable(path, _first_line(error)) from error
     return model
+
+
+def data_files(path: Path) -> list[Path]:
+    """The external data files that an ONNX file refers to, sorted.
+
+    Raises:
+        InputError: the file is corrupt.
+    """
+    try:
+        tensors = list(_tensors(ir.load(path, format="protobuf")))
+    except Exception as error:  # as in load_model
+        raise _unreadable(path, _first_line(error)) from error
+    return sorted({path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
 def write_model(model: ir.Model, path: Path) -> None:
     """Writes an ONNX file (and `NAME.onnx_data` beside it for more than 1 GiB of weights), whole or not at all.
 
-    The bytes depend on the model only.
+    The bytes depend on the model only, wherever its weights are stored.
 
     Raises:
         InternalError: the file cannot be written.
     """
-    nbytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = f"{path.name}_data" if nbytes > EXTERNAL_DATA_THRESHOLD else None
+    external = f"{path.name}_data" if weight_bytes(model) > EXTERNAL_DATA_THRESHOLD else None
+    if external is None:
+        model = model.clone()
+        for value in model.graph.initializers.values():
+            _read_into_memory(value)
     try:
         with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
             written = Path(folder) / path.name
@@ -89,23 +103,77 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def _attributes(model: ir.Model) -> list[ir.Attr]:
-    return [attr for node in model.graph for attr in node.attributes.values() if isinstance(attr, ir.Attr)]
-
-
-def _check_external_data(model: ir.Model, path: Path) -> None:
-    """Every external file must lie inside the model's folder, links followed."""
-    folder = path.parent.resolve()
+def _flat(model: ir.Model, path: Path) -> ir.Model:
+    """One graph without functions, control flow and Constant nodes, in topological order."""
+    if model.functions:
+        common_passes.InlinePass()(model)
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in _attributes(model)):
+        raise InputError(
+            f"{path.name} has nodes with subgraphs",
+            why="precision is decided node by node in a flat graph (a merged decoder has an If)",
+            fix="export the decoder and the decoder with past as two files",
+        )
+    if not len(model.graph):
+        raise _unreadable(path, "its graph has no nodes")
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for value in model.graph.initializers.values():
-        tensor = value.const_value
+        if value.const_value is not None and value.const_value.nbytes <= SMALL_TENSOR_BYTES:
+            _read_into_memory(value)
+    model.graph.sort()
+    for node in model.graph:
+        for read in node.inputs:
+            if read is not None and read.producer() is None and not _comes_from_outside(read):
+                raise _unreadable(path, f"{node.name or node.op_type} reads {read.name!r}, which nothing makes")
+    return model
+
+
+def _comes_from_outside(value: ir.Value) -> bool:
+    return value.is_graph_input() or (value.is_initializer() and value.const_value is not None)
+
+
+def _read_into_memory(value: ir.Value) -> None:
+    tensor = value.const_value
+    if isinstance(tensor, ir.ExternalTensor):
+        value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor of a model: initializers, and attributes of all nodes, those of subgraphs and functions included."""
+    for graph in model.graphs():
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+    for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
+        for attr in (attr for node in nodes for attr in node.attributes.values() if not attr.is_ref()):
+            if attr.type == ir.AttributeType.TENSOR:
+                yield attr.as_tensor()
+            elif attr.type == ir.AttributeType.TENSORS:
+                yield from attr.as_tensors()
+
+
+def _attributes(model: ir.Model) -> Iterator[ir.Attr]:
+    return (attr for node in model.graph for attr in node.attributes.values())
+
+
+def _check_tensor(tensor: ir.TensorProtocol) -> None:
+    """Raises for a tensor whose data are not what its shape says; onnx_ir would find out late, or take zeros."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        tensor.numpy()
+        fields = ("raw_data", "float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data")
+        if tensor.size and not any(len(getattr(tensor.raw, field)) for field in fields):
+            raise ValueError(f"the tensor {tensor.name!r} has no data")
+
+
+def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
+    """Every external file must lie inside the model's folder, links followed, and be as long as it is said to be."""
+    folder = path.parent.resolve()
+    for tensor in tensors:
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         location = Path(tensor.location)
         target = (folder / location).resolve()
         if location.is_absolute() or not target.is_relative_to(folder):
             raise InputError(
-                f"{path.name} keeps the weight {value.name!r} outside its folder",
-                why=f"its external data is {tensor.location!r}",
+                f"{path.name} keeps the weight {tensor.name!r} outside its folder",
+                why=f"its external data is {str(tensor.location)!r}",
                 fix="put the data file beside the ONNX file and save the model with a relative location",
             )
         if not target.is_file():
@@ -114,11 +182,12 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
                 why="it is not beside the ONNX file",
                 fix="copy it there",
             )
-        if tensor.offset is not None and tensor.offset + tensor.nbytes > target.stat().st_size:
+        offset, size = tensor.offset or 0, target.stat().st_size
+        if offset < 0 or tensor.length not in (None, tensor.nbytes) or offset + tensor.nbytes > size:
             raise InputError(
-                f"the data file {tensor.location} is too short",
-                why=f"the weight {value.name!r} of {path.name} ends behind its end",
-                fix="copy it again, whole",
+                f"the data file {tensor.location} does not fit {path.name}",
+                why=f"the weight {tensor.name!r} needs {tensor.nbytes} bytes from byte {offset} on, of {size}",
+                fix="copy it again, whole, together with the ONNX file",
             )
 
 
@@ -132,12 +201,28 @@ def _refuse_unknown_or_mixed(model: ir.Model, path: Path) -> None:
                 why=f"shape inference does not know the operator {producer.op_type}" if producer else "it has no type",
                 fix="export the graph with standard ONNX operators and value types",
             )
-        if value.dtype in FLOATS and value.dtype is not ir.DataType.FLOAT:
+        if value.dtype is not None and value.dtype.is_floating_point() and value.dtype != ir.DataType.FLOAT:
             raise InputError(
                 f"{path.name} is not an fp32 graph: {value.name!r} is {value.dtype.name}",
                 why="a graph that is mixed already has lost the values the reference needs",
                 fix="start from the fp32 export, or from the checkpoint",
             )
+
+
+def _drop_idle_nodes(model: ir.Model) -> None:
+    """Removes Identity nodes and casts from fp32 to fp32; where they name a graph output, an Identity stays."""
+    for node in list(model.graph):
+        source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type == "Cast" and source is not None and source.dtype == ir.DataType.FLOAT == result.dtype:
+            node.op_type = "Identity"
+            node.attributes.clear()
+        if node.op_type == "Identity" and source is not None and not result.is_graph_output():
+            ir.convenience.replace_all_uses_with(result, source)
+            model.graph.remove(node, safe=True)
+
+
+def _unreadable(path: Path, why: str) -> InputError:
+    return InputError(f"{path} is not a readable ONNX file", why=why, fix="export it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -74,7 +74,7 @@ def export(model: Any, name: GraphName, target: Path) -> None:
 
 def greedy_tokens(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
     """What `model.generate(num_beams=1)` gives for each row of input ids: token ids with EOS, without start and pad."""
-    generation = model.generation_config
+    generation, layers = model.generation_config, model.config.num_decoder_layers
     eos = generation.eos_token_id
     eos_ids = set(eos if isinstance(eos, list) else [eos])
     found: list[list[int]] = []
@@ -88,7 +88,12 @@ def greedy_tokens(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int
             mask[index, : len(row)] = 1
         with torch.no_grad():
             out = model.generate(
-                input_ids=ids, attention_mask=mask, num_beams=1, do_sample=False, max_new_tokens=max_new_tokens
+                input_ids=ids,
+                attention_mask=mask,
+                num_beams=1,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                past_key_values=EncoderDecoderCache(_layers(layers), _layers(layers)),
             )
         found.extend(_until_eos(row[1:], eos_ids) for row in out.tolist())
     return found
