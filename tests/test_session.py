@@ -164,6 +164,16 @@ def test_a_driver_problem_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.why == "CUDA failure 35: driver too old"
 
 
+@pytest.mark.usefixtures("cuda_offered")
+def test_no_memory_for_the_weights_is_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("bfc_arena.cc Failed to allocate memory for requested buffer of size 8589934592")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(DeviceError, match="No memory for the graph 'lookup' on cuda"):
+        create_session(lookup_model(table_of(np.float32)), CUDA)
+
+
 def test_device_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
     assert resolve_device("cpu") == "cpu"

@@ -17,7 +17,7 @@ from precision_search.model.generation_config import GenerationSettings
 from precision_search.runtime import head
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache
-from precision_search.runtime.session import SessionSettings, create_session, first_line
+from precision_search.runtime.session import SessionSettings, create_session, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -80,10 +80,10 @@ class Encoder:
     def run(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Encoded:
         """Encodes a batch, both arrays int64 [B, S]."""
         batch, source = input_ids.shape
-        mask = self._upload(attention_mask)
+        ids, mask = self._upload(input_ids), self._upload(attention_mask)
         self._states.reserve(batch * source * self._width)
         self._check.reserve(batch * source)
-        self._runner.bind_value(head.INPUT_IDS, self._upload(input_ids))
+        self._runner.bind_value(head.INPUT_IDS, ids)
         self._runner.bind_value(ATTENTION_MASK, mask)
         self._states.bind_output(self._runner.binding, head.HIDDEN, (batch, source, self._width))
         self._check.bind_output(self._runner.binding, head.FINITE_CHECK, (batch, source, 1))
@@ -214,6 +214,6 @@ class _Runner:
             self._session.run_with_iobinding(self.binding)
         except Exception as error:  # ONNX Runtime raises classes of its own
             reason = first_line(error)
-            if "memory" in reason.lower():
+            if is_out_of_memory(error):
                 raise DeviceError("A graph ran out of memory.", why=reason, fix="Use a smaller batch.") from error
             raise InputError("A graph failed to run.", why=reason, fix="Check the token ids and the graph.") from error

@@ -67,7 +67,8 @@ def create_session(model: ir.Model, settings: SessionSettings) -> onnxruntime.In
 
     Raises:
         InputError: ONNX Runtime does not accept the graph.
-        MissingPackageError, DeviceError: CUDA was asked for and does not start (see `require_cuda`).
+        DeviceError: the device has no memory left, or CUDA was asked for and does not start.
+        MissingPackageError: CUDA was asked for and its libraries are missing (see `require_cuda`).
     """
     import onnxruntime
 
@@ -81,6 +82,12 @@ def create_session(model: ir.Model, settings: SessionSettings) -> onnxruntime.In
         with _quiet(settings):
             session = onnxruntime.InferenceSession(graph, options, providers=_providers(settings), enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"No memory for the graph {model.graph.name or '(unnamed)'!r} on {settings.device}.",
+                why=first_line(error),
+                fix="Free memory there, or run on another device.",
+            ) from error
         if settings.device == "cuda":
             require_cuda(settings)
         raise InputError(
@@ -94,8 +101,8 @@ def create_session(model: ir.Model, settings: SessionSettings) -> onnxruntime.In
     return session
 
 
-def resolve_device(kind: Literal["auto", "cpu", "cuda"]) -> Device:
-    """The device that `kind` means here: `auto` is CUDA if a one-node CUDA session runs, else the CPU.
+def resolve_device(kind: Literal["auto", "cpu", "cuda"], device_id: int = 0) -> Device:
+    """The device that `kind` means here: `auto` is CUDA if a one-node session runs on that CUDA device, else the CPU.
 
     Raises:
         MissingPackageError, DeviceError: `kind` is `cuda` and CUDA does not start.
@@ -103,7 +110,7 @@ def resolve_device(kind: Literal["auto", "cpu", "cuda"]) -> Device:
     if kind == "cpu":
         return "cpu"
     try:
-        require_cuda(SessionSettings(device="cuda"))
+        require_cuda(SessionSettings(device="cuda", device_id=device_id))
     except (MissingPackageError, DeviceError):
         if kind == "cuda":
             raise
@@ -160,6 +167,12 @@ def first_line(error: Exception) -> str:
     """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an ONNX Runtime error says that an allocation failed; it has no status code for that."""
+    text = str(error).lower()
+    return "allocate memory" in text or "out of memory" in text
 
 
 @contextlib.contextmanager
