@@ -25,9 +25,11 @@ from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, Reference, generate_all, make_reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.candidate import OTHER_REFERENCE, Candidate
+from precision_search.search.candidate import OTHER_REFERENCE, Candidate, open_candidate
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.trials import VerdictSource
+
+__all__ = ["Candidate", "DifferingSample", "VerifyReport", "compare", "make_report", "open_candidate"]
 
 Say = Callable[[str], None]
 
