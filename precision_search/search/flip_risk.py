@@ -9,12 +9,12 @@ zero. With F(t) = P(m <= t), and s of near-ties taken as independent of m,
 
     risk = 1000 * E[F(max(0, -s))]
 
-Three facts make that work on real models (each measured on the demo model, see `docs/benchmarks.md`):
+Three facts make that work on real models (each measured on the demo model):
 
 - At a near-tie which token is the reference's is chance, so s and -s are equally likely there: both are used.
 - Low-precision logits put the plan's margins on a lattice, where a whole step's worth of near-ties lands on exactly 0,
   and a tie counts as a flip. A lattice value v therefore stands for the interval (v - step, v]: the shift is spread by
-  it. Without this the risk of fp16 logits comes out at a third.
+  it. Without this the risk of fp16 logits comes out at a third of the truth.
 - Tokens of a sentence are alike (a model that repeats itself meets the same near-tie again and again): sentences are
   what the interval is bootstrapped over, not tokens.
 """
