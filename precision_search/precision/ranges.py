@@ -138,7 +138,7 @@ class _Probe:
         self._tiny_shares: dict[str, float] = {}
         kept = {str(value.name) for value in self._model.graph.outputs}
         self._instrument(dtype)
-        self._session = create_session(self._model, settings)
+        self._session = create_session(self._model, settings, consume=True)
         self._statistics = [str(v.name) for v in self._model.graph.outputs if str(v.name) not in kept]
 
     def run(self, feed: Mapping[str, np.ndarray], output: str) -> np.ndarray:

@@ -70,10 +70,13 @@ def forced_batches(
 
 
 class ForcedEncoder:
-    """An encoder in fp32 (original, emulated or widened), ready to run on batches."""
+    """An encoder in fp32 (original, emulated or widened), ready to run on batches.
 
-    def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
-        self._session = create_session(model, settings)
+    With `consume` the model is used up.
+    """
+
+    def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
+        self._session = create_session(model, settings, consume=consume)
 
     def encode(self, batch: ForcedBatch) -> FloatArray:
         """The encoder's output for a batch, float32 [B, S, D]."""
@@ -82,10 +85,13 @@ class ForcedEncoder:
 
 
 class ForcedDecoder:
-    """A decoder without past in fp32 (original, emulated or widened), ready to be forced."""
+    """A decoder without past in fp32 (original, emulated or widened), ready to be forced.
 
-    def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
-        self._session = create_session(with_margin_head(model), settings)
+    With `consume` the model is used up.
+    """
+
+    def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
+        self._session = create_session(with_margin_head(model, consume=consume), settings, consume=True)
 
     def margins(self, batch: ForcedBatch, hidden: FloatArray) -> FloatArray:
         """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid."""

@@ -92,17 +92,17 @@ def with_token_head(model: ir.Model, generation: GenerationSettings, *, with_mar
     return clone
 
 
-def with_margin_head(model: ir.Model) -> ir.Model:
+def with_margin_head(model: ir.Model, *, consume: bool = False) -> ir.Model:
     """The no-past decoder as the screen uses it: how surely each label wins, and nothing else.
 
     Added: input `labels` int64 [B, T], ids in [0, V). The only output is `margin` float32 [B, T]: the logit of the
     label minus the best other logit at its position (negative: another token wins; 0: a tie; NaN: a logit at the
-    position is not finite).
+    position is not finite). With `consume` the model itself is changed.
 
     Raises:
         InputError: the graph has no output `logits` [B, T, V] with a known vocabulary size V.
     """
-    clone = model.clone()
+    clone = model if consume else model.clone()
     head = _Head(clone, "margin_head")
     logits = find_output(clone, LOGITS)
     clone.graph.outputs.clear()

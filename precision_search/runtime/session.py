@@ -60,10 +60,13 @@ class SessionSettings:
     use_tf32: bool = False
 
 
-def create_session(model: ir.Model, settings: SessionSettings) -> onnxruntime.InferenceSession:
+def create_session(
+    model: ir.Model, settings: SessionSettings, *, consume: bool = False
+) -> onnxruntime.InferenceSession:
     """Makes a session for `model`.
 
     The session holds its own copy of the weights (measured with onnxruntime 1.31): the model may go away afterwards.
+    With `consume` it must: it is taken apart instead of cloned, which is a fifth of the time.
 
     Raises:
         InputError: ONNX Runtime does not accept the graph.
@@ -72,7 +75,7 @@ def create_session(model: ir.Model, settings: SessionSettings) -> onnxruntime.In
     """
     import onnxruntime
 
-    graph, weights = _split_weights(model)
+    graph, weights = _split_weights(model if consume else model.clone())
     options = _session_options(settings)
     options.add_external_initializers(list(weights), list(weights.values()))
     if settings.device == "cuda":
@@ -227,13 +230,12 @@ def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str
 
 
 def _split_weights(model: ir.Model) -> tuple[bytes, dict[str, onnxruntime.OrtValue]]:
-    """The serialized graph with placeholders for the large weights, and those weights by name."""
+    """The serialized graph with placeholders for the large weights, and those weights by name; `model` is used up."""
     from onnxruntime import OrtValue
 
-    clone = model.clone()
-    _strip(clone)
+    _strip(model)
     weights = {}
-    for value in clone.graph.initializers.values():
+    for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= INLINE_BYTES or tensor.dtype.itemsize < 1:
             continue
@@ -241,7 +243,7 @@ def _split_weights(model: ir.Model) -> tuple[bytes, dict[str, onnxruntime.OrtVal
         array = np.ascontiguousarray(tensor.numpy())
         weights[str(value.name)] = OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(tensor.dtype))
         value.const_value = _placeholder(str(value.name), tensor)
-    return bytes(ir.to_proto(clone).SerializeToString()), weights
+    return bytes(ir.to_proto(model).SerializeToString()), weights
 
 
 def _placeholder(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:

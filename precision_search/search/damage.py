@@ -83,7 +83,7 @@ class _Traced:
         self._outputs = [*(names[key] for key in self.keys), main]
         present = {str(value.name) for value in model.graph.outputs}
         model.graph.outputs.extend(values[name] for name in dict.fromkeys(self._outputs) if name not in present)
-        self._session = create_session(model, settings)
+        self._session = create_session(model, settings, consume=True)
 
     def run(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32] | None) -> Sequence[npt.NDArray[np.float32]]:
         feed: dict[str, npt.NDArray[np.generic]] = {

@@ -124,9 +124,9 @@ class Screener:
             if any(node.key not in plan.fp32 for node in graph.compute)
         }
         if "encoder" in low_families:
-            encoder = ForcedEncoder(self._emulated("encoder", plan, assignments), self._settings)
+            encoder = ForcedEncoder(self._emulated("encoder", plan, assignments), self._settings, consume=True)
         if "decoder" in low_families:
-            decoder = ForcedDecoder(self._emulated("decoder", plan, assignments), self._settings)
+            decoder = ForcedDecoder(self._emulated("decoder", plan, assignments), self._settings, consume=True)
         fp32_encoder = encoder is self._fp32_encoder
         return PreparedPlan(encoder, decoder, fp32_encoder, time.perf_counter() - start)
 
