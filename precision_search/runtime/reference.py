@@ -11,7 +11,7 @@ import numpy.typing as npt
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import batches
-from precision_search.runtime.forced import ForcedDecoder, ForcedEncoder, forced_batches
+from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
 
@@ -52,8 +52,8 @@ class ParityDifference:
         position: where they part.
         bundle_token: what the bundle chose, or None where it had ended.
         checkpoint_token: what transformers chose, or None where it had ended.
-        margin: the bundle's margin at that position, None where it had ended; below `NEAR_TIE` the difference is
-            nobody's fault.
+        margin: the bundle's margin at that position, None where it had ended; closer to 0 than `NEAR_TIE` the
+            difference is nobody's fault.
     """
 
     sample: int
@@ -65,7 +65,7 @@ class ParityDifference:
     @property
     def near_tie(self) -> bool:
         """Whether fp32 itself cannot tell the two tokens apart."""
-        return self.margin is not None and self.margin < NEAR_TIE
+        return self.margin is not None and abs(self.margin) < NEAR_TIE
 
 
 def generate_all(
@@ -100,7 +100,7 @@ def make_reference(
         settings: for the teacher-forced sessions.
 
     Raises:
-        InputError: the fp32 model itself gives non-finite logits.
+        InputError: the fp32 model itself gives non-finite logits, or its two decoder graphs want different tokens.
     """
     tokens, nonfinite = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
     if nonfinite.any():
@@ -115,9 +115,23 @@ def make_reference(
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_length):
         found = decoder.margins(batch, encoder.encode(batch))
+        _check_agreement(batch, found)
         for row, index in enumerate(batch.source.indices):
             margins[index] = found[row, : len(tokens[index])]
     return Reference(tokens, tuple(margins))
+
+
+def _check_agreement(batch: ForcedBatch, margins: npt.NDArray[np.float32]) -> None:
+    """Every token came from `decoder` or `decoder_with_past`; `decoder` alone, given the prefix, must choose it too."""
+    # `not >` also finds NaN.
+    wrong = np.argwhere(batch.valid & ~(margins > -NEAR_TIE))
+    if wrong.size:
+        row, position = (int(index) for index in wrong[0])
+        raise InputError(
+            f"decoder and decoder_with_past disagree on token {position + 1} of sample {batch.source.indices[row] + 1}",
+            why=f"the chosen token's margin is {margins[row, position]:.4g} when decoder reads the whole prefix",
+            fix="export the two graphs together, from the same checkpoint",
+        )
 
 
 def compare_with_oracle(reference: Reference, oracle: Sequence[Sequence[int]]) -> tuple[ParityDifference, ...]:
