@@ -7,6 +7,7 @@ path of the machine that made the model is in it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,7 +177,8 @@ def _matches(facts: ModelFacts) -> str:
 def _measured_row(what: str, samples: SampleFile | None, match: Match | None) -> str:
     if samples is None or match is None:
         return ""
-    high = share(-(-match.high * 1000 // 1) / 1000)
+    # Outwards, so that rounding never makes the interval narrower than it is.
+    high = share(math.ceil(match.high * 1000 - 1e-9) / 1000)
     return _match_row(what, samples, share(match.value), f"{share(match.low)} to {high}")
 
 

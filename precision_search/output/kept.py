@@ -40,28 +40,31 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What one family keeps: op types as a whole, how many nodes beside them, and the op types it does not keep."""
+    """What one family keeps: op types as a whole, how many nodes beside them, and the op types it does not keep (None
+    where nobody knows which there are)."""
 
     op_types: frozenset[str]
     nodes: int
-    others: frozenset[str]
+    others: frozenset[str] | None
 
     @classmethod
     def of(cls, record: PlanRecord, family: Family, there: frozenset[str], pinned: frozenset[str]) -> _Kept:
         whole = frozenset(record.op_types.get(family, ()))
         own = [key for key in record.nodes if _family(key) == family and key not in pinned]
-        return cls(whole, sum(_op_type(key) not in whole for key in own), there - whole)
+        return cls(whole, sum(_op_type(key) not in whole for key in own), there - whole if there else None)
 
     @property
     def is_most(self) -> bool:
         """Whether naming what is not kept is shorter."""
-        return len(self.op_types) > 2 and len(self.others) * 2 <= len(self.op_types)
+        return self.others is not None and len(self.op_types) > 2 and len(self.others) * 2 <= len(self.op_types)
 
     def words(self, op_types: frozenset[str]) -> str:
-        parts = [EVERYTHING if not self.others else f"all but {_list(self.others)}"] if self.is_most else []
-        parts += [] if self.is_most or not op_types else [_list(op_types)]
-        parts += [f"+{self.nodes} node{'s' * (self.nodes > 1)}"] if self.nodes else []
-        return " ".join(parts)
+        """`op_types`, those of its own that are still to be named, and the count of nodes."""
+        named = _list(op_types)
+        if self.is_most:
+            named = f"all but {_list(self.others)}" if self.others else EVERYTHING
+        counted = f"+{self.nodes} node{'s' * (self.nodes > 1)}" if self.nodes else ""
+        return f"{named} {counted}".strip()
 
 
 def _join(encoder: _Kept, decoder: _Kept) -> str:
@@ -80,8 +83,8 @@ def _join(encoder: _Kept, decoder: _Kept) -> str:
     return "; ".join(f"{who}: {words}" for who, words in parts if words)
 
 
-def _list(op_types: frozenset[str]) -> str:
-    return " ".join(sorted(op_types))
+def _list(op_types: frozenset[str] | None) -> str:
+    return " ".join(sorted(op_types or ()))
 
 
 def _op_type(key: str) -> str:
