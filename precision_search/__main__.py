@@ -1,0 +1,5 @@
+"""`python -m precision_search` is the command."""
+
+from precision_search.cli import main
+
+main()

@@ -1,0 +1,185 @@
+"""What `verify`, `inspect` and `doctor` found, and how a winner does on unseen text, as text and as JSON.
+
+In: their reports. Out: lines on a console, or a JSON object whose keys are the names of the reports' fields.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from precision_search.output.render import share
+from precision_search.search.json_codec import to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from precision_search.output.run_info import RunInfo
+    from precision_search.precision.inspect import GroupFacts, InspectReport
+    from precision_search.runtime.doctor import DoctorReport
+    from precision_search.search.verify import DifferingSample, VerifyReport
+
+UNKNOWN = "-"
+WORST_NODES = 10
+
+
+def report_json(report: VerifyReport | InspectReport | DoctorReport) -> str:
+    """A report as a JSON object; numbers that are not finite become null, since JSON has none."""
+    return json.dumps(_finite(to_json(report)), indent=2, ensure_ascii=False) + "\n"
+
+
+def show_verify(report: VerifyReport, console: Console) -> None:
+    """Prints the share of exact samples, then every differing one."""
+    for sample in report.differences:
+        _print(console, _sample_lines(sample))
+    interval = f"95% interval {share(report.low)} to {share(report.high)}"
+    lines = [
+        f"exact match  {report.exact} of {report.samples}, {share(report.exact_match)} ({interval}), {report.source}",
+        f"non-finite   {report.nonfinite} of {report.samples}",
+    ]
+    if report.differences:
+        lines.append(
+            f"near-ties    {report.near_ties} of the {len(report.differences)} differences: fp32 itself is undecided there"
+        )
+    _print(console, lines)
+
+
+def show_inspect(report: InspectReport, console: Console) -> None:
+    """Prints graphs, op types and roles with what is searchable, and the nodes with the largest values if measured."""
+    config = report.config
+    sizes = f"{config.num_layers}+{config.num_decoder_layers} layers, d_model {config.d_model}, d_ff {config.d_ff}"
+    vocabulary = f"vocabulary {config.vocab_size}"
+    _print(console, [f"{report.name}: {config.model_type}, {sizes}, {config.num_heads} heads, {vocabulary}"])
+    _table(
+        console,
+        "graphs",
+        ("graph", "nodes", "compute", "movement", "other", "weights MB (fp32)"),
+        [(g.name, *map(str, (g.nodes, g.compute, g.movement, g.other)), _mb(g.weight_bytes)) for g in report.graphs],
+    )
+    counts = ("decisions", "searchable", "beyond range", "largest")
+    op_types = [(group.family, group.name, *_counts(group), group.why or "") for group in report.op_types]
+    _table(console, f"op types, for {report.dtype}", ("family", "op type", *counts, "why not"), op_types)
+    roles = [(*_counts(group), group.name) for group in report.roles]
+    _table(console, "roles (a star stands for the layer)", (*counts, "role"), roles)
+    if report.samples is not None:
+        _show_worst(report, console)
+
+
+def show_best(info: RunInfo, console: Console) -> None:
+    """Prints what the chosen plan of a run keeps of sentences that the search did not see, as far as it was tried."""
+    if info.best is None:
+        return
+    for name, match, file in (
+        ("validation", info.best.validation_match, info.samples.validation),
+        ("test", info.best.test_match, info.samples.test),
+    ):
+        if match is not None and file is not None:
+            kept = f"{round(match.value * file.count)} of {file.count} {name} samples exact, {share(match.value)}"
+            interval = f"95% interval {share(match.low)} to {share(match.high)}"
+            _print(console, [f"plan {info.best.id}: {kept} ({interval})"])
+
+
+def show_doctor(report: DoctorReport, console: Console) -> None:
+    """Prints what is there, then what to do."""
+    cuda = "works" if report.cuda.works else f"does not start: {report.cuda.why or report.cuda.problem}"
+    memory = "unknown" if report.memory_bytes is None else f"{report.memory_bytes / 2**30:.1f} GiB"
+    packages = [f"{package.name} {package.version or 'MISSING'}" for package in report.packages]
+    device = f"{report.cuda.device}: " if report.cuda.device else ""
+    lines = [
+        f"python    {report.python}, {report.platform}",
+        f"cores     {report.cores}, memory {memory}",
+        f"packages  {', '.join(packages)}",
+        f"providers {', '.join(report.providers) or 'none'}",
+        f"cuda      {device}{cuda}",
+        f"latency   {report.latency}" + ("" if report.cuda.works else f" (profiles: {', '.join(report.profiles)})"),
+    ]
+    lines += [f"to do     {fix}" for fix in report.fixes]
+    _print(console, lines)
+
+
+def _sample_lines(sample: DifferingSample) -> list[str]:
+    margin = "unknown" if sample.margin is None else f"{sample.margin:.2g}"
+    notes = [f"reference margin {margin}"]
+    notes += ["a near-tie of fp32"] if sample.near_tie else []
+    notes += ["non-finite values"] if sample.nonfinite else []
+    return [
+        f"line {sample.line} differs from token {sample.position + 1} on ({', '.join(notes)})",
+        f"  source     {sample.source}",
+        f"  reference  {sample.reference}",
+        f"  model      {sample.model}",
+        "",
+    ]
+
+
+def _show_worst(report: InspectReport, console: Console) -> None:
+    limit = report.largest_number / report.range_safety
+    worst = [
+        (
+            _number(node.range.largest_input),
+            _number(node.range.largest_output),
+            _number(node.range.largest_inside) if node.range.largest_inside else UNKNOWN,
+            f"{node.range.underflow:.1%}",
+            "yes" if node.beyond_range else "no",
+            node.key,
+        )
+        for node in report.worst(WORST_NODES)
+        if node.range is not None
+    ]
+    title = f"largest values on {report.samples} samples; {report.dtype} holds {_number(report.largest_number)}, "
+    title += f"beyond range means above {_number(limit)}"
+    _table(console, title, ("input", "output", "inside", "underflow", "beyond range", "node"), worst)
+
+
+def _counts(group: GroupFacts) -> tuple[str, ...]:
+    return (
+        str(group.nodes),
+        str(group.searchable),
+        UNKNOWN if group.beyond_range is None else str(group.beyond_range),
+        UNKNOWN if group.largest is None else _number(group.largest),
+    )
+
+
+def _table(console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints aligned columns, numbers to the right, columns that hold nothing left out.
+
+    No cell is cut or broken, so that node keys can be copied: the longest column comes last, and a narrow terminal
+    wraps by itself.
+    """
+    lines = [list(row) for row in rows]
+    used = [index for index in range(len(header)) if any(line[index] not in ("", UNKNOWN) for line in lines)]
+    columns = [_aligned(header[index], [line[index] for line in lines]) for index in used]
+    console.print()
+    for number, line in enumerate(zip(*columns, strict=True)):
+        style = "bold" if number == 0 else None
+        if number == 0:
+            console.print(title, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print("  ".join(line).rstrip(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _aligned(header: str, cells: Sequence[str]) -> list[str]:
+    is_number = all(cell[:1].isdigit() or cell in (UNKNOWN, "inf") for cell in cells)
+    width = max(map(len, (header, *cells)))
+    return [text.rjust(width) if is_number else text.ljust(width) for text in (header, *cells)]
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 or value >= 1e6 else f"{value:.0f}"
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f}"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,53 @@
+"""What the tests of the command line share: calling it, reading its errors, and a run directory made at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from precision_search.cli import cli
+from precision_search.config import load_config, to_toml
+from precision_search.output import run_files
+from precision_search.output.run_info import Best, Match
+from precision_search.search.trials import Trial, TrialLog
+from tests.conftest import ROOT
+from tests.output_models import run_info
+from tests.search_models import latency, trial
+
+DEMO = ROOT / "configs/demo.toml"
+FASTER = (trial(0, low_nodes=0, stage="fp32", latency=latency(2.0, 1.0)), trial(1, latency=latency(1.0, 2.0)))
+"""fp32 and a plan that is twice as fast."""
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="precision-search")
+
+
+def fails(result: Result, code: int) -> str:
+    """What a failed command says: on stderr only, and without a traceback."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def raiser(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def write_run(directory: Path, trials: Sequence[Trial] = FASTER) -> Path:
+    """A complete run whose winner keeps 98% of the test samples."""
+    directory.mkdir(parents=True)
+    best = Best(1, "the fastest", faster=True, test_match=Match.of(196, 200), validation_match=Match.of(100, 100))
+    run_files.write_run_info(directory, run_info(best=best))
+    run_files.write_text_atomically(directory / run_files.CONFIG_FILE, to_toml(load_config(DEMO)))
+    log = TrialLog(directory / run_files.TRIALS_FILE)
+    for judged in trials:
+        log.append(judged)
+    return directory

@@ -1,0 +1,127 @@
+"""Reports as text that survives narrow terminals and odd characters, and as JSON that any program reads."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.console import Console
+
+from precision_search.model.bundle import Bundle
+from precision_search.output.reports import report_json, show_best, show_doctor, show_inspect, show_verify
+from precision_search.precision.inspect import inspect_bundle
+from precision_search.precision.ranges import NodeRange
+from precision_search.runtime.doctor import CudaState, DoctorReport, Package
+from precision_search.search.verify import DifferingSample, VerifyReport
+from tests.output_models import run_info
+
+WIDE_KEY = "encoder.block.0.layer.0.SelfAttention/Softmax"
+NEAR_TIE = DifferingSample(3, 4, "[bold]source[/]", "eine Quelle", "ein Quell", 1, 1e-4, near_tie=True, nonfinite=False)
+DAMAGED = replace(NEAR_TIE, index=5, line=6, position=0, margin=None, near_tie=False, nonfinite=True)
+VERIFIED = VerifyReport(100, 98, 0.98, 0.93, 0.9945, 1, (NEAR_TIE, DAMAGED), "emulated", ())
+MACHINE = DoctorReport(
+    python="3.11.7",
+    platform="Linux x86_64",
+    packages=(Package("onnx", "1.23"),),
+    providers=("CPUExecutionProvider",),
+    cuda=CudaState(False, None, "CUDA does not start.", "no driver", "buy a GPU"),
+    cores=2,
+    memory_bytes=2**33,
+    latency="estimated",
+    profiles=("l4", "t4"),
+)
+
+
+def shown(show: Callable[[Console], None], width: int = 120) -> str:
+    stream = io.StringIO()
+    show(Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_a_verification_lists_each_difference_as_it_is_and_sums_up() -> None:
+    lines = shown(lambda console: show_verify(VERIFIED, console), width=30).splitlines()
+
+    assert lines[:4] == [
+        "line 4 differs from token 2 on (reference margin 0.0001, a near-tie of fp32)",
+        "  source     [bold]source[/]",
+        "  reference  eine Quelle",
+        "  model      ein Quell",
+    ]
+    assert "line 6 differs from token 1 on (reference margin unknown, non-finite values)" in lines
+    assert lines[-3:] == [
+        "exact match  98 of 100, 98.0% (95% interval 93.0% to 99.4%), emulated",
+        "non-finite   1 of 100",
+        "near-ties    1 of the 2 differences: fp32 itself is undecided there",
+    ]
+
+
+def test_a_perfect_verification_is_two_lines() -> None:
+    perfect = replace(VERIFIED, exact=100, exact_match=1.0, high=1.0, nonfinite=0, differences=())
+
+    assert len(shown(lambda console: show_verify(perfect, console)).splitlines()) == 2
+
+
+def test_an_inspection_breaks_no_node_key_and_hides_empty_columns(demo_bundle: Bundle) -> None:
+    report = inspect_bundle(demo_bundle, "float16", name="demo")
+
+    lines = shown(lambda console: show_inspect(report, console), width=40).splitlines()
+
+    assert any(line.endswith("encoder.block.*.layer.0.SelfAttention.relative_attention_bias/Gather") for line in lines)
+    assert not any("beyond range" in line or "largest" in line for line in lines)
+    assert max(len(line) for line in lines) < 120
+
+
+def test_measured_ranges_are_shown_with_the_limit(demo_bundle: Bundle) -> None:
+    ranges = {WIDE_KEY: NodeRange(WIDE_KEY, "Softmax", 40000.0, 1.0, 0.0, 0.25)}
+    report = inspect_bundle(demo_bundle, "float16", name="demo", ranges=ranges, samples=7)
+
+    lines = shown(lambda console: show_inspect(report, console)).splitlines()
+
+    assert "largest values on 7 samples; float16 holds 65504, beyond range means above 32752" in lines
+    assert lines[-1].split() == ["40000", "1", "25.0%", "yes", WIDE_KEY]
+
+
+def test_json_holds_null_for_what_is_not_finite(demo_bundle: Bundle) -> None:
+    ranges = {WIDE_KEY: NodeRange(WIDE_KEY, "Softmax", float("inf"), float("nan"), 0.0, 0.0)}
+    report = inspect_bundle(demo_bundle, "float16", name="demo", ranges=ranges, samples=1)
+
+    found = json.loads(report_json(report), parse_constant=lambda name: f"not JSON: {name}")
+
+    node = next(node for node in found["nodes"] if node["key"] == WIDE_KEY)
+    assert (node["range"]["largest_input"], node["range"]["largest_output"]) == (None, None)
+    assert node["beyond_range"] is True
+    assert {graph["name"] for graph in found["graphs"]} == {"encoder", "decoder", "decoder_with_past"}
+
+
+def test_the_doctor_says_what_to_do_last() -> None:
+    lines = shown(lambda console: show_doctor(MACHINE, console)).splitlines()
+
+    assert "cuda      does not start: no driver" in lines
+    assert "latency   estimated (profiles: l4, t4)" in lines
+    assert "cores     2, memory 8.0 GiB" in lines
+    assert lines[-1] == "to do     buy a GPU"
+
+
+def test_a_healthy_machine_has_nothing_to_do() -> None:
+    healthy = replace(MACHINE, cuda=CudaState(True, "Tesla T4"), latency="measured", memory_bytes=None)
+
+    lines = shown(lambda console: show_doctor(healthy, console)).splitlines()
+
+    assert "cuda      Tesla T4: works" in lines
+    assert "latency   measured" in lines
+    assert not any(line.startswith("to do") for line in lines)
+
+
+def test_the_winner_is_said_to_keep_what_was_tried_and_no_more() -> None:
+    best = run_info().best
+    assert best is not None
+    assert best.validation_match is not None
+    untested = run_info(best=replace(best, test_match=None))
+
+    (line,) = shown(lambda console: show_best(untested, console)).splitlines()
+
+    assert line.startswith(f"plan {best.id}: ")
+    assert "validation samples exact" in line
+    assert shown(lambda console: show_best(run_info(best=None), console)) == ""
