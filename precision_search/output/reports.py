@@ -40,9 +40,8 @@ def show_verify(report: VerifyReport, console: Console) -> None:
         f"non-finite   {report.nonfinite} of {report.samples}",
     ]
     if report.differences:
-        lines.append(
-            f"near-ties    {report.near_ties} of the {len(report.differences)} differences: fp32 itself is undecided there"
-        )
+        undecided = f"{report.near_ties} of the {len(report.differences)} differences: fp32 itself is undecided there"
+        lines.append(f"near-ties    {undecided}")
     _print(console, lines)
 
 
