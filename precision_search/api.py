@@ -12,7 +12,8 @@ from typing import Literal
 from precision_search.config import Config, load_config, to_toml
 from precision_search.errors import InternalError, UsageError
 from precision_search.model.bundle import Bundle, open_bundle
-from precision_search.model.calibration import load_samples
+from precision_search.model.calibration import encode, load_samples
+from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
@@ -41,6 +42,9 @@ from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Budget, guarded, run_search
 from precision_search.search.trials import Trial, TrialLog
 from precision_search.search.verify import VerifyReport, compare, open_candidate
+
+BATCH_SIZE = 32
+"""Samples at once where no config says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,7 @@ def verify(
     *,
     prefix: str = "",
     max_length: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     cache: Path,
     reporter: Reporter,
@@ -231,11 +235,15 @@ def inspect(
 ) -> InspectReport:
     """What a model's graphs hold and what of it is searchable; with data, the ranges of its activations too."""
     bundle = open_model(source, cache, reporter=reporter)
-    ranges = None
-    if data is not None:
-        reporter.stage("measuring activation ranges")
-        ranges = measure(bundle, load_samples(data, "data"), dtype, SessionSettings(device=resolve_device("cpu")))
-    return inspect_bundle(bundle, dtype, ranges)
+    name = Path(source).name
+    if data is None:
+        return inspect_bundle(bundle, dtype, name=name)
+    encoded = encode(load_samples(data, "data"), load_tokenizer(bundle.path), "", None)
+    for warning in encoded.warnings:
+        reporter.warn(warning)
+    reporter.stage("measuring activation ranges")
+    ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings())
+    return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
 
 
 def doctor() -> DoctorReport:
@@ -251,7 +259,7 @@ def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
     return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
 
 
-def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, LatencySource]:
+def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, EstimatedLatency]:
     """The judge, and the estimates that order proposals (and are what is reported where nothing can be measured)."""
     workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
     estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
@@ -270,15 +278,14 @@ def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, LatencySource
     return judge, estimate
 
 
-def _strategy(config: Config, prepared: Prepared, estimate: LatencySource, out: Path) -> Strategy:
-    graphs, weights = prepared.bundle.graphs, WeightCache()
+def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency, out: Path) -> Strategy:
     return make_strategy(
         config.search.strategy,
         StrategyContext(
             space=prepared.space.space,
             seed=config.search.seed,
             max_trials=config.search.max_trials,
-            estimate=lambda plan: estimate.latency(convert(graphs, plan, weights).models).p50_ms,
+            estimate=estimate.plan_ms,
             storage=out,
             min_validation_match=_min_exact_match(config),
         ),

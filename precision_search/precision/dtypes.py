@@ -50,6 +50,26 @@ def assign(graphs: Mapping[GraphName, Graph], plan: Plan) -> Mapping[GraphName, 
     )
 
 
+def planned_casts(graph: Graph, assignment: Assignment) -> frozenset[tuple[str, bool]]:
+    """The casts that a conversion under the assignment adds: name of the value that is cast, and whether to low.
+
+    One for each value and direction, however many readers share it; none for constants.
+    """
+    found: set[tuple[str, bool]] = set()
+    for node in graph.model.graph:
+        if node.op_type in SHAPE_OPS:
+            continue
+        wanted = str(node.name) in assignment.low_nodes
+        for _, value in float_inputs(node):
+            if not value.is_initializer() and (str(value.name) in assignment.low_values) != wanted:
+                found.add((str(value.name), wanted))
+    for value in graph.model.graph.outputs:
+        wanted = str(value.name) in assignment.low_outputs
+        if is_float(value) and (str(value.name) in assignment.low_values) != wanted:
+            found.add((str(value.name), wanted))
+    return frozenset(found)
+
+
 def crossing_name(value_name: str) -> str | None:
     """The common name of a tensor that leaves one graph and enters another, or None for other inputs and outputs."""
     if value_name in ("last_hidden_state", "encoder_hidden_states"):

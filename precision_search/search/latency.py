@@ -10,6 +10,8 @@ import onnx_ir as ir
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.cost import CostModel, Workload
+from precision_search.precision.dtypes import assign, planned_casts
+from precision_search.precision.plan import LowDtype, Plan
 from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
@@ -24,6 +26,20 @@ class EstimatedLatency:
         self._model = CostModel(bundle.models, workload, profile)
         self._fp32_ms = self._model.estimate(bundle.models).p50_ms
         self._profile = profile.name
+        self._graphs = bundle.graphs
+        self._node_costs: dict[LowDtype, dict[GraphName, Mapping[str, tuple[float, float]]]] = {}
+
+    def plan_ms(self, plan: Plan) -> float:
+        """What `latency` would estimate for the plan, in milliseconds, without converting anything."""
+        if plan.dtype not in self._node_costs:
+            self._node_costs[plan.dtype] = {name: self._model.node_costs(name, plan.dtype) for name in self._graphs}
+        assignments = assign(self._graphs, plan)
+        seconds = 0.0
+        for name, graph in self._graphs.items():
+            low = assignments[name].low_nodes
+            seconds += sum(pair[key in low] for key, pair in self._node_costs[plan.dtype][name].items())
+            seconds += sum(self._model.cast_cost(name, value) for value, _ in planned_casts(graph, assignments[name]))
+        return seconds * 1e3
 
     def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
         """The estimate for converted graphs, labelled as one."""

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from precision_search.errors import ConfigError
 from precision_search.model.graph import Family, Graph, GraphName, compute_keys_by_op_type
 from precision_search.precision.convert import overflowing_weights
+from precision_search.precision.dtypes import sources
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.plan import BASE_VARIANT, FAMILIES, LowDtype, all_compute_keys, match_keys
 from precision_search.precision.ranges import NodeRange, hard_set
+from precision_search.runtime.head import LOGITS
 from precision_search.search.strategies.base import SearchSpace
+
+OUTPUT_PROJECTION = "output projection"
+"""A choice of its own beside the op types: rounding the logits makes ties and flips by itself, whatever else is low
+and costs one node to avoid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,15 @@ def make_space(
         )
     for key in kept:
         fixed.setdefault(key, "search.keep_fp32")
+    projection = output_projection(graphs)
     hard = hard_set(ranges, dtype, range_safety)
     keys_of: dict[Family, dict[str, frozenset[str]]] = {}
     hard_types: dict[Family, frozenset[str]] = {}
     for family in FAMILIES:
         by_type = compute_keys_by_op_type(graphs, family)
-        free = {op: keys - fixed.keys() - forced for op, keys in by_type.items()}
+        free = {op: keys - fixed.keys() - forced - projection for op, keys in by_type.items()}
+        if family == "decoder":
+            free[OUTPUT_PROJECTION] = projection - fixed.keys() - forced
         keys_of[family] = {op: keys for op, keys in free.items() if keys}
         hard_types[family] = frozenset(op for op, keys in keys_of[family].items() if keys & hard.keys())
     space = SearchSpace(
@@ -91,6 +100,18 @@ def make_space(
         forced_low=forced,
     )
     return SpaceReport(space, fixed, {key: value for key, value in hard.items() if key not in fixed})
+
+
+def output_projection(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
+    """The compute nodes whose results are the logits, behind data movement."""
+    return frozenset(
+        str(producer.name)
+        for graph in graphs.values()
+        for value in graph.model.graph.outputs
+        if value.name == LOGITS
+        for source in sources(value, graph)
+        if (producer := source.producer()) is not None
+    )
 
 
 def _resolve(items: Sequence[str], graphs: Mapping[GraphName, Graph], where: str) -> frozenset[str]:
