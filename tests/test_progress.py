@@ -168,11 +168,11 @@ def test_a_rejected_plan_says_where_and_why() -> None:
 
     line = trial_line(trial(5, verdict="mismatch", exact_match=0.26, first_divergence=divergence, flip_risk=None))
 
-    expected = "mismatch, exact match 26.0%, from token 3 of sample 5, damaged at encoder.block.0/Pow, 0.50 s"
-    assert line == f"plan 5 (joined): {expected}"
+    expected = "other tokens from sample 4, token 2; first damaged node encoder.block.0/Pow (relative error 0.5)"
+    assert line == f"plan 5 (joined): rejected, {expected}, 0.50 s"
 
 
 def test_an_error_is_told_in_one_line() -> None:
     line = trial_line(trial(6, verdict="error", message="no memory\n  why: 2 GB", flip_risk=None, latency=None))
 
-    assert line == "plan 6 (joined): error, no memory, 0.50 s"
+    assert line == "plan 6 (joined): rejected, could not be judged: no memory, 0.50 s"

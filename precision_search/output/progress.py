@@ -233,23 +233,16 @@ class _Ticker:
 
 
 def trial_line(trial: Trial) -> str:
-    """A judged plan in one line, for example `plan 7 (tpe): stable, 1.42x estimated, flip risk 0.8, 0.31 s`."""
-    parts: list[str] = [trial.verdict]
-    if trial.verdict == "error":
-        parts = [f"error, {(trial.message or '').partition(chr(10))[0]}"]
-    elif trial.verdict != "stable":
-        parts.append(f"exact match {trial.exact_match:.1%}")
-    if trial.first_divergence is not None:
-        where = trial.first_divergence
-        parts.append(f"from token {where.position + 1} of sample {where.sample + 1}")
-        if where.node is not None:
-            parts.append(f"damaged at {where.node}")
-    if trial.verdict == "stable" and trial.latency is not None:
-        parts.append(f"{trial.latency.speedup:.2f}x {trial.latency.source}")
-    if trial.flip_risk is not None:
-        parts.append(f"flip risk {trial.flip_risk.value:.2g}")
-    parts.append(f"{trial.seconds:.2f} s")
-    return f"plan {trial.id} ({trial.stage}): {', '.join(parts)}"
+    """A judged plan in one line, for example `plan 7 (decoder): stable, 1.36x estimated, flip risk 0.8, 0.31 s`."""
+    from precision_search.output.table import rejection
+
+    if trial.verdict == "stable":
+        parts = ["stable"]
+        parts += [] if trial.latency is None else [f"{trial.latency.speedup:.2f}x {trial.latency.source}"]
+        parts += [] if trial.flip_risk is None else [f"flip risk {trial.flip_risk.value:.2g}"]
+    else:
+        parts = ["rejected", rejection(trial)]
+    return f"plan {trial.id} ({trial.stage}): {', '.join([*parts, f'{trial.seconds:.2f} s'])}"
 
 
 def _is_better(trial: Trial, best: Trial | None) -> bool:
