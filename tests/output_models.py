@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from precision_search.model.bundle import Bundle
+from precision_search.model.generation_config import GenerationSettings, ModelConfig
 from precision_search.output.model_facts import JudgedSettings, JudgedVerdict, PublishFacts
 from precision_search.output.run_info import (
     Best,
@@ -22,6 +25,7 @@ from precision_search.output.run_info import (
 from precision_search.runtime.reference import ParityDifference
 from precision_search.search.prepare import NearTie, Parity
 from precision_search.search.trials import Divergence, FlipRisk, PlanRecord, Trial
+from tests.graphs import HEAD_WIDTH, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, tiny_t5
 from tests.search_models import latency, trial
 
 OP_TYPES = ("Add", "Gather", "MatMul", "Mul", "Pow", "ReduceMean", "Relu", "Softmax", "Sqrt")
@@ -35,6 +39,7 @@ SAMPLES = Samples(
     SampleFile("validation.txt", 100, "cd" * 32, 1),
     SampleFile("test.txt", 200, "ef" * 32, 0),
 )
+HF_CONTENT = {name: f'{{"file": "{name}"}}\n' for name in ("config.json", "generation_config.json", "tokenizer.json")}
 WORKLOAD = WorkloadInfo(1024, 16, 16)
 BEST = Best(3, "the fastest stable plan", True, Match.of(196, 200), Match.of(99, 100))
 
@@ -169,3 +174,12 @@ def publish_facts_of_a_run(**changes: Any) -> PublishFacts:
         "workload": WORKLOAD,
     }
     return PublishFacts(**(values | changes))
+
+
+def tiny_bundle(directory: Path) -> Bundle:
+    """The tiny T5 as a bundle whose Hugging Face files lie in the new `directory`."""
+    directory.mkdir()
+    for name, content in HF_CONTENT.items():
+        (directory / name).write_text(content)
+    config = ModelConfig("t5", VOCABULARY, WIDTH, HEAD_WIDTH, INNER, HEADS, LAYERS, LAYERS, False, True)
+    return Bundle(directory, tiny_t5(), "56" * 32, config, GenerationSettings(0, (1,), 0, 4, None, None), None)
