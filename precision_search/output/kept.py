@@ -11,6 +11,8 @@ from precision_search.search.trials import PlanRecord, Trial
 
 EVERYTHING = "everything"
 NOTHING = "nothing"
+SHORT_KEY = 20
+"""A single node's key is named up to this length: `lm_head/MatMul` says more than a count."""
 
 _SHORT: Mapping[Family, str] = {"encoder": "enc", "decoder": "dec"}
 
@@ -18,8 +20,8 @@ _SHORT: Mapping[Family, str] = {"encoder": "enc", "decoder": "dec"}
 def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable[[Trial], str]:
     """A function that says what a trial's plan keeps in fp32.
 
-    Op types kept as a whole are named, other nodes counted. What both families keep is said once; a family that keeps
-    most of its op types is said to keep all but the others.
+    Op types kept as a whole are named, other nodes counted (a single one is named if its key is short). What both
+    families keep is said once; a family that keeps most of its op types is said to keep all but the others.
 
     Args:
         trials: the judged plans of the run; the one of fp32 among them tells which op types there are.
@@ -40,18 +42,18 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What one family keeps: op types as a whole, how many nodes beside them, and the op types it does not keep (None
-    where nobody knows which there are)."""
+    """What one family keeps: op types as a whole, the nodes beside them, and the op types it does not keep (None where
+    nobody knows which there are)."""
 
     op_types: frozenset[str]
-    nodes: int
+    nodes: tuple[str, ...]
     others: frozenset[str] | None
 
     @classmethod
     def of(cls, record: PlanRecord, family: Family, there: frozenset[str], pinned: frozenset[str]) -> _Kept:
         whole = frozenset(record.op_types.get(family, ()))
-        own = [key for key in record.nodes if _family(key) == family and key not in pinned]
-        return cls(whole, sum(_op_type(key) not in whole for key in own), there - whole if there else None)
+        own = (key for key in record.nodes if _family(key) == family and key not in pinned)
+        return cls(whole, tuple(key for key in own if _op_type(key) not in whole), there - whole if there else None)
 
     @property
     def is_most(self) -> bool:
@@ -59,17 +61,20 @@ class _Kept:
         return self.others is not None and len(self.op_types) > 2 and len(self.others) * 2 <= len(self.op_types)
 
     def words(self, op_types: frozenset[str]) -> str:
-        """`op_types`, those of its own that are still to be named, and the count of nodes."""
+        """`op_types`, those of its own that are still to be named, and the nodes."""
         named = _list(op_types)
         if self.is_most:
             named = f"all but {_list(self.others)}" if self.others else EVERYTHING
-        counted = f"+{self.nodes} node{'s' * (self.nodes > 1)}" if self.nodes else ""
-        return f"{named} {counted}".strip()
+        if len(self.nodes) == 1 and len(self.nodes[0]) <= SHORT_KEY:
+            beside = f"+{self.nodes[0]}"
+        else:
+            beside = f"+{len(self.nodes)} node{'s' * (len(self.nodes) > 1)}" if self.nodes else ""
+        return f"{named} {beside}".strip()
 
 
 def _join(encoder: _Kept, decoder: _Kept) -> str:
-    same = encoder.words(encoder.op_types) == decoder.words(decoder.op_types) and not encoder.nodes + decoder.nodes
-    if same:
+    nodes = encoder.nodes + decoder.nodes
+    if not nodes and encoder.words(encoder.op_types) == decoder.words(decoder.op_types):
         words = encoder.words(encoder.op_types)
         return f"both: {words}" if words else NOTHING
     common = encoder.op_types & decoder.op_types
