@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from precision_search.errors import ConfigError
-from precision_search.model.graph import Family, Graph, GraphName, compute_keys_by_op_type
+from precision_search.errors import ConfigError, InputError
+from precision_search.model.graph import Family, Graph, GraphName, NodeKind, compute_keys_by_op_type
 from precision_search.precision.convert import overflowing_weights
 from precision_search.precision.dtypes import sources
 from precision_search.precision.kernels import why_fp32
-from precision_search.precision.plan import BASE_VARIANT, FAMILIES, LowDtype, all_compute_keys, match_keys
+from precision_search.precision.plan import BASE_VARIANT, FAMILIES, LowDtype, all_compute_keys, match_keys, pinned_keys
 from precision_search.precision.ranges import NodeRange, hard_set
 from precision_search.runtime.head import LOGITS
 from precision_search.search.strategies.base import SearchSpace
@@ -51,11 +52,11 @@ def make_space(
         dtype: the low dtype.
         ranges: range of each compute node.
         range_safety: a node whose largest magnitude times this exceeds the range is hard.
-        keep_fp32: op types or key patterns that stay in fp32.
-        force_low: op types or key patterns that are low in every plan.
+        keep_fp32: op types, `output projection` or key patterns that stay in fp32.
+        force_low: the same, low in every plan.
 
     Raises:
-        ConfigError, InputError: a pin that names nothing, or wants low what can never be low.
+        ConfigError: a pin that names nothing, or wants low what can never be low.
     """
     fixed = {
         node.key: reason
@@ -110,15 +111,27 @@ def output_projection(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
         for value in graph.model.graph.outputs
         if value.name == LOGITS
         for source in sources(value, graph)
-        if (producer := source.producer()) is not None
+        if (producer := source.producer()) is not None and graph.nodes[str(producer.name)].kind is NodeKind.COMPUTE
     )
 
 
 def _resolve(items: Sequence[str], graphs: Mapping[GraphName, Graph], where: str) -> frozenset[str]:
-    """Node keys that op types or patterns stand for."""
-    keys = all_compute_keys(graphs)
+    """Node keys that op types, the output projection or patterns stand for.
+
+    An op type leaves out its index arithmetic, which is nobody's choice, unless there is nothing else of that type.
+    """
+    keys, pinned = all_compute_keys(graphs), pinned_keys(graphs)
+    by_name = {OUTPUT_PROJECTION: output_projection(graphs)}
+    for family in FAMILIES:
+        for op_type, of_type in compute_keys_by_op_type(graphs, family).items():
+            by_name[op_type] = by_name.get(op_type, frozenset()) | of_type
     found: set[str] = set()
     for item in items:
-        of_type = {key for family in FAMILIES for key in compute_keys_by_op_type(graphs, family).get(item, frozenset())}
-        found |= of_type or match_keys(item, keys, where)
+        try:
+            named = by_name.get(item) or match_keys(item, keys, where)
+        except InputError as error:
+            near = difflib.get_close_matches(item, sorted(by_name), n=1)
+            fix = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(error.what, why=error.why, fix=fix + error.fix) from error
+        found |= (named - pinned or named) if item in by_name else named
     return frozenset(found)
