@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from precision_search.errors import InputError, InternalError
+from precision_search.errors import EnvironmentProblemError, InputError
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -80,7 +80,7 @@ def write_model(model: ir.Model, path: Path) -> None:
     The bytes depend on the model only, wherever its weights are stored.
 
     Raises:
-        InternalError: the file cannot be written.
+        EnvironmentProblemError: the file cannot be written.
     """
     external = f"{path.name}_data" if weight_bytes(model) > EXTERNAL_DATA_THRESHOLD else None
     if external is None:
@@ -95,7 +95,9 @@ def write_model(model: ir.Model, path: Path) -> None:
                 (Path(folder) / external).replace(path.parent / external)
             written.replace(path)
     except OSError as error:
-        raise InternalError(f"cannot write {path}", why=str(error), fix="check free space and permissions") from error
+        raise EnvironmentProblemError(
+            f"cannot write {path}", why=str(error), fix="check free space and permissions"
+        ) from error
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -124,6 +126,17 @@ def _flat(model: ir.Model, path: Path) -> ir.Model:
         for read in node.inputs:
             if read is not None and read.producer() is None and not _comes_from_outside(read):
                 raise _unreadable(path, f"{node.name or node.op_type} reads {read.name!r}, which nothing makes")
+    opsets = model.graph.opset_imports
+    if "ai.onnx" in opsets:  # the long name of the standard domain
+        opsets[""] = opsets.pop("ai.onnx")
+    if "" not in opsets:
+        raise _unreadable(path, "it does not say which ONNX opset it uses")
+    # Protobuf hands over what is no UTF-8 as bytes.
+    texts = (
+        text for node in model.graph for text in (node.name, node.op_type, *(value.name for value in node.outputs))
+    )
+    if strange := [text for text in texts if not isinstance(text, str | None)]:
+        raise _unreadable(path, f"the name {strange[0]!r} is no text")
     return model
 
 
