@@ -5,7 +5,7 @@ Rounding noise grows slowly along a graph; damage jumps. One sample is enough, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,10 @@ from precision_search.precision.plan import Plan
 from precision_search.precision.ranges import mask_threshold
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.forced import ForcedBatch
+from precision_search.runtime.head import HIDDEN
 from precision_search.runtime.session import SessionSettings, create_session
+
+FloatArray = npt.NDArray[np.float32]
 
 THRESHOLD = 0.25
 """Relative error (largest difference over largest fp32 magnitude) from which a result is damaged. fp16 rounds to 2^-11
@@ -37,75 +40,92 @@ class DamagedNode:
     relative_error: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """What a graph gave for one batch: the result of every compute node by key, in order; the encoder's output, if so.
+
+    Nodes that an emulation fused away are missing; their neighbours show the damage.
+    """
+
+    nodes: Mapping[str, FloatArray]
+    hidden: FloatArray | None
+
+
 class DamageFinder:
-    """Compares plans with fp32 node by node."""
+    """Compares plans with fp32 node by node.
+
+    Of the fp32 model only the values of the sample looked at last are kept: most rejected plans fail on the same one,
+    and sessions that give every activation away are too large to keep.
+    """
 
     def __init__(self, graphs: Mapping[GraphName, Graph], weights: WeightCache, settings: SessionSettings) -> None:
         self._graphs = graphs
         self._weights = weights
         self._settings = settings
-        self._reference: dict[GraphName, _Traced] = {}
+        self._exact: dict[GraphName, _Trace] = {}
+        self._exact_of = b""
 
     def find(self, plan: Plan, batch: ForcedBatch) -> DamagedNode | None:
-        """The first damaged node on a batch of one sample, or None where no node stands out.
-
-        The traces live only as long as this call: a search that rejects one plan in a hundred should not hold every
-        activation's session for the rest.
-        """
+        """The first damaged node on a batch of one sample, or None where no node stands out."""
         assignments = assign(self._graphs, plan)
-        hidden: dict[bool, npt.NDArray[np.float32]] = {}
+        hidden: FloatArray | None = None
         for name in FORCED_GRAPHS:
             graph = self._graphs[name]
-            exact = self._reference.setdefault(name, _Traced(graph, graph.model, self._settings))
-            changed = _Traced(graph, emulate(graph, plan, assignments[name], self._weights), self._settings)
-            wanted, found = exact.run(batch, hidden.get(False)), changed.run(batch, hidden.get(True))
-            damaged = _first_damaged(exact.keys, wanted, found, mask_threshold(graph, plan.dtype))
+            wanted = self._fp32(name, batch)
+            model = emulate(graph, plan, assignments[name], self._weights)
+            found = _trace(graph, model, batch, hidden, self._settings)
+            damaged = _first_damaged(wanted.nodes, found.nodes, mask_threshold(graph, plan.dtype))
             if damaged is not None:
                 return damaged
-            hidden = {False: wanted[-1], True: found[-1]}
+            hidden = found.hidden
         return None
 
+    def _fp32(self, name: GraphName, batch: ForcedBatch) -> _Trace:
+        this = batch.source.input_ids.tobytes() + batch.decoder_input_ids.tobytes()
+        if this != self._exact_of:
+            self._exact, self._exact_of = {}, this
+        if name not in self._exact:
+            hidden = None if name == "encoder" else self._fp32("encoder", batch).hidden
+            graph = self._graphs[name]
+            self._exact[name] = _trace(graph, graph.model.clone(), batch, hidden, self._settings)
+        return self._exact[name]
 
-class _Traced:
-    """A graph that returns the result of every compute node, and its first output last."""
 
-    def __init__(self, graph: Graph, model: ir.Model, settings: SessionSettings) -> None:
-        model = model.clone()
-        names = {
-            str(node.name): str(node.outputs[0].name)
-            for node in graph.model.graph
-            if graph.nodes[str(node.name)].kind is NodeKind.COMPUTE and is_float(node.outputs[0])
+def _trace(
+    graph: Graph, model: ir.Model, batch: ForcedBatch, hidden: FloatArray | None, settings: SessionSettings
+) -> _Trace:
+    """Runs a version of the graph (used up) on a batch; the decoder reads `hidden`."""
+    names = {
+        str(node.name): str(node.outputs[0].name)
+        for node in graph.model.graph
+        if graph.nodes[str(node.name)].kind is NodeKind.COMPUTE and is_float(node.outputs[0])
+    }
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    names = {key: name for key, name in names.items() if name in values}
+    present = {str(value.name) for value in model.graph.outputs}
+    outputs = sorted({*names.values(), *({HIDDEN} & present)})
+    model.graph.outputs.extend(values[name] for name in outputs if name not in present)
+    feed: dict[str, npt.NDArray[np.generic]] = {
+        "input_ids": batch.source.input_ids,
+        "attention_mask": batch.source.attention_mask,
+    }
+    if hidden is not None:
+        feed = {
+            "input_ids": batch.decoder_input_ids,
+            "encoder_hidden_states": hidden,
+            "encoder_attention_mask": batch.source.attention_mask,
         }
-        values = {str(value.name): value for node in model.graph for value in node.outputs}
-        main = str(model.graph.outputs[0].name)
-        # What the emulation fused away has no value any more; its neighbours show the damage.
-        self.keys = [key for key, name in names.items() if name in values]
-        self._outputs = [*(names[key] for key in self.keys), main]
-        present = {str(value.name) for value in model.graph.outputs}
-        model.graph.outputs.extend(values[name] for name in dict.fromkeys(self._outputs) if name not in present)
-        self._session = create_session(model, settings, consume=True)
-
-    def run(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32] | None) -> Sequence[npt.NDArray[np.float32]]:
-        feed: dict[str, npt.NDArray[np.generic]] = {
-            "input_ids": batch.source.input_ids,
-            "attention_mask": batch.source.attention_mask,
-        }
-        if hidden is not None:
-            feed = {
-                "input_ids": batch.decoder_input_ids,
-                "encoder_hidden_states": hidden,
-                "encoder_attention_mask": batch.source.attention_mask,
-            }
-        return [np.asarray(array) for array in self._session.run(self._outputs, feed)]
+    arrays = dict(zip(outputs, create_session(model, settings, consume=True).run(outputs, feed), strict=True))
+    return _Trace({key: np.asarray(arrays[name]) for key, name in names.items()}, arrays.get(HIDDEN))
 
 
 def _first_damaged(
-    keys: Sequence[str],
-    wanted: Sequence[npt.NDArray[np.float32]],
-    found: Sequence[npt.NDArray[np.float32]],
-    masked_from: float,
+    wanted: Mapping[str, FloatArray], found: Mapping[str, FloatArray], masked_from: float
 ) -> DamagedNode | None:
-    for key, want, have in zip(keys, wanted, found, strict=False):
+    for key, want in wanted.items():
+        have = found.get(key)
+        if have is None:
+            continue
         counts = np.abs(want) < masked_from
         if not np.isfinite(have[counts]).all():
             return DamagedNode(key, float("inf"))
