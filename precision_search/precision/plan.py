@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -87,10 +87,19 @@ def blocklist_from_json(data: object, source: str) -> Blocklist:
         )
     dtype = data.get("dtype", "float16")
     if dtype not in LOW_DTYPES:
-        raise InputError(f"{source} has dtype {dtype!r}", why=f"it must be one of {', '.join(LOW_DTYPES)}")
+        known_dtypes = " or ".join(LOW_DTYPES)
+        raise InputError(
+            f"{source} has the unknown dtype {dtype!r}",
+            why=f"a low dtype is {known_dtypes}",
+            fix=_did_you_mean(dtype, LOW_DTYPES) + f"set dtype to {known_dtypes}",
+        )
     variant = data.get("variant", BASE_VARIANT)
     if variant != BASE_VARIANT:
-        raise InputError(f"{source} has the graph variant {variant!r}", why=f"only {BASE_VARIANT!r} exists")
+        raise InputError(
+            f"{source} has the unknown graph variant {variant!r}",
+            why=f"only {BASE_VARIANT!r} exists",
+            fix=_did_you_mean(variant, [BASE_VARIANT]) + f"set variant to {BASE_VARIANT!r}",
+        )
     op_types = _lists_by_name(data.get("op_types", {}), FAMILIES, f"{source}: op_types")
     nodes = _lists_by_name(data.get("nodes", {}), GRAPH_NAMES, f"{source}: nodes")
     patterns = _strings(data.get("patterns", []), f"{source}: patterns")
@@ -136,10 +145,11 @@ def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], s
             fp32 |= by_type[op_type]
     for pattern in blocklist.patterns:
         fp32 |= match_keys(pattern, keys, source)
-    for names in blocklist.nodes.values():
-        for key in names:
-            if key not in keys:
-                raise _unknown(f"node {key!r}", key, keys, source)
+    for name, nodes in blocklist.nodes.items():
+        known = frozenset(node.key for node in graphs[name].compute) if name in graphs else frozenset[str]()
+        for key in nodes:
+            if key not in known:
+                raise _unknown(f"node {key!r} ({name})", key, known, source)
             fp32.add(key)
     return Plan(blocklist.dtype, blocklist.variant, frozenset(fp32))
 
@@ -186,7 +196,11 @@ def match_keys(pattern: str, keys: frozenset[str], source: str) -> frozenset[str
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"{source}: pattern {pattern!r} is not a regular expression", why=str(error)) from error
+        raise InputError(
+            f"{source}: pattern {pattern!r} is not a regular expression",
+            why=str(error),
+            fix=r"write it as in Python: `.` is any character, `\d+` a layer number, `.*` anything",
+        ) from error
     found = frozenset(key for key in keys if expression.fullmatch(key))
     if not found:
         raise _unknown(f"pattern {pattern!r}: it matches no node key", pattern, keys, source)
@@ -207,15 +221,18 @@ _FORM_FIX = "see blocklist.json in any run directory for the form"
 
 
 def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str], source: str) -> InputError:
-    import difflib
-
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]!r}? " if near else ""
     return InputError(
         f"{source} names the unknown {what}",
-        why="the model's graphs hold no such thing",
-        fix=fix + "`precision-search inspect MODEL` lists op types and node keys",
+        why="the model's graphs hold no compute node of that name",
+        fix=_did_you_mean(word, sorted(known)) + "`precision-search inspect MODEL` lists op types and node keys",
     )
+
+
+def _did_you_mean(word: object, known: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _strings(value: object, where: str) -> tuple[str, ...]:
