@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
-from precision_search.output.run_record import RunRecorder, open_run_directory
+from precision_search.output.run_record import RunRecorder, check_run_directory, create_run_directory
 from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
@@ -37,7 +38,7 @@ from precision_search.search.latency import EstimatedLatency, MeasuredLatency
 from precision_search.search.pareto import Choice, choose_winner
 from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_fp32, prepare
 from precision_search.search.strategies import make_strategy
-from precision_search.search.strategies.base import Strategy, StrategyContext
+from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Budget, guarded, run_search
 from precision_search.search.trials import Trial, TrialLog
@@ -99,25 +100,25 @@ def search(
         PrecisionSearchError: see `search.prepare.prepare` and `output.publish.publish`.
     """
     given = None if blocklist is None else read_blocklist(blocklist)
-    open_run_directory(config, out, resume=resume)
+    check_run_directory(config, out, resume=resume)
     prepared = prepare(config, reporter.stage, reporter.warn)
     plan = None if given is None else plan_of_blocklist(given, prepared.bundle.graphs, str(blocklist))
     recorder = RunRecorder(out, config, prepared, strategy=config.search.strategy if plan is None else GivenPlan.name)
     if resume:
         recorder.resume()
+    else:
+        create_run_directory(config, out)
     log = TrialLog(out / run_files.TRIALS_FILE)
     recorder.write(log.trials)
     judge, estimate = _judge(config, prepared)
-    if plan is None:
-        strategy = _strategy(config, prepared, estimate, out)
-    else:
-        strategy = GivenPlan(_fp32_plan(config, prepared), plan)
+    strategy = _strategy(config, prepared, estimate, out) if plan is None else GivenPlan(plan)
     reporter.stage("judging the given plan" if plan else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,
         guarded(judge, judge.record, judge.node_counts, judge.source),
         log,
         Budget(config.search.max_trials, config.search.timeout),
+        baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
         on_trial=reporter.trial,
     )
     choice = choose_winner(outcome.trials, _min_exact_match(config))
@@ -311,7 +312,11 @@ def _publish_choice(
     """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
     trial = choice.trial if choice.faster else next((trial for trial in trials if trial.is_fp32), None)
     if trial is None:
-        raise InternalError("no fp32 plan was judged", why="every strategy proposes it first")
+        raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
     reporter.stage("writing the model")
     out = recorder.directory / run_files.MODEL_DIRECTORY
-    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), out)
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), fresh)
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier session of a resumed run
+    fresh.rename(out)

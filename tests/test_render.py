@@ -96,8 +96,8 @@ def test_rejected_landmarks_come_below_with_the_damaged_node(width: int) -> None
 
 def test_wide_rejections_read_as_sentences() -> None:
     text = rendered(table(), 200)
-    assert f"nonfinite from sample 42, token 0; first damaged node {DAMAGED}" in text
-    assert f"other tokens from sample 42, token 0; first damaged node {DAMAGED} (relative error 12)" in text
+    assert f"nonfinite from token 1 of sample 43; first damaged node {DAMAGED}" in text
+    assert f"other tokens from token 1 of sample 43; first damaged node {DAMAGED} (relative error 12)" in text
 
 
 def test_brackets_are_no_markup_and_colour_is_optional() -> None:

@@ -44,12 +44,12 @@ def test_a_verification_lists_each_difference_as_it_is_and_sums_up() -> None:
     lines = shown(lambda console: show_verify(VERIFIED, console), width=30).splitlines()
 
     assert lines[:4] == [
-        "line 4 differs from token 1 on, counted from 0 (reference margin 0.0001, a near-tie of fp32)",
+        "line 4 differs from token 2 on (reference margin 0.0001, a near-tie of fp32)",
         "  source     [bold]source[/]",
         "  reference  eine Quelle",
         "  model      ein Quell",
     ]
-    assert "line 6 differs from token 0 on, counted from 0 (reference margin unknown, non-finite values)" in lines
+    assert "line 6 differs from token 1 on (reference margin unknown, non-finite values)" in lines
     assert lines[-3:] == [
         "exact match  98 of 100, 98.0% (95% interval 93.0% to 99.4%), emulated",
         "non-finite   1 of 100",

@@ -62,10 +62,10 @@ def test_no_plan_is_proposed_twice(name: str) -> None:
     assert len(set(seen)) == len(seen) <= 8
 
 
-def test_fp32_comes_first_and_fixed_nodes_are_in_every_plan(name: str, tmp_path: Path) -> None:
+def test_everything_kept_comes_first_and_fixed_nodes_are_in_every_plan(name: str, tmp_path: Path) -> None:
     of = space(forced_low=frozenset({"decoder.0/Relu", "encoder.bias/Log"}))
     outcome = search(name, context(of), Oracle(of, NEEDED), tmp_path / "log")
-    assert outcome.trials[0].stage == "fp32"
+    assert outcome.trials[0].stage == "forced-low"
     assert len(outcome.trials[0].plan.nodes) == 3 * (len(ENCODER) + len(DECODER))
     for each in outcome.trials:
         assert "encoder.bias/Log" in each.plan.nodes

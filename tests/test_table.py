@@ -62,15 +62,15 @@ def test_no_trials_make_an_empty_table() -> None:
     [
         (
             {"verdict": "nonfinite", "first_divergence": Divergence(42, 0, DAMAGED, None)},
-            f"nonfinite from sample 42, token 0; first damaged node {DAMAGED}",
+            f"nonfinite from token 1 of sample 43; first damaged node {DAMAGED}",
         ),
         (
             {"verdict": "mismatch", "first_divergence": Divergence(3, 7, DAMAGED, 12.25)},
-            f"other tokens from sample 3, token 7; first damaged node {DAMAGED} (relative error 12)",
+            f"other tokens from token 8 of sample 4; first damaged node {DAMAGED} (relative error 12)",
         ),
         (
             {"verdict": "mismatch", "first_divergence": Divergence(3, 7, None, None)},
-            "other tokens from sample 3, token 7; no node stands out",
+            "other tokens from token 8 of sample 4; no node stands out",
         ),
         ({"verdict": "mismatch"}, "mismatch"),
         (

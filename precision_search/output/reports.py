@@ -104,7 +104,7 @@ def _sample_lines(sample: DifferingSample) -> list[str]:
     notes += ["a near-tie of fp32"] if sample.near_tie else []
     notes += ["non-finite values"] if sample.nonfinite else []
     return [
-        f"line {sample.line} differs from token {sample.position} on, counted from 0 ({', '.join(notes)})",
+        f"line {sample.line} differs from token {sample.position + 1} on ({', '.join(notes)})",
         f"  source     {sample.source}",
         f"  reference  {sample.reference}",
         f"  model      {sample.model}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from precision_search.config import Config, load_config, to_toml
-from precision_search.errors import OutputExistsError, UsageError
+from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
 from precision_search.output import run_files
 from precision_search.output.run_info import (
     SCHEMA_VERSION,
@@ -191,11 +190,27 @@ class RunRecorder:
         )
 
 
-def open_run_directory(config: Config, out: Path, *, resume: bool) -> None:
-    """Creates the run directory and writes the resolved config, or checks that the config is that of the run there.
+def create_run_directory(config: Config, out: Path) -> None:
+    """Creates the run directory with the resolved config in it.
+
+    Raises:
+        EnvironmentProblemError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentProblemError(
+            f"cannot create {out}", why=str(error.strerror), fix="check the path, free space and permissions"
+        ) from error
+    run_files.write_text_atomically(out / run_files.CONFIG_FILE, to_toml(config))
+
+
+def check_run_directory(config: Config, out: Path, *, resume: bool) -> None:
+    """Checks that a run may be written to `out`, or that the run there may go on under this config.
 
     Raises:
         OutputExistsError: it exists and `resume` is not set.
+        EnvironmentProblemError: it cannot be created there.
         UsageError: nothing there to resume, or the config changed.
     """
     stored = out / run_files.CONFIG_FILE
@@ -206,8 +221,14 @@ def open_run_directory(config: Config, out: Path, *, resume: bool) -> None:
                 why="a run never overwrites another",
                 fix="give another --out, or go on with that run with --resume",
             )
-        out.mkdir(parents=True)
-        run_files.write_text_atomically(stored, to_toml(config))
+        # Asked before the work that the directory is for, which takes minutes.
+        parent = next(folder for folder in out.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise EnvironmentProblemError(
+                f"{out} cannot be used as a run directory",
+                why=f"{parent} is {'not writable' if parent.is_dir() else 'not a directory'}",
+                fix="give another --out",
+            )
         return
     if not stored.is_file():
         raise UsageError(
@@ -223,8 +244,13 @@ def open_run_directory(config: Config, out: Path, *, resume: bool) -> None:
         )
 
 
-def peak_rss_bytes() -> int:
-    """The largest resident memory this process had, in bytes (Linux counts it in KiB, macOS in bytes)."""
+def peak_rss_bytes() -> int | None:
+    """The largest resident memory this process had, in bytes; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    # macOS counts it in bytes, everybody else in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

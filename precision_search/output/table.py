@@ -181,14 +181,14 @@ def pareto_table(trials: Sequence[Trial], min_exact_match: float, *, pinned: Col
 
 
 def rejection(trial: Trial) -> str:
-    """Why a plan was rejected, with the place where it first parts from the reference; all counted from 0."""
+    """Why a plan was rejected, with the place where it first parts from the reference; both counted from 1."""
     if trial.verdict == "error":
         return f"could not be judged: {(trial.message or 'no message').splitlines()[0]}"
     where = trial.first_divergence
     if where is None:
         return trial.verdict
     verb = "nonfinite" if trial.verdict == "nonfinite" else "other tokens"
-    place = f"{verb} from sample {where.sample}, token {where.position}"
+    place = f"{verb} from token {where.position + 1} of sample {where.sample + 1}"
     if where.node is None:
         return f"{place}; no node stands out"
     error = "" if where.relative_error is None else f" (relative error {where.relative_error:.2g})"

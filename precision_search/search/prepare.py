@@ -123,7 +123,7 @@ def prepare(config: Config, say: Say, warn: Say) -> Prepared:
         DeviceError, MissingPackageError: the device does not start.
         VerificationError: the fp32 bundle does not generate what its checkpoint does.
     """
-    device = resolve_device(config.device.kind)
+    device = resolve_device(config.device.kind, config.device.id)
     settings = SessionSettings(
         device=device, device_id=config.device.id, threads=config.device.threads, use_tf32=config.device.use_tf32
     )

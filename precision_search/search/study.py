@@ -58,6 +58,7 @@ def run_search(
     log: TrialLog,
     budget: Budget,
     *,
+    baseline: Proposal | None = None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchOutcome:
@@ -65,7 +66,8 @@ def run_search(
 
     A plan that the log holds is answered from it: the strategy observes the old trial, nothing is judged, written or
     passed to `on_trial`, and no trial is used up. That is how a run resumes: the strategy starts anew and is led
-    through the log. `on_trial` is called after the trial is on the disk and before the strategy observes it.
+    through the log. `on_trial` is called after the trial is on the disk and before the strategy observes it. The
+    `baseline` is judged before anything that the strategy proposes, unless the log has it.
 
     Ctrl-C ends the search as `interrupted` with every finished trial in the log; it is not raised again, because what
     is there is a result: the caller reports it and ends with exit code 130. Any other exception of the judge passes
@@ -75,6 +77,10 @@ def run_search(
     before = len(log)
     stopped: Stopped = "interrupted"
     with contextlib.suppress(KeyboardInterrupt):
+        if baseline is not None and log.find(baseline.plan) is None:
+            first = judge(baseline, log.next_id)
+            log.append(first)
+            on_trial(first)
         stopped = _loop(strategy, judge, log, budget, on_trial=on_trial, elapsed=lambda: clock() - started)
     return SearchOutcome(log.trials, len(log) - before, stopped)
 

@@ -48,6 +48,11 @@ class SearchSpace:
         return tuple((family, op_type) for family in FAMILIES for op_type in self.op_types.get(family, ()))
 
     @property
+    def stage_of_everything(self) -> str:
+        """The stage of the plan that keeps every choice in fp32: it is fp32 itself only where nothing is forced low."""
+        return "fp32" if not self.forced_low - self.fixed else "forced-low"
+
+    @property
     def hard_choices(self) -> Selection:
         """The choices that the range profile suggests to keep in fp32."""
         return frozenset(choice for choice in self.choices if choice[1] in self.hard.get(choice[0], frozenset()))

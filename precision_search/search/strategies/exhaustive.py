@@ -41,6 +41,6 @@ class Exhaustive:
 def _subsets(context: StrategyContext) -> Steps:
     choices = context.space.choices
     subsets = [frozenset(s) for s in chain.from_iterable(combinations(choices, n) for n in range(len(choices) + 1))]
-    yield frozenset(choices), "fp32", None
+    yield frozenset(choices), context.space.stage_of_everything, None
     for subset in sorted(subsets, key=lambda s: context.estimate(context.space.plan_of(s))):
         yield subset, "all", None

@@ -72,7 +72,7 @@ class OpTypeSearch:
 
     def _landmarks(self) -> Steps:
         choices = self._space.choices
-        yield frozenset(choices), "fp32", None
+        yield frozenset(choices), self._space.stage_of_everything, None
         yield frozenset(), "all-low", None
         yield frozenset(choice for choice in choices if choice[1] in CLASSIC), "classic", None
         yield self._space.hard_choices, "ranges", None

@@ -29,7 +29,7 @@ class RandomSearch:
 def _draws(context: StrategyContext) -> Steps:
     choices = context.space.choices
     generator = np.random.default_rng(context.seed)
-    yield frozenset(choices), "fp32", None
+    yield frozenset(choices), context.space.stage_of_everything, None
     drawn: set[bytes] = set()
     # Redrawing repeats needs about k * 2^k * log(2) draws to see all of 2^k subsets: a run that gets there is small.
     while len(drawn) < 2 ** len(choices):
