@@ -17,7 +17,7 @@ from precision_search.model.model_files import weight_bytes
 from precision_search.precision.kernels import low_max, why_fp32
 from precision_search.precision.plan import FAMILIES, LowDtype
 from precision_search.precision.ranges import NodeRange, hard_set, measure_ranges
-from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.forced import by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import make_reference
 from precision_search.runtime.session import SessionSettings
@@ -139,8 +139,7 @@ def measure(
     """
     generator = Generator(bundle.models, bundle.generation, settings)
     reference = make_reference(bundle, generator, rows, batch_size, settings)
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    batches = forced_batches(rows, reference.tokens, bundle.generation, batch_size, by_length)
+    batches = forced_batches(rows, reference.tokens, bundle.generation, batch_size, by_target_length(reference.tokens))
     return measure_ranges(bundle.graphs["encoder"], bundle.graphs["decoder"], batches, dtype, settings)
 
 

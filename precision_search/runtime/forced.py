@@ -69,6 +69,15 @@ def forced_batches(
     return tuple(found)
 
 
+def by_target_length(tokens: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Sample numbers from the shortest target to the longest: the order in which batches hold the least padding.
+
+    Targets count, not sources: most of the work is the decoder's, and a model that repeats itself up to the limit does
+    so on short sources too.
+    """
+    return tuple(sorted(range(len(tokens)), key=lambda index: len(tokens[index])))
+
+
 class ForcedEncoder:
     """An encoder in fp32 (original, emulated or widened), ready to run on batches.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import batches
-from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, forced_batches
+from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
 
@@ -112,8 +112,7 @@ def make_reference(
     encoder = ForcedEncoder(bundle.graphs["encoder"].model, settings)
     decoder = ForcedDecoder(bundle.graphs["decoder"].model, settings)
     margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_length):
+    for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_target_length(tokens)):
         found = decoder.margins(batch, encoder.encode(batch))
         _check_agreement(batch, found)
         for row, index in enumerate(batch.source.indices):

@@ -14,7 +14,7 @@ from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.ranges import NodeRange, measure_ranges
 from precision_search.runtime.device_profile import DeviceProfile, load_profile
-from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.forced import by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import (
     NEAR_TIE,
@@ -143,8 +143,9 @@ def prepare(config: Config, say: Say, warn: Say) -> Prepared:
     parity = _check_parity(bundle, sets["calibration"], config, say, warn)
     say("measuring activation ranges")
     data, size = sets["calibration"].data, config.calibration.batch_size
-    by_length = sorted(range(len(data.rows)), key=lambda index: len(data.rows[index]))
-    batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, by_length)
+    batches = forced_batches(
+        data.rows, data.reference.tokens, bundle.generation, size, by_target_length(data.reference.tokens)
+    )
     ranges = measure_ranges(bundle.graphs["encoder"], bundle.graphs["decoder"], batches, config.search.dtype, settings)
     space = make_space(
         bundle.graphs,

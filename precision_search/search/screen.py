@@ -21,7 +21,14 @@ from precision_search.precision.dtypes import Assignment, assign
 from precision_search.precision.emulate import emulate
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, encoder_is_finite, forced_batches
+from precision_search.runtime.forced import (
+    ForcedBatch,
+    ForcedDecoder,
+    ForcedEncoder,
+    by_target_length,
+    encoder_is_finite,
+    forced_batches,
+)
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 
@@ -85,9 +92,10 @@ class SampleScreen:
     def __init__(self, samples: SampleRows, generation: GenerationSettings, batch_size: int) -> None:
         self.samples = samples
         order = samples.reference.fragile_first
-        # Beyond the first batch, neighbours in length share a batch: fragile ones need not wait, padding costs.
-        rest = sorted(order[FIRST_BATCH:], key=lambda index: len(samples.rows[index]))
-        parts = [order[:FIRST_BATCH], rest]
+        # Beyond the first batch, padding costs more than the order of fragility saves.
+        first = order[:FIRST_BATCH]
+        rest = [index for index in by_target_length(samples.reference.tokens) if index not in first]
+        parts = [first, rest]
         self.batches: tuple[ForcedBatch, ...] = tuple(
             batch
             for part, size in zip(parts, (FIRST_BATCH, batch_size), strict=True)
