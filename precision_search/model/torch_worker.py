@@ -6,6 +6,7 @@ object on its standard output. Jobs of one call run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -80,8 +81,15 @@ def _start(job: ExportJob | GenerateJob, threads: int) -> subprocess.Popen[str]:
         env=environment,
     )
     assert process.stdin is not None
-    json.dump({"kind": type(job).__name__, **asdict(job)}, process.stdin)
-    process.stdin.close()
+    try:
+        # A child that dies before it has read its job leaves a broken pipe; its last words say why.
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            json.dump({"kind": type(job).__name__, **asdict(job)}, process.stdin)
+    except BaseException:
+        process.stdin = None
+        process.kill()
+        process.communicate()
+        raise
     process.stdin = None  # sent and closed: communicate() must not try again
     return process
 

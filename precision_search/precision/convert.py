@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError, InternalError
@@ -24,7 +23,7 @@ from precision_search.model.graph import (
     is_weight,
     retype,
 )
-from precision_search.precision.dtypes import Assignment, assign, crossing_name
+from precision_search.precision.dtypes import Assignment, assign, crossing_name, is_exact_or_mask, sources
 from precision_search.precision.kernels import low_max
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
@@ -74,22 +73,28 @@ def convert(graphs: Mapping[GraphName, Graph], plan: Plan, weights: WeightCache 
 def overflowing_weights(graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> Mapping[str, float]:
     """Keys of compute nodes that read a weight outside the low dtype's range, with its largest magnitude.
 
-    A constant of one element saturates instead (that is what a mask is); a weight that saturated would be another
-    weight, so its nodes belong to every plan.
+    A constant of one element saturates instead (that is what a mask is), and so does a table that is moved about and
+    holds nothing but exact numbers and such. A weight that saturated would be another weight, so its nodes belong to
+    every plan.
     """
-    found: dict[str, float] = {}
+    weights, found = WeightCache(), dict[str, float]()
     for graph in graphs.values():
-        largest: dict[ir.Value, float] = {}
         for node in graph.model.graph:
             if graph.nodes[str(node.name)].kind is not NodeKind.COMPUTE:
                 continue
             for _, value in float_inputs(node):
-                if is_weight(value) and value.const_value is not None:
-                    if value not in largest:
-                        largest[value] = float(np.max(np.abs(value.const_value.numpy())))
-                    if largest[value] > low_max(dtype):
-                        found[str(node.name)] = max(found.get(str(node.name), 0.0), largest[value])
+                for source in sources(value, graph):
+                    if not _fits(source, dtype, weights, is_moved=source is not value) and source.const_value:
+                        largest = weights.largest(source.const_value)
+                        found[str(node.name)] = max(found.get(str(node.name), 0.0), largest)
     return found
+
+
+def _fits(value: ir.Value, dtype: LowDtype, weights: WeightCache, *, is_moved: bool) -> bool:
+    """Whether a value is no weight, or one that the low dtype can hold."""
+    if not is_weight(value) or value.const_value is None or weights.largest(value.const_value) <= low_max(dtype):
+        return True
+    return is_moved and is_exact_or_mask(value.const_value.numpy(), dtype)
 
 
 class _GraphConverter:
@@ -137,7 +142,8 @@ class _GraphConverter:
         if found is not None:
             return found
         assert value.const_value is not None
-        if is_weight(value) and np.max(np.abs(value.const_value.numpy())) > low_max(self.dtype):
+        is_moved = self.graph.nodes[str(reader.name)].kind is NodeKind.MOVEMENT
+        if not _fits(value, self.dtype, self.weights, is_moved=is_moved):
             raise InputError(
                 f"the plan makes {reader.name} low, whose weight {value.name} does not fit into {self.dtype}",
                 why=f"its largest magnitude is beyond {low_max(self.dtype):.6g}",

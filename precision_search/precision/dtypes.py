@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, float_inputs, is_float
@@ -202,8 +204,12 @@ def _constants_survive(node: ir.Node, graph: Graph, dtype: LowDtype) -> bool:
         for source in sources(value, graph):
             if not source.is_initializer() or source.const_value is None:
                 return False
-            array = source.const_value.numpy()
-            exact = round_to(array, dtype, saturate=True) == array
-            if not np.all(exact | (np.abs(array) > low_max(dtype))):
+            if not is_exact_or_mask(source.const_value.numpy(), dtype):
                 return False
     return True
+
+
+def is_exact_or_mask(array: npt.NDArray[Any], dtype: LowDtype) -> bool:
+    """Whether each number is exact in the low dtype or so large that it can only be a mask, which saturates."""
+    exact = round_to(array, dtype, saturate=True) == array
+    return bool(np.all(exact | (np.abs(array) > low_max(dtype))))

@@ -26,7 +26,7 @@ def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCac
     """The fp32 graph in which every low node of the plan behaves as its CUDA kernel.
 
     Each low node reads rounded inputs and constants and rounds as `kernels` says; fp32 nodes are untouched. Of the
-    assignment only the masks made of constants are taken: stored low, they saturate.
+    assignment only the data movement is taken: constants that it stores low are rounded, and masks saturate.
 
     Args:
         graph: the fp32 graph.
@@ -42,11 +42,9 @@ def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCac
     rounded: set[ir.Value] = set()
     for node in list(model.graph):
         facts = graph.nodes[str(node.name)]
-        if facts.kind is NodeKind.MOVEMENT:
-            data = [value for value in movement_inputs(node) if not value.is_initializer()]
-            if facts.key in assignment.low_nodes and not data:
-                _round_constants(model, node, plan.dtype, weights)
-            if all(value in rounded for value in data):
+        if facts.kind is NodeKind.MOVEMENT and facts.key in assignment.low_nodes:
+            _round_constants(model, node, plan.dtype, weights)
+            if all(value in rounded for value in movement_inputs(node) if not value.is_initializer()):
                 rounded.update(node.outputs)
         elif facts.kind is NodeKind.COMPUTE and facts.key not in plan.fp32:
             _round_constants(model, node, plan.dtype, weights)
@@ -64,7 +62,7 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
     Inputs and outputs become fp32 too; what crosses between graphs was rounded where it was made.
 
     Raises:
-        InputError: a low node whose kernel the table does not know.
+        InputError: a low node whose kernel the table does not know, or that makes low numbers in a way we do not know.
     """
     model = model.clone()
     nodes = list(model.graph)
@@ -81,10 +79,10 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
         dtype = lows[node]
         if dtype is None:
             continue
-        if node.op_type == "Cast":
-            _append_cast_to_float(model, node, dtype)
-        elif kinds[node] is NodeKind.COMPUTE:
+        if kinds[node] is NodeKind.COMPUTE:
             lower(model, node, _kernel(node, dtype), dtype)
+        elif kinds[node] is NodeKind.OTHER:
+            _widen_source(model, node, dtype, weights)
     drop_unused_initializers(model)
     return model
 
@@ -120,6 +118,26 @@ def _round_constants(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: W
             describe_value(found, name, ir.DataType.FLOAT, value.shape)
             model.graph.register_initializer(found)
         node.replace_input_with(index, found)
+
+
+def _widen_source(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: WeightCache) -> None:
+    """A node that makes low numbers out of something else: a cast keeps rounding, a constant becomes fp32."""
+    match node.op_type:
+        case "CastLike":
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes.add(ir.AttrInt64("to", int(IR_DTYPES[dtype])))
+            _append_cast_to_float(model, node, dtype)
+        case "Cast":
+            _append_cast_to_float(model, node, dtype)
+        case "ConstantOfShape":
+            node.attributes.add(ir.AttrTensor("value", weights.wide(node.attributes["value"].as_tensor())))
+        case _:
+            raise InputError(
+                f"the low node {node.name} cannot be emulated",
+                why=f"what {node.op_type} makes is {dtype}, and only Cast and constants may be",
+                fix=f"let {node.op_type} make fp32 numbers and cast them",
+            )
 
 
 def _append_cast_to_float(model: ir.Model, node: ir.Node, dtype: LowDtype) -> None:

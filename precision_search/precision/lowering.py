@@ -90,7 +90,8 @@ def _replace_by_steps(model: ir.Model, node: ir.Node, steps: Sequence[Step], dty
     nodes: list[ir.Node] = []
     for step in steps:
         inputs = [made[item] if isinstance(item, str) else _number(model, item) for item in step.inputs]
-        exact = ir.node(step.op_type, inputs, name=f"{node.name}/{step.name}")
+        domain = node.domain if step.op_type == node.op_type else ""
+        exact = ir.node(step.op_type, inputs, domain=domain, name=f"{node.name}/{step.name}")
         is_last = step is steps[-1]
         final = name if is_last else f"{name}/{step.name}"
         dtype_of_step = ir.DataType.BOOL if step.op_type == "Greater" else ir.DataType.FLOAT
@@ -126,6 +127,8 @@ def sum_node(model: ir.Model, mean: ir.Node) -> ir.Node:
     """The ReduceSum over what a ReduceMean averages; not yet part of the graph."""
     axes = _axes(model, mean)
     attributes: dict[str, int | list[int]] = {"keepdims": mean.attributes.get_int("keepdims", 1) or 0}
+    if axes is None and _averages_nothing(mean):
+        attributes["noop_with_empty_axes"] = 1
     inputs = [mean.inputs[0]]
     if axes is not None and model.graph.opset_imports.get("", 0) >= SUM_AXES_AS_INPUT:
         inputs.append(axes)
@@ -146,22 +149,30 @@ def _swap(model: ir.Model, node: ir.Node, nodes: Sequence[ir.Node]) -> ir.Value:
 def _axes(model: ir.Model, node: ir.Node) -> ir.Value | None:
     """The reduced axes as a value, wherever the opset keeps them; None for all axes."""
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        return node.inputs[1]
+        axes = node.inputs[1]
+        return None if axes.const_value is not None and axes.const_value.size == 0 else axes
     if "axes" in node.attributes:
-        axes = np.array(list(node.attributes["axes"].as_ints()), np.int64)
-        return register_constant(model, f"{node.name}/axes", axes)
+        array = np.array(list(node.attributes["axes"].as_ints()), np.int64)
+        return register_constant(model, f"{node.name}/axes", array)
     return None
+
+
+def _averages_nothing(mean: ir.Node) -> bool:
+    """Whether a mean over no axes is over nothing rather than everything."""
+    return mean.attributes.get_int("noop_with_empty_axes", 0) == 1
 
 
 def _reduced_count(
     model: ir.Model, node: ir.Node, source: ir.Value, axes: ir.Value | None, dtype: LowDtype
 ) -> tuple[list[ir.Node], ir.Value]:
     """How many elements each mean is over, rounded to the low dtype as the kernel's divisor is."""
+    if axes is None and _averages_nothing(node):
+        return [], _number(model, 1.0)
     if axes is not None and axes.const_value is not None and source.shape is not None:
         sizes = [source.shape[int(axis)] for axis in np.atleast_1d(_array(axes))]
         if sizes and all(isinstance(size, int) for size in sizes):
             product = float(np.prod([int(size) for size in sizes if isinstance(size, int)]))
-            return [], _number(model, float(round_to(np.asarray(product, np.float32), dtype, saturate=True)))
+            return [], _number(model, float(round_to(np.asarray(product, np.float32), dtype, saturate=False)))
     nodes = [ir.node("Shape", [source], name=f"{node.name}/shape")]
     if axes is not None:
         nodes.append(ir.node("Gather", [nodes[0].outputs[0], axes], {"axis": 0}, name=f"{node.name}/sizes"))

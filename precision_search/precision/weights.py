@@ -23,6 +23,7 @@ class WeightCache:
     """
 
     _low: dict[tuple[int, LowDtype], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
+    _largest: dict[int, tuple[ir.TensorProtocol, float]] = field(default_factory=dict)
     _wide: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
     def low(self, tensor: ir.TensorProtocol, dtype: LowDtype) -> ir.TensorProtocol:
@@ -32,6 +33,14 @@ class WeightCache:
             array = to_low(tensor.numpy(), dtype, saturate=True)
             self._low[key] = (tensor, ir.Tensor(array, dtype=IR_DTYPES[dtype]))
         return self._low[key][1]
+
+    def largest(self, tensor: ir.TensorProtocol) -> float:
+        """The largest finite magnitude in the tensor; an infinity is exact in every dtype."""
+        key = id(tensor)
+        if key not in self._largest:
+            sizes = np.abs(tensor.numpy())
+            self._largest[key] = (tensor, float(np.max(sizes, where=np.isfinite(sizes), initial=0.0)))
+        return self._largest[key][1]
 
     def wide(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """A low tensor as fp32, exactly."""
