@@ -217,6 +217,20 @@ def test_a_reader_of_shapes_or_of_nothing_wants_no_dtype() -> None:
     assert {TRANSPOSE, UNSQUEEZE} <= low
 
 
+def test_movement_that_nobody_reads_casts_nothing_up() -> None:
+    write = Writer("encoder")
+    x = write.input("x", FLOAT, (4, 4))
+    turned = write.op("", "Transpose", write.op("", "Neg", x))
+    write.op("", "Shape", write.op("", "Concat", turned, x, axis=0), output="sizes")
+    write.op("", "Abs", turned, output="y")
+    write.output("sizes", TensorProto.INT64, (2,))
+    write.output("y", FLOAT, (4, 4))
+    graphs = one_graph(write)
+    low = assign(graphs, plan_with(graphs, low=("encoder/Abs",)))["encoder"].low_nodes
+    assert {TRANSPOSE, "encoder/aux/Concat"} <= low
+    assert "encoder/aux/Concat" not in assign(graphs, plan_with(graphs, low=()))["encoder"].low_nodes
+
+
 def masks(constant: float, table: bool = False) -> dict[GraphName, Graph]:
     """A mask of constants that two Adds read: zeros and `constant`, chosen by a comparison or read from a table."""
     write = Writer("encoder")

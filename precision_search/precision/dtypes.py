@@ -191,7 +191,9 @@ def _movement_is_low(
     if data and all(str(value.name) in low_values for value in data):
         return True
     wants = [wants_low(sink) for output in node.outputs if is_float(output) for sink in _sinks(output, graph)]
-    if wants and all(wants):
+    if not wants:  # nobody reads more than its shape: whatever needs no cast of a value that is low already
+        return any(str(value.name) in low_values for value in data)
+    if all(wants):
         return True
     # A mask made of constants only: low for everybody as soon as one reader is low, so that its fp32 minimum saturates
     # where it is stored instead of turning into -inf in a cast.
