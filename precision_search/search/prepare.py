@@ -213,8 +213,8 @@ def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: S
     real = [difference for difference in differences if not difference.near_tie]
     if real:
         lines = [
-            f"sample {d.sample + 1}, token {d.position + 1}: bundle {d.bundle_token}, checkpoint {d.checkpoint_token}, "
-            + ("" if d.margin is None else f"margin {d.margin:.4g}")
+            f"sample {d.sample + 1}, token {d.position + 1}: bundle {d.bundle_token}, checkpoint {d.checkpoint_token}"
+            + ("" if d.margin is None else f", margin {d.margin:.4g}")
             for d in real[:5]
         ]
         raise VerificationError(
