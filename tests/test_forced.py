@@ -16,6 +16,7 @@ from precision_search.runtime.forced import (
     ForcedBatch,
     ForcedDecoder,
     ForcedEncoder,
+    by_target_length,
     encoder_is_finite,
     forced_batches,
 )
@@ -58,6 +59,11 @@ def test_every_sample_comes_once_in_the_given_order_with_its_own_tokens(
             # What the decoder reads is the start token and then what it should have said one step before.
             assert batch.decoder_input_ids[row, 0] == START
             assert batch.decoder_input_ids[row, 1:].tolist() == batch.labels[row, :-1].tolist()
+
+
+@given(st.lists(ids, max_size=8))
+def test_the_order_of_least_padding_is_by_target_and_stable(tokens: list[Tokens]) -> None:
+    assert by_target_length(tokens) == tuple(sorted(range(len(tokens)), key=lambda index: (len(tokens[index]), index)))
 
 
 def test_what_pads_labels_is_a_token_of_the_vocabulary() -> None:

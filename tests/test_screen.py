@@ -269,11 +269,20 @@ def prepared(
     return PreparedPlan(encoder, cast(ForcedDecoder, FakeDecoder(margins or {})), fp32_encoder, 0.5)
 
 
-def samples_with(smallest: Sequence[float], lengths: Sequence[int] | None = None, size: int = 4) -> SampleScreen:
-    """Samples of two tokens each, the first with the margin given."""
-    margins = tuple(np.array([margin, 9.0], np.float32) for margin in smallest)
-    rows = tuple((2,) * length for length in lengths or [SOURCE] * len(smallest))
-    return SampleScreen(SampleRows(rows, Reference(((5, 1),) * len(rows), margins)), GREEDY, size)
+def samples_with(
+    smallest: Sequence[float],
+    targets: Sequence[int] | None = None,
+    *,
+    sources: Sequence[int] | None = None,
+    size: int = 4,
+) -> SampleScreen:
+    """Samples with these smallest margins and lengths; without lengths, of three source and two target tokens."""
+    lengths = targets or [2] * len(smallest)
+    margins = tuple(
+        np.array([margin] + [9.0] * (n - 1), np.float32) for margin, n in zip(smallest, lengths, strict=True)
+    )
+    rows = tuple((2,) * length for length in sources or [SOURCE] * len(smallest))
+    return SampleScreen(SampleRows(rows, Reference(tuple((5,) * n for n in lengths), margins)), GREEDY, size)
 
 
 def test_the_most_fragile_sample_is_looked_at_first_on_the_demo(demo: Demo) -> None:
@@ -294,10 +303,10 @@ def test_the_most_fragile_sample_is_looked_at_first_on_the_demo(demo: Demo) -> N
     ),
     st.integers(1, 12),
 )
-def test_a_small_fragile_batch_then_all_others_by_length(data: tuple[list[float], list[int]], size: int) -> None:
+def test_a_small_fragile_batch_then_all_others_by_target_length(data: tuple[list[float], list[int]], size: int) -> None:
     smallest, lengths = data
 
-    batches = [batch.source.indices for batch in samples_with(smallest, lengths, size).batches]
+    batches = [batch.source.indices for batch in samples_with(smallest, lengths, size=size).batches]
 
     assert sorted(index for batch in batches for index in batch) == list(range(len(smallest)))
     assert len(batches[0]) == min(FIRST_BATCH, len(smallest))
@@ -363,8 +372,7 @@ def test_an_encoder_output_that_is_not_finite_counts_even_if_the_tokens_survive(
 
 
 def test_what_the_encoder_says_at_padding_does_not_count() -> None:
-    lengths = [SOURCE] * 19 + [SOURCE + 1]
-    samples = samples_with([0.5] * 20, lengths, size=20)
+    samples = samples_with([0.5] * 20, sources=[SOURCE] * 19 + [SOURCE + 1], size=20)
     padded = next(i for i in samples.batches[-1].source.indices if i != 19)
 
     assert prepared(hidden={padded: NAN}).screen(samples).verdict == "exact"
