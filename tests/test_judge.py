@@ -19,7 +19,7 @@ from precision_search.runtime.session import SessionSettings
 from precision_search.search import judge as module
 from precision_search.search.confirm import ConfirmResult
 from precision_search.search.damage import DamagedNode, DamageFinder
-from precision_search.search.judge import JudgeSettings, PlanJudge
+from precision_search.search.judge import LANDMARKS, JudgeSettings, PlanJudge
 from precision_search.search.screen import Divergence as ScreenDivergence
 from precision_search.search.screen import SampleRows
 from precision_search.search.strategies.base import Proposal
@@ -209,27 +209,25 @@ def test_the_error_of_a_damaged_node_is_told(court: Court, monkeypatch: pytest.M
 
 
 def test_only_landmarks_are_screened_to_the_end_for_nothing(court: Court) -> None:
-    norms = keeping(court.bundle, NORMS)
-    judge = court.again()
-
-    first = judge(Proposal(norms, "encoder"), 0)
-    assert (len(judge.statistics.rejected), len(judge.statistics.full)) == (1, 0)
-    for stage in ("all-low", "classic", "given"):
-        full = judge(Proposal(norms, stage), 1)
-        assert (full.verdict, full.first_divergence) == (first.verdict, first.first_divergence)
-    assert (len(judge.statistics.rejected), len(judge.statistics.full)) == (1, 3)
-
-
-def test_screens_are_counted_by_kind(court: Court, careful: Plan) -> None:
-    judge = court.again()
+    judge, norms = court.again(), keeping(court.bundle, NORMS)
 
     judge(Proposal(lowering(court.bundle), "fp32"), 0)
-    judge(Proposal(careful, "joined"), 1)
-    judge(Proposal(keeping(court.bundle), "joined"), 2)
+    landmark = judge(Proposal(norms, "classic"), 1)
+    rejected = judge(Proposal(norms, "encoder"), 2)
 
     counted = judge.statistics
     assert [len(kind) for kind in (counted.fp32, counted.full, counted.rejected, counted.build)] == [1, 1, 1, 3]
     assert all(seconds > 0 for seconds in (*counted.fp32, *counted.full, *counted.rejected))
+    assert (landmark.verdict, landmark.first_divergence) == (rejected.verdict, rejected.first_divergence)
+    assert frozenset({"fp32", "all-low", "classic", "given"}) == LANDMARKS
+
+
+def test_a_plan_that_passes_was_screened_in_full(court: Court, careful: Plan) -> None:
+    before = len(court.judge.statistics.full)
+
+    court.judge(Proposal(careful, "joined"), 0)
+
+    assert len(court.judge.statistics.full) == before + 1
 
 
 # What goes wrong.
