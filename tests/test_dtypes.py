@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from onnx import TensorProto
 
+from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs, is_float
 from precision_search.precision.convert import convert
@@ -161,6 +163,22 @@ def test_logits_are_as_the_projection_makes_them(tiny: Graphs) -> None:
     for name in ("decoder", "decoder_with_past"):
         assert "logits" in low[name].low_outputs
         assert "logits" not in kept[name].low_outputs
+
+
+@pytest.mark.parametrize("opset", [13, 15, 16, 17])
+def test_old_opsets_are_refused_for_bfloat16(opset: int) -> None:
+    graphs = tiny_t5(opset=opset)
+    assign(graphs, plan_with(graphs))
+    assign(graphs, plan_with(graphs, low=(), dtype="bfloat16"))
+    low = plan_with(graphs, dtype="bfloat16")
+    if opset >= 16:
+        for model in convert(graphs, low).models.values():
+            onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    else:
+        with pytest.raises(InputError, match="the encoder cannot be bfloat16") as caught:
+            assign(graphs, low)
+        assert f"opset {opset}" in caught.value.why
+        assert "opset 16" in caught.value.fix
 
 
 def moved(*readers: str) -> dict[GraphName, Graph]:

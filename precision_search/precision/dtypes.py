@@ -17,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from precision_search.errors import InputError
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, float_inputs, is_float
 from precision_search.precision.kernels import low_max, round_to
 from precision_search.precision.plan import LowDtype, Plan
+
+BFLOAT16_OPSET = 16
+"""From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
 
 PAST = "past_key_values."
 PRESENT = "present."
@@ -41,7 +45,12 @@ class Assignment:
 
 
 def assign(graphs: Mapping[GraphName, Graph], plan: Plan) -> Mapping[GraphName, Assignment]:
-    """The dtype of every tensor of the three graphs under a plan."""
+    """The dtype of every tensor of the three graphs under a plan.
+
+    Raises:
+        InputError: operators of the graphs' opset do not take the plan's dtype.
+    """
+    _check_opsets(graphs, plan)
     low_keys = {
         name: frozenset(node.key for node in graph.compute if node.key not in plan.fp32)
         for name, graph in graphs.items()
@@ -102,6 +111,17 @@ def sources(value: ir.Value, graph: Graph) -> Iterator[ir.Value]:
             stack.extend(movement_inputs(producer))
         else:
             yield current
+
+
+def _check_opsets(graphs: Mapping[GraphName, Graph], plan: Plan) -> None:
+    for name, graph in graphs.items():
+        opset = graph.model.graph.opset_imports.get("", 0)
+        if plan.dtype == "bfloat16" and opset < BFLOAT16_OPSET and any(n.key not in plan.fp32 for n in graph.compute):
+            raise InputError(
+                f"the {name} cannot be bfloat16",
+                why=f"it uses ONNX opset {opset}; Pow takes bfloat16 from opset 15 on and Where from {BFLOAT16_OPSET}",
+                fix=f"export with opset {BFLOAT16_OPSET} or later, or search in float16",
+            )
 
 
 def _sinks(value: ir.Value, graph: Graph) -> Iterator[ir.Node | str]:
