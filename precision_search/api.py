@@ -103,15 +103,16 @@ def search(
     check_run_directory(config, out, resume=resume)
     prepared = prepare(config, reporter.stage, reporter.warn)
     plan = None if given is None else plan_of_blocklist(given, prepared.bundle.graphs, str(blocklist))
-    recorder = RunRecorder(out, config, prepared, strategy=config.search.strategy if plan is None else GivenPlan.name)
+    judge, estimate = _judge(config, prepared)
+    strategy = _strategy(config, prepared, estimate, out) if plan is None else GivenPlan(plan)
+    recorder = RunRecorder(out, config, prepared, strategy=strategy.name)
+    # Nothing is written before all that can be wrong with the input has been asked.
     if resume:
         recorder.resume()
     else:
         create_run_directory(config, out)
     log = TrialLog(out / run_files.TRIALS_FILE)
     recorder.write(log.trials)
-    judge, estimate = _judge(config, prepared)
-    strategy = _strategy(config, prepared, estimate, out) if plan is None else GivenPlan(plan)
     reporter.stage("judging the given plan" if plan else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,

@@ -12,7 +12,7 @@ import pytest
 
 from precision_search import api
 from precision_search.config import Config, load_config
-from precision_search.errors import OutputExistsError, UsageError
+from precision_search.errors import ConfigError, OutputExistsError, UsageError
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.precision.plan import plan_of_blocklist, read_blocklist
@@ -246,3 +246,11 @@ def test_resuming_where_no_run_is_says_so(config: Config, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="no run to resume"):
         api.search(config, tmp_path / "nothing", resume=True, reporter=Silence())
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_strategy_that_does_not_fit_the_budget_leaves_nothing_behind(config: Config, tmp_path: Path) -> None:
+    sets = [f"calibration.path={config.calibration.path}", f"model.cache={config.model.cache}"]
+    exhaustive = load_config(config.path, [*sets, "search.strategy=exhaustive", "search.max_trials=5"])
+    with pytest.raises(ConfigError, match="needs 2097152 trials"):
+        api.search(exhaustive, tmp_path / "run", reporter=Silence())
+    assert not (tmp_path / "run").exists()
