@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,13 +21,11 @@ from precision_search.precision.kernels import why_fp32
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys
 from precision_search.precision.ranges import measure_ranges
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder
 from precision_search.runtime.reference import Reference
 from precision_search.search.confirm import confirm
 from precision_search.search.screen import (
     FIRST_BATCH,
     Divergence,
-    PreparedPlan,
     SampleRows,
     SampleScreen,
     Screener,
@@ -37,11 +34,11 @@ from precision_search.search.screen import (
 from precision_search.search.space import make_space
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.plans import CLASSIC, NORMS, SETTINGS, WO, keeping, lowering, sample_rows
+from tests.screen_models import SOURCE, FakeEncoder, plan_with, samples_with
 
 Rows = tuple[tuple[int, ...], ...]
-GREEDY = GenerationSettings(0, (1,), 0, 8, None, None)
-BATCH_SIZE = 32
 NAN = float("nan")
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,63 +224,6 @@ def test_a_family_without_low_nodes_runs_on_the_fp32_session(demo: Demo) -> None
 
 # The order, and when to stop: encoder and decoder made up.
 
-SOURCE = 3
-
-
-class FakeEncoder:
-    """Says zeros, and something else for the samples listed."""
-
-    def __init__(self, values: Mapping[int, float]) -> None:
-        self.seen: list[tuple[int, ...]] = []
-        self._values = values
-
-    def encode(self, batch: ForcedBatch) -> npt.NDArray[np.float32]:
-        self.seen.append(batch.source.indices)
-        hidden = np.zeros((*batch.source.input_ids.shape, 2), np.float32)
-        for row, sample in enumerate(batch.source.indices):
-            hidden[row, -1, 1] = self._values.get(sample, 0.0)
-        return hidden
-
-
-class FakeDecoder:
-    """Knows the margins under a plan; 1 where nothing is said."""
-
-    def __init__(self, margins: Mapping[int, Sequence[float]]) -> None:
-        self._margins = margins
-
-    def margins(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        found = np.ones(batch.labels.shape, np.float32)
-        for row, sample in enumerate(batch.source.indices):
-            told = self._margins.get(sample, ())
-            found[row, : len(told)] = told
-        return np.where(batch.valid, found, np.float32(np.nan))
-
-
-def prepared(
-    margins: Mapping[int, Sequence[float]] | None = None,
-    hidden: Mapping[int, float] | None = None,
-    *,
-    fp32_encoder: bool = False,
-) -> PreparedPlan:
-    encoder = cast(ForcedEncoder, FakeEncoder(hidden or {}))
-    return PreparedPlan(encoder, cast(ForcedDecoder, FakeDecoder(margins or {})), fp32_encoder, 0.5)
-
-
-def samples_with(
-    smallest: Sequence[float],
-    targets: Sequence[int] | None = None,
-    *,
-    sources: Sequence[int] | None = None,
-    size: int = 4,
-) -> SampleScreen:
-    """Samples with these smallest margins and lengths; without lengths, of three source and two target tokens."""
-    lengths = targets or [2] * len(smallest)
-    margins = tuple(
-        np.array([margin] + [9.0] * (n - 1), np.float32) for margin, n in zip(smallest, lengths, strict=True)
-    )
-    rows = tuple((2,) * length for length in sources or [SOURCE] * len(smallest))
-    return SampleScreen(SampleRows(rows, Reference(tuple((5,) * n for n in lengths), margins)), GREEDY, size)
-
 
 def test_the_most_fragile_sample_is_looked_at_first_on_the_demo(demo: Demo) -> None:
     smallest = demo.calibration.samples.reference.smallest
@@ -322,7 +262,7 @@ TWENTY = [0.1 * (n + 1) for n in range(20)]
 
 @pytest.mark.parametrize(("wrong", "looked_at"), [(0, 8), (7, 8), (8, 12), (13, 16), (19, 20)])
 def test_it_stops_after_the_batch_that_decides(wrong: int, looked_at: int) -> None:
-    plan = prepared({wrong: [1.0, -0.5]})
+    plan = plan_with({wrong: [1.0, -0.5]})
 
     early, full = plan.screen(samples_with(TWENTY)), plan.screen(samples_with(TWENTY), to_the_end=True)
 
@@ -338,14 +278,14 @@ def test_it_stops_after_the_batch_that_decides(wrong: int, looked_at: int) -> No
 
 def test_a_tie_is_a_mismatch() -> None:
     """Providers break ties differently, so nobody knows which token wins."""
-    result = prepared({3: [0.25, 0.0]}).screen(samples_with(TWENTY), to_the_end=True)
+    result = plan_with({3: [0.25, 0.0]}).screen(samples_with(TWENTY), to_the_end=True)
 
     assert (result.verdict, result.divergence, result.min_margin) == ("mismatch", Divergence(3, 1), 0.0)
     assert result.exact_match == pytest.approx(0.95)
 
 
 def test_a_small_positive_margin_is_exact() -> None:
-    result = prepared({3: [0.25, 1e-30]}).screen(samples_with(TWENTY))
+    result = plan_with({3: [0.25, 1e-30]}).screen(samples_with(TWENTY))
 
     assert (result.verdict, result.exact_match, result.divergence) == ("exact", 1.0, None)
     assert result.min_margin == pytest.approx(1e-30)
@@ -356,16 +296,22 @@ def test_non_finite_beats_mismatch(where: int) -> None:
     margins: list[float] = [1.0, 1.0]
     margins[where] = NAN
 
-    result = prepared({1: [-3.0, 1.0], 2: margins}).screen(samples_with(TWENTY))
+    result = plan_with({1: [-3.0, 1.0], 2: margins}).screen(samples_with(TWENTY))
 
     assert (result.verdict, result.min_margin) == ("nonfinite", None)
     assert result.divergence == Divergence(1, 0)
     assert result.exact_match == pytest.approx(6 / 8)
 
 
+def test_a_logit_that_is_not_finite_decides_where_it_stands() -> None:
+    result = plan_with({2: [1.0, NAN]}).screen(samples_with(TWENTY))
+
+    assert (result.verdict, result.screened, result.divergence) == ("nonfinite", FIRST_BATCH, Divergence(2, 1))
+
+
 @pytest.mark.parametrize("bad", [NAN, np.inf, -np.inf])
 def test_an_encoder_output_that_is_not_finite_counts_even_if_the_tokens_survive(bad: float) -> None:
-    result = prepared(hidden={4: bad}).screen(samples_with(TWENTY))
+    result = plan_with(hidden={4: bad}).screen(samples_with(TWENTY))
 
     assert (result.verdict, result.min_margin, result.divergence) == ("nonfinite", None, Divergence(4, 0))
     assert result.exact_match == pytest.approx(7 / 8)
@@ -375,7 +321,7 @@ def test_what_the_encoder_says_at_padding_does_not_count() -> None:
     samples = samples_with([0.5] * 20, sources=[SOURCE] * 19 + [SOURCE + 1], size=20)
     padded = next(i for i in samples.batches[-1].source.indices if i != 19)
 
-    assert prepared(hidden={padded: NAN}).screen(samples).verdict == "exact"
+    assert plan_with(hidden={padded: NAN}).screen(samples).verdict == "exact"
 
 
 def test_forced_tokens_do_not_count() -> None:
@@ -383,7 +329,7 @@ def test_forced_tokens_do_not_count() -> None:
     reference = Reference(((5, 1), (5,)), (np.array([NAN, 2.0], np.float32), np.array([NAN], np.float32)))
     samples = SampleScreen(SampleRows(((2,), (2,)), reference), forced, 4)
 
-    result = prepared({0: [-7.0, 0.5], 1: [-7.0]}).screen(samples)
+    result = plan_with({0: [-7.0, 0.5], 1: [-7.0]}).screen(samples)
 
     assert (result.verdict, result.exact_match, result.min_margin) == ("exact", 1.0, 0.5)
     assert np.isnan(result.margins[0][0])
@@ -392,7 +338,7 @@ def test_forced_tokens_do_not_count() -> None:
 
 def test_the_fp32_encoder_runs_once_a_batch_for_all_plans() -> None:
     samples = samples_with(TWENTY)
-    plan = prepared(fp32_encoder=True)
+    plan = plan_with(fp32_encoder=True)
     fake = cast(FakeEncoder, plan.encoder)
 
     for _ in range(3):
@@ -405,9 +351,9 @@ def test_the_fp32_encoder_runs_once_a_batch_for_all_plans() -> None:
 
 def test_a_low_encoder_is_never_answered_from_the_cache() -> None:
     samples = samples_with(TWENTY)
-    assert prepared(fp32_encoder=True).screen(samples).verdict == "exact"
+    assert plan_with(fp32_encoder=True).screen(samples).verdict == "exact"
 
-    low = prepared(hidden={0: NAN})
+    low = plan_with(hidden={0: NAN})
 
     assert low.screen(samples).verdict == "nonfinite"
-    assert prepared(fp32_encoder=True).screen(samples).verdict == "exact"
+    assert plan_with(fp32_encoder=True).screen(samples).verdict == "exact"
