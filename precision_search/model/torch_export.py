@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from safetensors import SafetensorError
 from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
@@ -35,16 +36,27 @@ def load_checkpoint(path: Path, model_type: str) -> Any:
         InputError: the weights are missing, broken or not safetensors.
     """
     try:
-        model = MODEL_CLASSES[model_type].from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True
+        model, report = MODEL_CLASSES[model_type].from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"cannot load the checkpoint in {path}",
-            why=str(error).strip().splitlines()[0],
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
             fix="the directory needs config.json and model.safetensors of one T5 model; convert .bin weights with "
             "`model.save_pretrained(dir, safe_serialization=True)` where you trust them",
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"the checkpoint in {path} is not whole",
+            why=f"it lacks {len(missing)} weights, the first is {missing[0]}; transformers would make them up",
+            fix="copy all of its safetensors files, and the config.json that belongs to them",
+        )
     return model.eval()
 
 
@@ -112,7 +124,7 @@ class _Head(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.weight = model.lm_head.weight
-        self.scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else None
+        self.scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(hidden if self.scale is None else hidden * self.scale, self.weight)
