@@ -23,7 +23,7 @@ from precision_search.search.screen import Divergence, SampleRows, SampleScreen,
 from tests.plans import NORMS, SETTINGS, WO, keeping, lowering, sample_rows
 
 Rows = tuple[tuple[int, ...], ...]
-SAMPLES = 10
+SAMPLES = 6
 
 
 @pytest.fixture(scope="module")

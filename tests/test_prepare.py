@@ -126,22 +126,25 @@ def test_an_unknown_profile_is_found_before_the_export(make: Make, talk: Talk) -
 def test_everything_a_search_needs_is_there(
     make: Make, talk: Talk, oracle: list[list[int]], demo_bundle: Bundle, demo_ids: Rows
 ) -> None:
-    found = talk.prepare(make(f"validation.path={DEMO_DATA / 'calibration.txt'}", "validation.max_length=4"))
+    short = make().path.with_name("short.txt")
+    short.write_text("test\nA much longer line of many words.\n")
+
+    found = talk.prepare(make(f"validation.path={short}", "validation.max_length=7"))
 
     calibration, validation = found.sets["calibration"], found.sets["validation"]
     assert set(found.sets) == {"calibration", "validation"}
     assert found.bundle.content_hash == demo_bundle.content_hash
     assert calibration.data.rows == demo_ids[:FEW]
     assert [list(tokens) for tokens in calibration.data.reference.tokens] == oracle
-    assert (calibration.truncated, validation.truncated) == (0, sum(len(ids) > 4 for ids in demo_ids))
-    assert max(len(ids) for ids in validation.data.rows) == 4
+    assert (calibration.truncated, validation.truncated) == (0, 1)
+    assert len(validation.data.rows[0]) < len(validation.data.rows[1]) == 7
     assert found.parity == Parity("equal", FEW, ())
     assert found.ranges.keys() == all_compute_keys(demo_bundle.graphs)
     assert found.space.space.hard_choices
     assert (found.settings.device, found.settings.threads, found.settings.use_tf32) == ("cpu", 2, False)
     assert found.profile.name == "t4"
     assert len(talk.warned) == 1
-    assert "cut to 4 tokens" in talk.warned[0]
+    assert "line 2 is cut to 7 tokens" in talk.warned[0]
     assert len(talk.said) == 4
 
 
