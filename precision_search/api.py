@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.config import Config, load_config, to_toml
-from precision_search.errors import InternalError, UsageError
+from precision_search.errors import ConfigError, InternalError, UsageError
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
@@ -24,6 +24,7 @@ from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
 from precision_search.precision.plan import (
+    Blocklist,
     LowDtype,
     Plan,
     all_compute_keys,
@@ -99,10 +100,15 @@ def search(
         UsageError: nothing to resume, or model, config or samples changed since.
         PrecisionSearchError: see `search.prepare.prepare` and `output.publish.publish`.
     """
-    given = None if blocklist is None else read_blocklist(blocklist)
+    given = None if blocklist is None else _given_blocklist(config, blocklist)
     check_run_directory(config, out, resume=resume)
-    prepared = prepare(config, reporter.stage, reporter.warn)
-    plan = None if given is None else plan_of_blocklist(given, prepared.bundle.graphs, str(blocklist))
+    prepared = prepare(
+        config,
+        reporter.stage,
+        reporter.warn,
+        lambda bundle: given and plan_of_blocklist(given, bundle.graphs, str(blocklist)),
+    )
+    plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
     judge, estimate = _judge(config, prepared)
     strategy = _strategy(config, prepared, estimate, out) if plan is None else GivenPlan(plan)
     recorder = RunRecorder(out, config, prepared, strategy=strategy.name)
@@ -124,12 +130,16 @@ def search(
     )
     choice = choose_winner(outcome.trials, _min_exact_match(config))
     interrupted = outcome.stopped == "interrupted"
-    test = None
-    if not interrupted and choice.trial is not None:
-        test = _test(config, prepared, judge, choice.trial, reporter)
-    recorder.finish(outcome, judge.statistics, choice, test)
-    if not interrupted and choice.trial is not None:
-        _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
+    try:
+        if interrupted:
+            recorder.decide(choice, None)
+        elif choice.trial is not None:
+            test = _test(config, prepared, judge, choice.trial, reporter)
+            recorder.decide(choice, test)
+            _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
+    except KeyboardInterrupt:
+        interrupted = True
+    recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
     reporter.close()
     return RunResult(out, outcome.trials, choice, pareto(out), interrupted)
 
@@ -257,6 +267,27 @@ def _min_exact_match(config: Config) -> float:
     return 0.0 if config.validation is None else config.validation.min_exact_match
 
 
+def _given_blocklist(config: Config, path: Path) -> Blocklist:
+    found = read_blocklist(path, config.search.dtype)
+    if found.dtype != config.search.dtype:
+        raise ConfigError(
+            f"{path} is for {found.dtype}, the config for {config.search.dtype}",
+            why="fp32 and the given plan are judged for one low dtype",
+            fix=f"add --set search.dtype={found.dtype}",
+        )
+    return found
+
+
+def _given_plan(given: Blocklist, source: str, prepared: Prepared, reporter: Reporter) -> Plan:
+    """The plan that the blocklist stands for, with what can never be low and the user's pins kept in fp32."""
+    plan = plan_of_blocklist(given, prepared.bundle.graphs, source)
+    added = prepared.space.fixed.keys() - plan.fp32
+    for reason in sorted({prepared.space.fixed[key] for key in added}):
+        keys = sorted(key for key in added if prepared.space.fixed[key] == reason)
+        reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
+    return Plan(plan.dtype, plan.variant, plan.fp32 | prepared.space.fixed.keys())
+
+
 def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
     return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
 
@@ -298,7 +329,7 @@ def _test(
     config: Config, prepared: Prepared, judge: PlanJudge, trial: Trial, reporter: Reporter
 ) -> tuple[LoadedSet, int] | None:
     """The test set, and how many of its samples the chosen plan keeps; it took no part in choosing."""
-    if config.test is None:
+    if config.test is None or trial.is_fp32:
         return None
     reporter.stage("testing the winner on unseen samples")
     fp32 = open_fp32(prepared.bundle, prepared.settings)

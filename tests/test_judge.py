@@ -103,7 +103,7 @@ def test_a_stable_plan_has_everything_a_table_needs(court: Court, careful: Plan,
     assert stable.validation_match >= 0.8
     assert stable.flip_risk is not None
     assert 0 <= stable.flip_risk.low <= stable.flip_risk.value <= stable.flip_risk.high
-    assert stable.latency == LATENCY
+    assert (stable.latency, stable.screened) == (LATENCY, CALIBRATION)
     assert stable.seconds > 0
     assert trial_from_line(trial_to_line(stable), "here") == stable
 
@@ -144,7 +144,7 @@ def test_a_rejected_plan_says_where_and_which_node(court: Court, rejected: Trial
     assert (rejected.verdict, rejected.exact_match) == ("mismatch", 0.0)
     assert rejected.first_divergence == Divergence(fragile, 0, FIRST_POW, None)
     assert (rejected.validation_match, rejected.flip_risk) == (None, None)
-    assert rejected.latency == LATENCY  # people ask how fast a landmark would have been
+    assert rejected.latency is None  # a device would have to measure it, and nobody asks
     assert trial_from_line(trial_to_line(rejected), "here") == rejected
 
 
@@ -208,7 +208,7 @@ def test_the_error_of_a_damaged_node_is_told(court: Court, monkeypatch: pytest.M
 # Landmarks and statistics.
 
 
-def test_only_landmarks_are_screened_to_the_end_for_nothing(court: Court) -> None:
+def test_a_rejected_plan_is_screened_to_the_end_and_timed_only_as_a_landmark(court: Court) -> None:
     judge, norms = court.again(), keeping(court.bundle, NORMS)
 
     judge(Proposal(lowering(court.bundle), "fp32"), 0)
@@ -219,7 +219,9 @@ def test_only_landmarks_are_screened_to_the_end_for_nothing(court: Court) -> Non
     assert [len(kind) for kind in (counted.fp32, counted.full, counted.rejected, counted.build)] == [1, 1, 1, 3]
     assert all(seconds > 0 for seconds in (*counted.fp32, *counted.full, *counted.rejected))
     assert (landmark.verdict, landmark.first_divergence) == (rejected.verdict, rejected.first_divergence)
-    assert frozenset({"fp32", "all-low", "classic", "given"}) == LANDMARKS
+    assert landmark.latency == LATENCY  # people ask how fast the known lists would have been
+    assert (landmark.screened, rejected.screened) == (len(court.calibration.rows), 8)
+    assert frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"}) == LANDMARKS
 
 
 def test_a_plan_that_passes_was_screened_in_full(court: Court, careful: Plan) -> None:

@@ -68,7 +68,8 @@ def nearest(number: float, dtype: LowDtype) -> float:
     finite = FINITE[dtype]
     beyond = finite[-1] + (finite[-1] - finite[-2])
     candidates = np.asarray([-beyond, *finite, beyond])
-    distances = np.abs(candidates - number)
+    # Further out than the last candidate all distances look alike in float64.
+    distances = np.abs(candidates - np.clip(number, -beyond, beyond))
     best = candidates[distances == distances.min()]
     if len(best) == 2:
         best = best[[(math.frexp(value)[0] * 2 ** (MANTISSA_BITS[dtype] + 1)) % 2 == 0 for value in best]][:1]

@@ -120,6 +120,33 @@ def test_an_unknown_profile_is_found_before_the_export(make: Make, talk: Talk) -
         talk.prepare(make("latency.profile=t44"))
 
 
+# Mistakes that need the graphs, and must not cost a reference.
+
+
+@pytest.fixture
+def no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_fp32(*_: Any) -> None:
+        raise AssertionError("sessions were made although the run cannot succeed")
+
+    monkeypatch.setattr(module, "open_fp32", open_fp32)
+
+
+@pytest.mark.usefixtures("no_generator")
+def test_a_pin_that_names_nothing_is_found_before_the_reference(make: Make, talk: Talk) -> None:
+    with pytest.raises(ConfigError, match="Sofmax"):
+        talk.prepare(make('search.keep_fp32=["Sofmax"]'))
+
+
+@pytest.mark.usefixtures("no_generator")
+def test_the_caller_may_look_at_the_bundle_before_the_reference(make: Make, demo_bundle: Bundle) -> None:
+    def refuse(bundle: Bundle) -> None:
+        assert bundle.content_hash == demo_bundle.content_hash
+        raise InputError("a blocklist of another model")
+
+    with pytest.raises(InputError, match="a blocklist of another model"):
+        prepare(make(), print, print, refuse)
+
+
 # What a search starts from.
 
 

@@ -168,7 +168,7 @@ def test_a_rejected_plan_says_where_and_why() -> None:
 
     line = trial_line(trial(5, verdict="mismatch", exact_match=0.26, first_divergence=divergence, flip_risk=None))
 
-    expected = "other tokens from sample 4, token 2; first damaged node encoder.block.0/Pow (relative error 0.5)"
+    expected = "other tokens from token 3 of sample 5; first damaged node encoder.block.0/Pow (relative error 0.5)"
     assert line == f"plan 5 (joined): rejected, {expected}, 0.50 s"
 
 

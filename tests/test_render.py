@@ -133,7 +133,7 @@ def test_an_empty_table_says_so() -> None:
     assert "no plan is stable" in rendered(table(()), 60)
     assert "No plan is stable." in to_markdown(table(()))
     assert json.loads(to_json(table(()))) == {
-        "choice": {"id": None, "reason": "no plan other than fp32 is stable", "faster": False},
+        "choice": {"id": None, "reason": "no plan other than fp32 was judged", "faster": False},
         "rows": [],
     }
 

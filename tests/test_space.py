@@ -15,7 +15,7 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.graph import Graph, GraphName, compute_keys_by_op_type
 from precision_search.precision.plan import FAMILIES, LowDtype, all_compute_keys, pinned_keys
 from precision_search.precision.ranges import NodeRange
-from precision_search.search.space import OUTPUT_PROJECTION, SpaceReport, make_space, output_projection
+from precision_search.search.space import OUTPUT_PROJECTION, SpaceReport, check_pins, make_space, output_projection
 from tests.plans import WO
 
 INDEX = "encoder.block.0.layer.0.SelfAttention/Mul"
@@ -238,6 +238,15 @@ def test_a_pin_that_names_nothing_is_told_the_nearest(demo_bundle: Bundle, where
 
     assert "did you mean" in caught.value.fix
     assert near in caught.value.fix
+
+
+def test_pins_can_be_checked_before_anything_is_measured(demo_bundle: Bundle) -> None:
+    check_pins(demo_bundle.graphs, ["Softmax"], [r".*wo/MatMul"])
+
+    with pytest.raises(ConfigError, match=r"search\.keep_fp32 names the unknown"):
+        check_pins(demo_bundle.graphs, ["Sofmax"], [])
+    with pytest.raises(ConfigError, match=r"search\.force_low names the unknown"):
+        check_pins(demo_bundle.graphs, [], ["Sofmax"])
 
 
 def test_a_broken_pattern_is_a_config_error(demo_bundle: Bundle) -> None:

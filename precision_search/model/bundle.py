@@ -28,6 +28,7 @@ from precision_search.model.generation_config import (
 )
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.model_files import data_files, read_model
+from precision_search.model.tokenizer import VOCABULARY_FILES, load_tokenizer
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 
 INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})
@@ -42,7 +43,7 @@ HF_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "spiece.model",
+    *VOCABULARY_FILES,
 )
 
 Say = Callable[[str], None]
@@ -105,8 +106,9 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
             fix="give a checkpoint saved with save_pretrained (safetensors), or a directory with encoder_model.onnx, "
             "decoder_model.onnx and decoder_with_past_model.onnx",
         )
-    # Asked before the slow export: a generation config that we refuse should not cost a minute first.
+    # Asked before the slow export: what we refuse should not cost a minute first.
     read_generation_settings(directory, max_new_tokens)
+    load_tokenizer(directory)
     exported = _export(directory, config, cache, say)
     return _load(exported, config, max_new_tokens, directory)
 

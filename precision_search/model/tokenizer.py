@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # What transformers writes for "no limit" is 1e30; no T5 was trained on lines of this many tokens.
 _SANE_LENGTH = 100_000
 _DEFAULT_LENGTH = 512  # tokens T5 was pre-trained with (Raffel et al. 2020, section 3.1.2)
-_VOCABULARY_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
+VOCABULARY_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
         return _load_tokenizer_json(file, settings)
     is_byte_level = str(settings.get("tokenizer_class", "")).startswith("ByT5")
     # Without a vocabulary transformers does not fail: it makes a T5Tokenizer of special tokens only.
-    if not is_byte_level and not any((model_dir / vocabulary).is_file() for vocabulary in _VOCABULARY_FILES):
+    if not is_byte_level and not any((model_dir / vocabulary).is_file() for vocabulary in VOCABULARY_FILES):
         raise InputError(
             f"{model_dir} has no tokenizer",
-            why=f"neither tokenizer.json nor {', '.join(_VOCABULARY_FILES)} is there",
+            why=f"neither tokenizer.json nor {', '.join(VOCABULARY_FILES)} is there",
             fix="copy tokenizer.json and tokenizer_config.json there from the model this checkpoint was trained from",
         )
     return _load_with_transformers(model_dir, settings)

@@ -35,7 +35,7 @@ from precision_search.runtime.doctor import cuda_device_name
 from precision_search.search.judge import ScreenStatistics
 from precision_search.search.pareto import Choice
 from precision_search.search.prepare import LoadedSet, Prepared, SetName, near_ties
-from precision_search.search.study import SearchOutcome
+from precision_search.search.study import Stopped
 from precision_search.search.trials import Trial
 
 
@@ -88,6 +88,7 @@ class RunRecorder:
             )
         self._seconds_before = earlier.seconds
         self._info = dataclasses.replace(now, started=earlier.started)
+        run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
 
     def write(self, trials: Sequence[Trial]) -> None:
         """Writes `run.json` and `pareto.csv` for the plans judged so far."""
@@ -101,48 +102,52 @@ class RunRecorder:
         share = 0.0 if self._config.validation is None else self._config.validation.min_exact_match
         run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, share, self._info.model.pinned)
 
-    def finish(
-        self, outcome: SearchOutcome, statistics: ScreenStatistics, choice: Choice, test: tuple[LoadedSet, int] | None
-    ) -> None:
-        """Writes everything that a finished or interrupted run leaves beside the model.
+    def decide(self, choice: Choice, test: tuple[LoadedSet, int] | None) -> None:
+        """Takes in the winner and writes `blocklist.json`.
 
         Args:
-            outcome: trials and why the search stopped.
-            statistics: how fast plans were screened.
             choice: the winner.
             test: the test set and how many of its samples the winner kept; None where it was not run.
         """
-        best = None
-        if choice.trial is not None:
-            trial = choice.trial
-            validation = self._prepared.sets.get("validation")
-            best = Best(
-                id=trial.id,
-                reason=choice.reason,
-                faster=choice.faster,
-                test_match=None if test is None else Match.of(test[1], len(test[0].data.rows)),
-                validation_match=None
-                if validation is None or trial.validation_match is None
-                else Match.of(round(trial.validation_match * len(validation.data.rows)), len(validation.data.rows)),
-            )
-            blocklist = blocklist_of_plan(trial.plan.plan, self._prepared.bundle.graphs)
-            run_files.write_blocklist(self._out / run_files.BLOCKLIST_FILE, blocklist)
-        ties = self._info.near_ties
+        if choice.trial is None:
+            return
+        trial = choice.trial
+        validation = self._prepared.sets.get("validation")
+        best = Best(
+            id=trial.id,
+            reason=choice.reason,
+            faster=choice.faster,
+            test_match=None if test is None else Match.of(test[1], len(test[0].data.rows)),
+            validation_match=None
+            if validation is None or trial.validation_match is None
+            else Match.of(round(trial.validation_match * len(validation.data.rows)), len(validation.data.rows)),
+        )
+        self._info = dataclasses.replace(self._info, best=best)
         if test is not None:
-            ties = (*ties, *near_ties("test", test[0].data.reference))
+            self._info = dataclasses.replace(
+                self._info,
+                near_ties=(*self._info.near_ties, *near_ties("test", test[0].data.reference)),
+                samples=dataclasses.replace(self._info.samples, test=_sample_file(test[0])),
+            )
+        blocklist = blocklist_of_plan(trial.plan.plan, self._prepared.bundle.graphs)
+        run_files.write_blocklist(self._out / run_files.BLOCKLIST_FILE, blocklist)
+
+    def finish(self, trials: Sequence[Trial], statistics: ScreenStatistics, stopped: Stopped) -> None:
+        """Writes how the run ended; the last thing a run does, so that `complete` means that everything is there.
+
+        Args:
+            trials: every judged plan.
+            statistics: how fast plans were screened.
+            stopped: why the search ended.
+        """
         self._info = dataclasses.replace(
             self._info,
-            status="interrupted" if outcome.stopped == "interrupted" else "complete",
+            status="interrupted" if stopped == "interrupted" else "complete",
             finished=_now(),
-            stopped=outcome.stopped,
+            stopped=stopped,
             screen=_speed(statistics),
-            near_ties=ties,
-            best=best,
-            samples=self._info.samples
-            if test is None
-            else dataclasses.replace(self._info.samples, test=_sample_file(test[0])),
         )
-        self.write(outcome.trials)
+        self.write(trials)
 
     def _initial(self, strategy: str) -> RunInfo:
         config, prepared = self._config, self._prepared
@@ -236,12 +241,22 @@ def check_run_directory(config: Config, out: Path, *, resume: bool) -> None:
             why=f"it has no {run_files.CONFIG_FILE}",
             fix="leave out --resume to start a run",
         )
-    if load_config(stored) != config:
+    if _judging_part(load_config(stored)) != _judging_part(config):
         raise UsageError(
             f"the run in {out} cannot go on",
             why="the config changed since it began, so its verdicts hold for something else",
             fix=f"start a new run, or resume with the config in {stored}",
         )
+
+
+def _judging_part(config: Config) -> Config:
+    """The config without what no verdict depends on: how long to search, where to cache, with how many threads."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, cache=Path()),
+        device=dataclasses.replace(config.device, threads=None),
+        search=dataclasses.replace(config.search, max_trials=1, timeout=None),
+    )
 
 
 def peak_rss_bytes() -> int | None:

@@ -72,8 +72,8 @@ class Blocklist:
         }
 
 
-def blocklist_from_json(data: object, source: str) -> Blocklist:
-    """Reads the content of a `blocklist.json`; missing keys mean "none".
+def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "float16") -> Blocklist:
+    """Reads the content of a `blocklist.json`; missing keys mean "none", a missing dtype the default.
 
     Raises:
         InputError: the data is not of that form; `source` is named in the message.
@@ -85,7 +85,7 @@ def blocklist_from_json(data: object, source: str) -> Blocklist:
         raise InputError(
             f"{source} has the unknown key {unknown[0]!r}", why=f"known keys: {', '.join(sorted(known))}", fix=_FORM_FIX
         )
-    dtype = data.get("dtype", "float16")
+    dtype = data.get("dtype", default_dtype)
     if dtype not in LOW_DTYPES:
         known_dtypes = " or ".join(LOW_DTYPES)
         raise InputError(
@@ -112,7 +112,7 @@ def blocklist_from_json(data: object, source: str) -> Blocklist:
     )
 
 
-def read_blocklist(path: Path) -> Blocklist:
+def read_blocklist(path: Path, default_dtype: LowDtype = "float16") -> Blocklist:
     """Reads a `blocklist.json`.
 
     Raises:
@@ -124,7 +124,7 @@ def read_blocklist(path: Path) -> Blocklist:
         raise InputError(f"cannot read the blocklist {path}", why=str(error.strerror), fix="check the path") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
-    return blocklist_from_json(data, str(path))
+    return blocklist_from_json(data, str(path), default_dtype)
 
 
 def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], source: str = "the blocklist") -> Plan:

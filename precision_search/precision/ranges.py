@@ -17,7 +17,7 @@ from precision_search.precision.kernels import Internals, kernel_for, low_max, s
 from precision_search.precision.lowering import sum_node
 from precision_search.precision.plan import LowDtype
 from precision_search.runtime.forced import ForcedBatch
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings, create_session, run_session
 
 LARGEST = "range/largest/"
 INSIDE = "range/inside/"
@@ -142,7 +142,7 @@ class _Probe:
         self._statistics = [str(v.name) for v in self._model.graph.outputs if str(v.name) not in kept]
 
     def run(self, feed: Mapping[str, np.ndarray], output: str) -> np.ndarray:
-        found = self._session.run([output, *self._statistics], dict(feed))
+        found = run_session(self._session, [output, *self._statistics], feed)
         for name, value in zip(self._statistics, found[1:], strict=True):
             number = float(value)
             if name.startswith(TINY):

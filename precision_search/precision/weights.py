@@ -16,7 +16,7 @@ IR_DTYPES: Mapping[LowDtype, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bf
 
 @dataclass(slots=True)
 class WeightCache:
-    """Low copies of fp32 tensors, and fp32 copies of those.
+    """Low copies of fp32 tensors, kept, and fp32 copies of those, not kept.
 
     Both the converter and the emulation take their constants here, so that both round them the same way. Tensors are
     known by identity; each is kept beside its copy, which keeps the identity its own.
@@ -24,7 +24,6 @@ class WeightCache:
 
     _low: dict[tuple[int, LowDtype], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
     _largest: dict[int, tuple[ir.TensorProtocol, float]] = field(default_factory=dict)
-    _wide: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
     def low(self, tensor: ir.TensorProtocol, dtype: LowDtype) -> ir.TensorProtocol:
         """The tensor rounded to the low dtype; finite values outside its range saturate."""
@@ -43,8 +42,5 @@ class WeightCache:
         return self._largest[key][1]
 
     def wide(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """A low tensor as fp32, exactly."""
-        key = id(tensor)
-        if key not in self._wide:
-            self._wide[key] = (tensor, ir.Tensor(tensor.numpy().astype(np.float32)))
-        return self._wide[key][1]
+        """A low tensor as fp32, exactly; made anew each time, since kept copies would hold every weight once more."""
+        return ir.Tensor(tensor.numpy().astype(np.float32))

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceError, InputError
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.runtime import head
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache
-from precision_search.runtime.session import SessionSettings, create_session, first_line, is_out_of_memory
+from precision_search.runtime.session import SessionSettings, create_session, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -213,7 +212,4 @@ class _Runner:
         try:
             self._session.run_with_iobinding(self.binding)
         except Exception as error:  # ONNX Runtime raises classes of its own
-            reason = first_line(error)
-            if is_out_of_memory(error):
-                raise DeviceError("A graph ran out of memory.", why=reason, fix="Use a smaller batch.") from error
-            raise InputError("A graph failed to run.", why=reason, fix="Check the token ids and the graph.") from error
+            raise run_error(error) from error

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from precision_search.model.calibration import TokenBatch, batches
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, with_margin_head
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings, create_session, run_session
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ class ForcedEncoder:
     def encode(self, batch: ForcedBatch) -> FloatArray:
         """The encoder's output for a batch, float32 [B, S, D]."""
         feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
-        return np.asarray(self._session.run([HIDDEN], feed)[0])
+        return run_session(self._session, [HIDDEN], feed)[0]
 
 
 class ForcedDecoder:
@@ -110,7 +110,7 @@ class ForcedDecoder:
             "encoder_attention_mask": batch.source.attention_mask,
             LABELS: batch.labels,
         }
-        found = self._session.run([MARGIN], feed)[0]
+        found = run_session(self._session, [MARGIN], feed)[0]
         return np.where(batch.valid, found, np.float32(np.nan))
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceError, InputError, MissingPackageError
+from precision_search.errors import DeviceError, InputError, MissingPackageError, PrecisionSearchError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -102,6 +103,28 @@ def create_session(
         require_cuda(settings)
         raise DeviceError("The session fell back to the CPU.", why="CUDA started in a probe but not for this graph.")
     return session
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    """Runs a session once, arrays in and arrays out.
+
+    Raises:
+        DeviceError: the memory is used up.
+        InputError: the graph does not run on these inputs.
+    """
+    try:
+        return [np.asarray(array) for array in session.run(list(outputs), dict(feed))]
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise run_error(error) from error
+
+
+def run_error(error: Exception) -> PrecisionSearchError:
+    """What to raise for an ONNX Runtime error while a graph runs: DeviceError without memory, else InputError."""
+    if is_out_of_memory(error):
+        return DeviceError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
+    return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
 
 
 def resolve_device(kind: Literal["auto", "cpu", "cuda"], device_id: int = 0) -> Device:

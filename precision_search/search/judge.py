@@ -33,7 +33,7 @@ from precision_search.search.strategies.base import Proposal
 from precision_search.search.trials import Divergence as TrialDivergence
 from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency, Verdict, VerdictSource
 
-LANDMARKS = frozenset({"fp32", "all-low", "classic", "given"})
+LANDMARKS = frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"})
 """Stages whose plans are screened to the end even when the verdict is certain: people compare with them."""
 
 FloatArray = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ class ScreenStatistics:
     """Run times of the screens, in seconds, without building sessions.
 
     Attributes:
-        full: of each calibration screen that looked at every sample.
+        full: of each calibration screen that looked at every sample and ran both graphs.
         fp32: of the fp32 plan's.
         rejected: of each that stopped early.
         build: of building the sessions.
@@ -115,11 +115,14 @@ class PlanJudge:
         plan = proposal.plan
         prepared = self._screener.prepare(plan)
         screened = prepared.screen(self._calibration, to_the_end=proposal.stage in LANDMARKS)
-        self._count(plan, screened)
+        self._count(plan, screened, fp32_encoder=prepared.fp32_encoder)
         converted = convert(self._graphs, plan, self._weights)
         verdict: Verdict = "stable" if screened.verdict == "exact" else screened.verdict
         exact_match, where = screened.exact_match, screened.divergence
         validated: ScreenResult | None = None
+        if verdict == "stable" and self._validation is not None:
+            validated = prepared.screen(self._validation, to_the_end=True)
+        del prepared  # the confirm run makes sessions of its own: two sets at once would be the peak of memory
         if verdict == "stable":
             confirmed = self.confirm(converted, self._calibration.samples)
             exact_match, where = confirmed.exact_match, confirmed.divergence
@@ -127,9 +130,8 @@ class PlanJudge:
                 verdict = "nonfinite"
             elif where is not None:
                 verdict = "mismatch"
-            if verdict == "stable" and self._validation is not None:
-                validated = prepared.screen(self._validation, to_the_end=True)
         fp32_nodes, low_nodes = self.node_counts(plan)
+        reported = verdict == "stable" or proposal.stage in LANDMARKS
         return Trial(
             id=trial_id,
             parent=proposal.parent,
@@ -138,16 +140,17 @@ class PlanJudge:
             verdict=verdict,
             verdict_source=self.source,
             exact_match=exact_match,
-            validation_match=None if validated is None else validated.exact_match,
+            validation_match=validated.exact_match if verdict == "stable" and validated is not None else None,
             min_margin=screened.min_margin,
             flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
             first_divergence=None if where is None else self._explain(plan, where),
-            latency=self._latency.latency(converted.models),
+            latency=self._latency.latency(converted.models) if reported else None,
             size_bytes=converted.size_bytes,
             fp32_nodes=fp32_nodes,
             low_nodes=low_nodes,
             casts=converted.casts,
             seconds=time.perf_counter() - start,
+            screened=screened.screened,
         )
 
     def confirm(self, converted: Converted, samples: SampleRows) -> ConfirmResult:
@@ -190,11 +193,12 @@ class PlanJudge:
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
         return TrialDivergence(where.sample, where.position, None if node is None else node.key, error)
 
-    def _count(self, plan: Plan, screened: ScreenResult) -> None:
+    def _count(self, plan: Plan, screened: ScreenResult, *, fp32_encoder: bool) -> None:
         self.statistics.build.append(screened.build_seconds)
         if self.node_counts(plan)[1] == 0:
             self.statistics.fp32.append(screened.run_seconds)
         elif screened.screened == len(self._calibration.samples.rows):
-            self.statistics.full.append(screened.run_seconds)
+            if not fp32_encoder:  # otherwise the encoder's part was remembered, not run
+                self.statistics.full.append(screened.run_seconds)
         else:
             self.statistics.rejected.append(screened.run_seconds)

@@ -65,7 +65,9 @@ def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
     candidates = [trial for trial in stable if not trial.is_fp32]
     if not candidates:
         fp32 = next((trial for trial in stable if trial.is_fp32), None)
-        return Choice(fp32, "no plan other than fp32 is stable", faster=False)
+        others = any(not trial.is_fp32 for trial in trials)
+        reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
+        return Choice(fp32, reason, faster=False)
     good = [t for t in candidates if t.validation_match is None or t.validation_match >= min_exact_match]
     if good:
         trial = min(good, key=_by_speed)

@@ -25,7 +25,7 @@ from precision_search.runtime.reference import (
 )
 from precision_search.runtime.session import SessionSettings, resolve_device
 from precision_search.search.screen import SampleRows
-from precision_search.search.space import SpaceReport, make_space
+from precision_search.search.space import SpaceReport, check_pins, make_space
 
 SetName = Literal["calibration", "validation", "test"]
 Say = Callable[[str], None]
@@ -110,13 +110,14 @@ class Prepared:
         return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data.reference))
 
 
-def prepare(config: Config, say: Say, warn: Say) -> Prepared:
+def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], object] = lambda _: None) -> Prepared:
     """Does everything that comes before the first plan.
 
     Args:
         config: the resolved config.
         say: receives a line before each step.
         warn: receives what the user should know and need not stop for.
+        check: called with the bundle as soon as it is open; what it raises ends the work before the slow part.
 
     Raises:
         ConfigError, InputError: something the config names cannot be used.
@@ -134,6 +135,8 @@ def prepare(config: Config, say: Say, warn: Say) -> Prepared:
     bundle = open_bundle(
         config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, say=say
     )
+    check_pins(bundle.graphs, config.search.keep_fp32, config.search.force_low)
+    check(bundle)
     fp32 = open_fp32(bundle, settings)
     sets: dict[SetName, LoadedSet] = {}
     for name, section in _sections(config).items():

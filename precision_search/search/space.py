@@ -103,6 +103,12 @@ def make_space(
     return SpaceReport(space, fixed, {key: value for key, value in hard.items() if key not in fixed})
 
 
+def check_pins(graphs: Mapping[GraphName, Graph], keep_fp32: Sequence[str], force_low: Sequence[str]) -> None:
+    """Raises InputError for a pin that names nothing on these graphs; needs no ranges, so it can be asked early."""
+    _resolve(keep_fp32, graphs, "search.keep_fp32")
+    _resolve(force_low, graphs, "search.force_low")
+
+
 def output_projection(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
     """The compute nodes whose results are the logits, behind data movement."""
     return frozenset(

@@ -120,6 +120,7 @@ class Trial:
         casts: Cast nodes that the plan adds over the three graphs, None where the plan was not converted.
         seconds: time it took to judge the plan.
         message: what went wrong, for the verdict `error`.
+        screened: how many calibration samples `exact_match` is a share of; a screen stops when its verdict is certain.
     """
 
     id: int
@@ -140,6 +141,7 @@ class Trial:
     casts: int | None
     seconds: float
     message: str | None = None
+    screened: int | None = None
 
     @property
     def is_fp32(self) -> bool:

@@ -31,7 +31,7 @@ UNKNOWN_RISK = 1000.0
 DAMAGED_MATCH = 0.5
 DAMAGED_MARGIN = -1.0
 """A mismatch is damage if at least half of the samples looked at differ and a token lost by a whole logit, that is by
-e-fold odds. Rounding noise shifts margins by hundredths and flips near-ties only (DESIGN.md, mechanism 2)."""
+e-fold odds. Rounding noise shifts margins by hundredths and flips near-ties only (docs/how-it-works.md)."""
 
 
 def is_damaged(trial: Trial) -> bool:
