@@ -20,7 +20,7 @@ from precision_search.precision.ranges import mask_threshold
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.forced import ForcedBatch
 from precision_search.runtime.head import HIDDEN
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings, create_session, run_session
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -115,8 +115,9 @@ def _trace(
             "encoder_hidden_states": hidden,
             "encoder_attention_mask": batch.source.attention_mask,
         }
-    arrays = dict(zip(outputs, create_session(model, settings, consume=True).run(outputs, feed), strict=True))
-    return _Trace({key: np.asarray(arrays[name]) for key, name in names.items()}, arrays.get(HIDDEN))
+    session = create_session(model, settings, consume=True)
+    arrays = dict(zip(outputs, run_session(session, outputs, feed), strict=True))
+    return _Trace({key: arrays[name] for key, name in names.items()}, arrays.get(HIDDEN))
 
 
 def _first_damaged(

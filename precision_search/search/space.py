@@ -104,7 +104,7 @@ def make_space(
 
 
 def check_pins(graphs: Mapping[GraphName, Graph], keep_fp32: Sequence[str], force_low: Sequence[str]) -> None:
-    """Raises InputError for a pin that names nothing on these graphs; needs no ranges, so it can be asked early."""
+    """Raises ConfigError for a pin that names nothing on these graphs; needs no ranges, so it can be asked early."""
     _resolve(keep_fp32, graphs, "search.keep_fp32")
     _resolve(force_low, graphs, "search.force_low")
 
