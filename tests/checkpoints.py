@@ -1,0 +1,103 @@
+"""Tiny checkpoints for the bundle tests. Torch stays in child processes, as it does in the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+_SAVE = """
+import json, sys, warnings
+import torch
+from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+CLASSES = {"t5": (T5Config, T5ForConditionalGeneration), "mt5": (MT5Config, MT5ForConditionalGeneration)}
+for path, kind, dtype, options in json.loads(sys.argv[1]):
+    config_class, model_class = CLASSES[kind]
+    sizes = dict(vocab_size=61, d_model=16, d_kv=4, d_ff=24, num_heads=2, relative_attention_num_buckets=8)
+    config = config_class(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes, **options)
+    torch.manual_seed(5)
+    model = model_class(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.7)
+    model.to(getattr(torch, dtype)).save_pretrained(path)
+"""
+
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "</s>": 1, "<unk>": 2}, "unk_token": "<unk>"},
+    }
+)
+"""The smallest tokenizer.json that one can load."""
+
+Spec = tuple[str, str, str, dict[str, object]]
+"""Directory name, model type, dtype it is stored in, and options of its config."""
+
+DEEPER_DECODER: dict[str, object] = {"num_layers": 2, "num_decoder_layers": 3}
+GATED: dict[str, object] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
+
+SPECS: tuple[Spec, ...] = (
+    ("t5-bfloat16", "t5", "bfloat16", DEEPER_DECODER),
+    ("t5-float16", "t5", "float16", DEEPER_DECODER),
+    ("t5-v1_1", "t5", "float32", GATED),
+    ("mt5", "mt5", "float32", {"num_layers": 1, "num_decoder_layers": 1}),
+)
+
+_TRACE = """
+import sys, warnings
+from pathlib import Path
+import torch
+from precision_search.model import torch_export
+
+warnings.simplefilter("ignore")
+model = torch_export.load_checkpoint(Path(sys.argv[1]), "t5")
+
+class Flat(torch.nn.Module):
+    # The TorchScript exporter wants tensors, not lists of them, and no wrapper's name in front of the modules'.
+    def __init__(self, wrapper):
+        super().__init__()
+        self.decoder, self.lm_head, self.layers = wrapper.decoder, wrapper.lm_head, wrapper.layers
+        object.__setattr__(self, "step", type(wrapper).forward)
+        object.__setattr__(self, "run", lambda *rest: type(wrapper).run(self, *rest))
+    def forward(self, ids, mask, *past):
+        return self.step(self, ids, mask, list(past))
+
+for name in ("encoder", "decoder", "decoder_with_past"):
+    module, arguments, inputs, outputs, axes = torch_export._trace_request(model, name)
+    if name == "decoder_with_past":
+        module, arguments, axes = Flat(module), (*arguments[:2], *arguments[2]), (*axes[:2], *axes[2])
+    dynamic = dict(zip(inputs, axes)) | {output: {0: "batch_size"} for output in outputs}
+    target = Path(sys.argv[2]) / f"{name}_model.onnx"
+    with torch.no_grad():
+        torch.onnx.export(module, arguments, target, dynamo=False, input_names=inputs, output_names=outputs,
+                          dynamic_axes=dynamic, opset_version=17)
+"""
+
+
+def save_checkpoints(folder: Path) -> None:
+    """Saves all of `SPECS` under the folder."""
+    _run(_SAVE, json.dumps([(str(folder / name), *rest) for name, *rest in SPECS]))
+    for name, *_ in SPECS:
+        (folder / name / "tokenizer.json").write_text(TOKENIZER)
+
+
+def trace(checkpoint: Path, target: Path) -> None:
+    """Exports the three graphs with torch's older exporter, which names nodes as optimum's files do."""
+    target.mkdir()
+    for name in ("config.json", "generation_config.json"):
+        (target / name).write_bytes((checkpoint / name).read_bytes())
+    _run(_TRACE, str(checkpoint), str(target))
+
+
+def _run(script: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
