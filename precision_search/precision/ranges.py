@@ -49,7 +49,8 @@ class NodeRange:
     @property
     def largest(self) -> float:
         """The largest magnitude that must fit into the low dtype for the node to be low."""
-        return max(self.largest_input, self.largest_output, self.largest_inside)
+        # np.max keeps a NaN, max() may lose it.
+        return float(np.max([self.largest_input, self.largest_output, self.largest_inside]))
 
 
 def measure_ranges(

@@ -143,6 +143,7 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
         if name != "test":
             say(f"generating the fp32 reference of {len(texts[name].samples)} {name} samples")
             sets[name] = load_set(texts[name], section, fp32, warn)
+    _check_ties(sets["calibration"], warn)
     parity = _check_parity(bundle, sets["calibration"], config, say, warn)
     say("measuring activation ranges")
     data, size = sets["calibration"].data, config.calibration.batch_size
@@ -203,6 +204,22 @@ def _sections(config: Config) -> dict[SetName, DataSection]:
         "test": config.test,
     }
     return {name: section for name, section in sections.items() if section is not None}
+
+
+def _check_ties(calibration: LoadedSet, warn: Say) -> None:
+    """A calibration sample that fp32 itself cannot decide makes every plan a matter of luck, fp32 included."""
+    samples = calibration.samples
+    ties = near_ties("calibration", calibration.data.reference)
+    for tie in ties:
+        line = samples.samples[tie.sample].line
+        where = f"line {line} of {samples.path}, token {tie.position + 1}"
+        if tie.margin <= 0:
+            raise InputError(
+                f"{where}: fp32 generates one token and prefers another when it reads the whole sentence",
+                why=f"a tie that its own rounding decides (margin {tie.margin:.2g})",
+                fix="remove that line: no plan can be held to it",
+            )
+        warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
 
 
 def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:
