@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +143,23 @@ def assert_initializers(graph: Graph, model: ir.Model) -> None:
         origin = graph.model.graph.initializers[name.removesuffix("/float16").removesuffix("/bfloat16")]
         if value.dtype in (FP32, ir.DataType.INT64):
             assert tensor is origin.const_value
+            readers = list(read_as(value, graph))
+            assert value.dtype != FP32 or not readers or FP32 in readers, f"only low nodes read {name}"
         else:
             assert np.array_equal(np.isfinite(tensor.numpy().astype(np.float32)), np.isfinite(array_of(origin)))
+
+
+def read_as(value: ir.Value, graph: Graph) -> Iterator[ir.DataType | None]:
+    """The dtypes in which a value is read in the end, behind all data movement and the converter's casts."""
+    if value.is_graph_output():
+        yield value.dtype
+    for reader, _ in value.uses():
+        facts = graph.nodes.get(str(reader.name))
+        if facts is None or facts.kind is NodeKind.MOVEMENT:
+            for output in reader.outputs:
+                yield from read_as(output, graph)
+        elif reader.op_type not in ("Shape", "Size"):
+            yield value.dtype
 
 
 def assert_boundaries(models: Mapping[GraphName, ir.Model]) -> None:

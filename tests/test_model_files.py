@@ -320,6 +320,12 @@ def test_external_data_may_be_reached_by_a_link_within_the_folder(tmp_path: Path
     assert np.array_equal(weight(read_model(path)), WEIGHT)
 
 
+def test_external_data_with_two_names_are_refused_at_once(tmp_path: Path) -> None:
+    path = saved_external(tmp_path)
+    (tmp_path / "other.bin").hardlink_to(tmp_path / "weights.bin")
+    assert "hard links" in refusal(path).what
+
+
 def test_missing_external_data_are_named(tmp_path: Path) -> None:
     path = saved_external(tmp_path, "weights.bin")
     (tmp_path / "weights.bin").unlink()

@@ -195,6 +195,12 @@ def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
                 why="it is not beside the ONNX file",
                 fix="copy it there",
             )
+        if target.stat().st_nlink > 1:  # onnx_ir would refuse it too, when the weight is first read
+            raise InputError(
+                f"the data file {tensor.location} of {path.name} has several names (hard links)",
+                why="it may be a file of somebody else's under another name",
+                fix="put a copy of it there, not a link",
+            )
         offset, size = tensor.offset or 0, target.stat().st_size
         if offset < 0 or tensor.length not in (None, tensor.nbytes) or offset + tensor.nbytes > size:
             raise InputError(
