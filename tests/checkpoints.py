@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 _SAVE = """
@@ -83,11 +85,19 @@ for name in ("encoder", "decoder", "decoder_with_past"):
 """
 
 
-def save_checkpoints(folder: Path) -> None:
-    """Saves all of `SPECS` under the folder."""
-    _run(_SAVE, json.dumps([(str(folder / name), *rest) for name, *rest in SPECS]))
-    for name, *_ in SPECS:
-        (folder / name / "tokenizer.json").write_text(TOKENIZER)
+def saved_checkpoints(cache: Path) -> Path:
+    """The folder that holds all of `SPECS`, made if it is not in the cache; named by what makes them."""
+    name = hashlib.sha256(json.dumps([_SAVE, TOKENIZER, SPECS]).encode()).hexdigest()[:16]
+    target = cache / "checkpoints" / name
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            work = Path(folder) / name
+            _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
+            for spec, *_ in SPECS:
+                (work / spec / "tokenizer.json").write_text(TOKENIZER)
+            work.rename(target)
+    return target
 
 
 def trace(checkpoint: Path, target: Path) -> None:

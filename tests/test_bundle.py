@@ -27,7 +27,7 @@ from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from tests.checkpoints import SPECS, TOKENIZER, save_checkpoints, trace
+from tests.checkpoints import TOKENIZER, saved_checkpoints, trace
 from tests.graphs import (
     HEAD_WIDTH,
     HEADS,
@@ -489,12 +489,8 @@ def test_hugging_face_files_are_copied_as_far_as_they_are_there(tmp_path: Path) 
 
 @pytest.fixture(scope="session")
 def checkpoints(export_cache: Path) -> Path:
-    """Tiny checkpoints, kept between runs: where they come from a seed, their exports are found in the cache again."""
-    folder = export_cache / "checkpoints"
-    if not all((folder / name / "model.safetensors").is_file() for name, *_ in SPECS):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoints(folder)
-    return folder
+    """Tiny checkpoints, kept between runs: they come from a seed, and their exports are found in the cache again."""
+    return saved_checkpoints(export_cache)
 
 
 def stored_dtypes(checkpoint: Path) -> set[str]:
