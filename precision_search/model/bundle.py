@@ -172,8 +172,8 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Pat
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         work = Path(folder) / "bundle"
         work.mkdir()
-        # The decoder takes longest: it goes first so that the cores finish together.
-        order: tuple[GraphName, ...] = ("decoder", "decoder_with_past", "encoder")
+        # The decoder takes longest, and a third job starts when the first has ended: this order ends soonest on 2 cores.
+        order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
         jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]
         run_jobs(jobs)
         copy_hf_files(checkpoint, work)
