@@ -172,7 +172,7 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Pat
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         work = Path(folder) / "bundle"
         work.mkdir()
-        # The decoder takes longest, and a third job starts when the first has ended: this order ends soonest on 2 cores.
+        # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
         order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
         jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]
         run_jobs(jobs)
