@@ -98,3 +98,10 @@ def test_without_another_stable_plan_fp32_is_chosen() -> None:
     assert choice.trial == FP32
     assert not choice.faster
     assert choose_winner([], 0.99).trial is None
+
+
+def test_less_than_a_percent_is_not_faster() -> None:
+    for speedup, faster in ((1.0099, False), (1.01, True)):
+        choice = choose_winner([FP32, trial(1, latency=latency(10.0 / speedup, speedup))], 0.0)
+        assert choice.faster is faster
+        assert ("not faster than fp32" in choice.reason) is not faster

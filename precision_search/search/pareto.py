@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from precision_search.search.trials import Trial
 
 
+LEAST_SPEEDUP = 1.01
+"""Speedup from which a plan counts as faster than fp32: less than a percent is within what neither a measurement nor an
+estimate can tell, and not worth a flipped token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The chosen plan.
@@ -83,7 +88,7 @@ def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
             f"no stable plan keeps {min_exact_match:.1%} of the validation samples; "
             f"this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
         )
-    faster = trial.latency is not None and trial.latency.speedup > 1.0
+    faster = trial.latency is not None and trial.latency.speedup >= LEAST_SPEEDUP
     return Choice(trial, reason if faster else f"{reason}; it is not faster than fp32", faster)
 
 
