@@ -127,8 +127,8 @@ def test_names_from_data_have_no_meaning_in_markdown(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/root/.cache/huggingface/hub/models--google-t5--t5-small/snapshots/0123", "google-t5/t5-small"),
-        ("/root/.cache/huggingface/hub/models--t5-small/snapshots/0123", "t5-small"),
+        ("/home/me/.cache/huggingface/hub/models--google-t5--t5-small/snapshots/0123", "google-t5/t5-small"),
+        ("/home/me/.cache/huggingface/hub/models--t5-small/snapshots/0123", "t5-small"),
         ("/home/me/models/t5-small", None),
     ],
 )

@@ -1,1 +1,1 @@
-"""TBD."""
+"""What comes in: the bundle, its node keys and files, tokenizer, samples and generation settings."""

@@ -79,18 +79,9 @@ def open_candidate(path: Path, reference: Bundle) -> Candidate:
 
 
 def _load_graph(path: Path) -> ir.Model:
-    """A graph with every value's dtype known and its constants as initializers, which is what `widen` reads."""
+    """A graph with every value's dtype known, which is what `widen` reads."""
     model = load_model(path)
     _check_types(path)
-    if model.functions:
-        common_passes.InlinePass()(model)
-    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in _attributes(model)):
-        raise InputError(
-            f"{path.name} has nodes with subgraphs",
-            why="a merged decoder chooses between two graphs while it runs, and neither can be checked alone",
-            fix="export the decoder and the decoder with past as two files",
-        )
-    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         model = common_passes.ShapeInferencePass()(model).model
     for node in model.graph:
@@ -115,10 +106,6 @@ def _check_types(path: Path) -> None:
             why=(str(error).strip().splitlines() or [type(error).__name__])[0],
             fix="convert the model again; ONNX Runtime may refuse it too",
         ) from error
-
-
-def _attributes(model: ir.Model) -> list[ir.Attr]:
-    return [attr for node in model.graph for attr in node.attributes.values() if isinstance(attr, ir.Attr)]
 
 
 def _check_sizes(path: Path, reference: Bundle) -> None:

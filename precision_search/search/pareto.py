@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from precision_search.search.trials import Trial
 
-
 LEAST_SPEEDUP = 1.01
 """Speedup from which a plan counts as faster than fp32: less than a percent is within what neither a measurement nor an
 estimate can tell, and not worth a flipped token."""
