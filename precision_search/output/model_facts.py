@@ -6,16 +6,20 @@ run it as it was judged.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from precision_search.errors import InputError
-from precision_search.output.run_info import SCHEMA_VERSION, Match, RunInfo, Samples, Versions, WorkloadInfo
+from precision_search.output.run_info import (
+    Match,
+    RunInfo,
+    Samples,
+    Versions,
+    WorkloadInfo,
+    read_record,
+)
 from precision_search.precision.plan import Blocklist
 from precision_search.search.candidate import FACTS_FILE
-from precision_search.search.json_codec import from_json
 from precision_search.search.trials import FlipRisk, Trial, TrialLatency, Verdict, VerdictSource
 
 
@@ -151,16 +155,10 @@ def read_model_facts(directory: Path) -> ModelFacts:
     Raises:
         InputError: it is missing, broken or of a later version.
     """
-    path = directory / FACTS_FILE
-    fix = "restore the file, or export the model again with `precision-search export`"
-    try:
-        content = json.loads(path.read_bytes())
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            fix = "read it with the version of precision-search that wrote it, or a later one"
-            raise ValueError(f"its schema_version is {version}, this version reads up to {SCHEMA_VERSION}")
-        return from_json(ModelFacts, content, "facts")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix=fix) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} does not describe a published model", why=str(error), fix=fix) from error
+    return read_record(
+        ModelFacts,
+        directory / FACTS_FILE,
+        root="facts",
+        what="does not describe a published model",
+        fix="restore the file, or export the model again with `precision-search export`",
+    )

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError
 from precision_search.output.render import to_csv
-from precision_search.output.run_info import SCHEMA_VERSION, RunInfo
+from precision_search.output.run_info import RunInfo, read_record
 from precision_search.output.table import pareto_table
 from precision_search.precision.plan import Blocklist
-from precision_search.search.json_codec import from_json, to_json
+from precision_search.search.json_codec import to_json
 from precision_search.search.trials import Trial, read_trials
 
 CONFIG_FILE = "config.toml"
@@ -119,15 +119,10 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def _read_info(path: Path) -> RunInfo:
-    fix = "restore the file from a copy, or start a new run"
-    try:
-        content = json.loads(path.read_bytes())
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            fix = "read it with the version of precision-search that wrote it, or a later one"
-            raise ValueError(f"its schema_version is {version}, this version reads up to {SCHEMA_VERSION}")
-        return from_json(RunInfo, content, "run")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix="check it") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not the record of a run", why=str(error), fix=fix) from error
+    return read_record(
+        RunInfo,
+        path,
+        root="run",
+        what="is not the record of a run",
+        fix="restore the file from a copy, or start a new run",
+    )

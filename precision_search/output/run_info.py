@@ -7,18 +7,22 @@ on beside its device.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from precision_search.errors import InternalError
+from precision_search.errors import InputError, InternalError
 from precision_search.search.intervals import binomial_interval
+from precision_search.search.json_codec import from_json
 from precision_search.search.prepare import NearTie, Parity
 from precision_search.search.trials import Trial
 
 SCHEMA_VERSION = 1
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,32 @@ class RunInfo:
     peak_rss_bytes: int | None
     near_ties: tuple[NearTie, ...]
     best: Best | None
+
+
+def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: str) -> Record:
+    """Reads a JSON file that carries a `schema_version` as the dataclass `kind`.
+
+    Args:
+        kind: the dataclass.
+        path: the file.
+        root: what the messages call the top of the file.
+        what: what a broken file is not, as the end of a sentence: "is not the record of a run".
+        fix: what to do about a broken one.
+
+    Raises:
+        InputError: it is missing, broken or of a later version.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            fix = "read it with the version of precision-search that wrote it, or a later one"
+            raise ValueError(f"its schema_version is {version}, this version reads up to {SCHEMA_VERSION}")
+        return from_json(kind, content, root)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} {what}", why=str(error), fix=fix) from error
 
 
 def tool_version() -> str:

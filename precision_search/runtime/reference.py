@@ -133,15 +133,19 @@ def _check_agreement(batch: ForcedBatch, margins: npt.NDArray[np.float32]) -> No
         )
 
 
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first position at which two token sequences differ; the shorter one's length where it begins the other."""
+    common = min(len(one), len(other))
+    return next((position for position in range(common) if one[position] != other[position]), common)
+
+
 def compare_with_oracle(reference: Reference, oracle: Sequence[Sequence[int]]) -> tuple[ParityDifference, ...]:
     """Where the bundle's tokens differ from those of transformers on the checkpoint, one entry a differing sample."""
     found = []
     for sample, (ours, theirs) in enumerate(zip(reference.tokens, oracle, strict=True)):
         if list(ours) == list(theirs):
             continue
-        position = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
+        position = first_difference(ours, theirs)
         margins = reference.margins[sample]
         margin = float(margins[position]) if position < len(margins) else None
         found.append(

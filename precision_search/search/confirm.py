@@ -15,7 +15,7 @@ from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.reference import generate_all
+from precision_search.runtime.reference import first_difference, generate_all
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.screen import Divergence, SampleRows
 
@@ -63,6 +63,5 @@ def confirm(
         if found == wanted and not nonfinite[sample]:
             exact += 1
         elif divergence is None:
-            position = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), 0)
-            divergence = Divergence(sample, position)
+            divergence = Divergence(sample, 0 if found == wanted else first_difference(found, wanted))
     return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)

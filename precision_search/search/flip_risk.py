@@ -57,7 +57,7 @@ HORIZON = 20_000
 DISPERSION = 2.0
 """Variance of a count of flips over its mean: flips come in clusters, in sentences that repeat themselves."""
 
-Z95 = 1.6449
+Z90 = 1.6449
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ def _interval(value: float, relative: float, sentences: int) -> FlipRisk:
     parts add up as squares. The quantile is Student's with as many degrees of freedom as there are sentences in the
     window less one, by its expansion in 1/df (Abramowitz and Stegun 26.7.5).
     """
-    quantile = Z95 + (Z95**3 + Z95) / (4 * max(sentences - 1, 1))
+    quantile = Z90 + (Z90**3 + Z90) / (4 * max(sentences - 1, 1))
     root = math.sqrt(value)
     error = math.hypot(root * relative / 2, math.sqrt(DISPERSION * 1000.0 / HORIZON) / 2)
     low, high = max(0.0, root - quantile * error) ** 2, (root + quantile * error) ** 2

@@ -23,7 +23,7 @@ from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.reference import NEAR_TIE, Reference, generate_all, make_reference
+from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.candidate import OTHER_REFERENCE, Candidate, open_candidate
 from precision_search.search.intervals import binomial_interval
@@ -182,8 +182,7 @@ def _difference(
 ) -> DifferingSample:
     wanted = reference.tokens[index]
     same = tuple(tokens) == wanted
-    common = min(len(wanted), len(tokens))
-    position = 0 if same else next((i for i in range(common) if wanted[i] != tokens[i]), common)
+    position = 0 if same else first_difference(wanted, tokens)
     margins = reference.margins[index]
     margin = float(margins[position]) if position < len(margins) else float("nan")
     return DifferingSample(
