@@ -26,9 +26,9 @@ from precision_search.precision.convert import (
     convert,
     overflowing_weights,
 )
-from precision_search.precision.dtypes import crossing_name
 from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan, all_compute_keys, pinned_keys
 from precision_search.precision.weights import IR_DTYPES, WeightCache
+from precision_search.precision.wiring import crossing_name
 from precision_search.runtime.session import SessionSettings, create_session
 from tests.graphs import CHOICES, MASK, RECIPES, Choice, Recipe, Writer, tiny_t5
 

@@ -18,12 +18,11 @@ from precision_search.precision.convert import convert
 from precision_search.precision.dtypes import (
     Assignment,
     assign,
-    crossing_name,
     is_exact_or_mask,
     planned_casts,
-    sources,
 )
 from precision_search.precision.plan import LowDtype, Plan, all_compute_keys, pinned_keys
+from precision_search.precision.wiring import crossing_name, sources
 from tests.graphs import CHOICES, LAYERS, MASK, RECIPES, Choice, Recipe, Writer, tiny_t5
 
 Graphs = Mapping[GraphName, Graph]

@@ -26,7 +26,7 @@ from precision_search.model.graph import (
     retype,
     role_of,
 )
-from precision_search.precision.dtypes import sources
+from precision_search.precision.wiring import sources
 from tests.graphs import LAYERS, Writer, tiny_t5, tiny_t5_protos
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

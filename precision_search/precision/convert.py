@@ -23,10 +23,11 @@ from precision_search.model.graph import (
     is_weight,
     retype,
 )
-from precision_search.precision.dtypes import Assignment, assign, crossing_name, is_exact_or_mask, sources
+from precision_search.precision.dtypes import Assignment, assign, is_exact_or_mask
 from precision_search.precision.kernels import low_max
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
+from precision_search.precision.wiring import crossing_name, sources
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,25 +8,24 @@ else fp32, so that the three graphs always agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, float_inputs, is_float
+from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs
 from precision_search.precision.kernels import low_max, round_to
 from precision_search.precision.plan import LowDtype, Plan
+from precision_search.precision.wiring import WiredNode, Wiring, crossing_name, wiring_of
 
 BFLOAT16_OPSET = 16
 """From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
-
-PAST = "past_key_values."
-PRESENT = "present."
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,9 @@ def assign(graphs: Mapping[GraphName, Graph], plan: Plan) -> Mapping[GraphName, 
         InputError: operators of the graphs' opset do not take the plan's dtype.
     """
     _check_opsets(graphs, plan)
-    low_keys = {
-        name: frozenset(node.key for node in graph.compute if node.key not in plan.fp32)
-        for name, graph in graphs.items()
-    }
-    crossing = _crossing_tensors(graphs, low_keys)
-    return MappingProxyType(
-        {name: _assign_graph(graph, low_keys[name], crossing, plan.dtype) for name, graph in graphs.items()}
-    )
+    wirings = {name: wiring_of(graph) for name, graph in graphs.items()}
+    crossing = _crossing_tensors(wirings.values(), plan.fp32)
+    return MappingProxyType({name: _assign_graph(wiring, plan, crossing) for name, wiring in wirings.items()})
 
 
 def planned_casts(graph: Graph, assignment: Assignment) -> frozenset[tuple[str, bool]]:
@@ -66,51 +60,22 @@ def planned_casts(graph: Graph, assignment: Assignment) -> frozenset[tuple[str, 
 
     One for each value and direction, however many readers share it; none for constants.
     """
+    wiring, low_values = wiring_of(graph), assignment.low_values
     found: set[tuple[str, bool]] = set()
-    for node in graph.model.graph:
-        if node.op_type in SHAPE_OPS:
-            continue
-        wanted = str(node.name) in assignment.low_nodes
-        for _, value in float_inputs(node):
-            if not value.is_initializer() and (str(value.name) in assignment.low_values) != wanted:
-                found.add((str(value.name), wanted))
-    for value in graph.model.graph.outputs:
-        wanted = str(value.name) in assignment.low_outputs
-        if is_float(value) and (str(value.name) in assignment.low_values) != wanted:
-            found.add((str(value.name), wanted))
+    for node in wiring.nodes:
+        wanted = node.key in assignment.low_nodes
+        found.update((name, wanted) for name in node.reads if (name in low_values) != wanted)
+    for name in wiring.outputs:
+        wanted = name in assignment.low_outputs
+        if (name in low_values) != wanted:
+            found.add((name, wanted))
     return frozenset(found)
-
-
-def crossing_name(value_name: str) -> str | None:
-    """The common name of a tensor that leaves one graph and enters another, or None for other inputs and outputs."""
-    if value_name in ("last_hidden_state", "encoder_hidden_states"):
-        return "encoder_hidden_states"
-    if value_name.startswith(PAST):
-        return value_name.removeprefix(PAST)
-    if value_name.startswith(PRESENT):
-        return value_name.removeprefix(PRESENT)
-    return None
 
 
 def movement_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """The float inputs of a movement node: all of them carry data of the output's dtype."""
     for _, value in float_inputs(node):
         yield value
-
-
-def sources(value: ir.Value, graph: Graph) -> Iterator[ir.Value]:
-    """The values that `value` is made of, behind all data movement: node outputs, graph inputs and initializers."""
-    stack, seen = [value], set[ir.Value]()
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        producer = current.producer()
-        if producer is not None and graph.nodes[str(producer.name)].kind is NodeKind.MOVEMENT:
-            stack.extend(movement_inputs(producer))
-        else:
-            yield current
 
 
 def _check_opsets(graphs: Mapping[GraphName, Graph], plan: Plan) -> None:
@@ -124,111 +89,68 @@ def _check_opsets(graphs: Mapping[GraphName, Graph], plan: Plan) -> None:
             )
 
 
-def _sinks(value: ir.Value, graph: Graph) -> Iterator[ir.Node | str]:
-    """Who reads `value` in the end, behind all data movement: nodes, and names of graph outputs."""
-    stack, seen = [value], set[ir.Value]()
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current.is_graph_output():
-            yield str(current.name)
-        for node, _ in current.uses():
-            if graph.nodes[str(node.name)].kind is NodeKind.MOVEMENT:
-                stack.extend(output for output in node.outputs if is_float(output))
-            elif node.op_type not in SHAPE_OPS:
-                yield node
-
-
-def _crossing_tensors(
-    graphs: Mapping[GraphName, Graph], low_keys: Mapping[GraphName, frozenset[str]]
-) -> Mapping[str, bool]:
+def _crossing_tensors(wirings: Iterable[Wiring], fp32: frozenset[str]) -> Mapping[str, bool]:
     """For each tensor that crosses between graphs, whether it is low."""
-    makers: dict[str, list[bool]] = {}
-    readers: dict[str, list[bool]] = {}
-    for name, graph in graphs.items():
-        for output in graph.model.graph.outputs:
-            crossing = crossing_name(str(output.name))
-            if crossing is not None and is_float(output):
-                makers.setdefault(crossing, []).extend(_maker_lowness(output, crossing, graph, low_keys[name]))
-        for value in graph.model.graph.inputs:
-            crossing = crossing_name(str(value.name))
-            if crossing is not None and is_float(value):
-                readers.setdefault(crossing, []).extend(_reader_lowness(value, crossing, graph, low_keys[name]))
+    makers: dict[str, set[str | None]] = {}
+    readers: dict[str, set[str | None]] = {}
+    for wiring in wirings:
+        for crossing, found in wiring.makers.items():
+            makers.setdefault(crossing, set()).update(found)
+        for crossing, found in wiring.readers.items():
+            readers.setdefault(crossing, set()).update(found)
     return {
-        crossing: bool(found and all(found)) or bool(readers.get(crossing) and all(readers[crossing]))
+        crossing: _all_low(found, fp32) or _all_low(readers.get(crossing, ()), fp32)
         for crossing, found in makers.items()
     }
 
 
-def _maker_lowness(value: ir.Value, crossing: str, graph: Graph, low: frozenset[str]) -> Iterator[bool]:
-    for source in sources(value, graph):
-        if source.is_initializer() or (source.is_graph_input() and crossing_name(str(source.name)) == crossing):
-            continue
-        producer = source.producer()
-        yield producer is not None and str(producer.name) in low
+def _all_low(keys: Collection[str | None], fp32: frozenset[str]) -> bool:
+    return bool(keys) and None not in keys and fp32.isdisjoint(cast("Collection[str]", keys))
 
 
-def _reader_lowness(value: ir.Value, crossing: str, graph: Graph, low: frozenset[str]) -> Iterator[bool]:
-    for sink in _sinks(value, graph):
-        if isinstance(sink, str):
-            if crossing_name(sink) != crossing:
-                yield False
+def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> Assignment:
+    low_nodes = set[str]()
+    low_values = {name for name in wiring.inputs if crossing.get(crossing_name(name) or "", False)}
+    for node in wiring.nodes:
+        if node.kind is NodeKind.COMPUTE:
+            is_low = node.key not in plan.fp32
         else:
-            yield str(sink.name) in low
-
-
-def _assign_graph(graph: Graph, low: frozenset[str], crossing: Mapping[str, bool], dtype: LowDtype) -> Assignment:
-    def leaves_low(name: str) -> bool:
-        return crossing.get(crossing_name(name) or "", False)
-
-    def wants_low(sink: ir.Node | str) -> bool:
-        return leaves_low(sink) if isinstance(sink, str) else str(sink.name) in low
-
-    low_nodes = set(low)
-    low_values = {
-        str(value.name) for value in graph.model.graph.inputs if is_float(value) and leaves_low(str(value.name))
-    }
-    for node in graph.model.graph:
-        facts = graph.nodes[str(node.name)]
-        if facts.kind is NodeKind.MOVEMENT and _movement_is_low(node, graph, low_values, wants_low, dtype):
-            low_nodes.add(facts.key)
-        if facts.key in low_nodes:
-            low_values.update(str(output.name) for output in node.outputs if is_float(output))
-    low_outputs = set()
-    for output in graph.model.graph.outputs:
-        name = str(output.name)
-        if is_float(output) and (leaves_low(name) or (crossing_name(name) is None and name in low_values)):
-            low_outputs.add(name)
+            is_low = node.kind is NodeKind.MOVEMENT and _movement_is_low(node, plan, low_values, crossing)
+        if is_low:
+            low_nodes.add(node.key)
+            low_values.update(node.writes)
+    low_outputs = {name for name in wiring.outputs if crossing.get(crossing_name(name) or name, name in low_values)}
     return Assignment(frozenset(low_nodes), frozenset(low_values), frozenset(low_outputs))
 
 
-def _movement_is_low(
-    node: ir.Node, graph: Graph, low_values: set[str], wants_low: Callable[[ir.Node | str], bool], dtype: LowDtype
-) -> bool:
-    data = [value for value in movement_inputs(node) if not value.is_initializer()]
-    if data and all(str(value.name) in low_values for value in data):
+def _movement_is_low(node: WiredNode, plan: Plan, low_values: set[str], crossing: Mapping[str, bool]) -> bool:
+    if node.reads and low_values.issuperset(node.reads):
         return True
-    wants = [wants_low(sink) for output in node.outputs if is_float(output) for sink in _sinks(output, graph)]
-    if not wants:  # nobody reads more than its shape: whatever needs no cast of a value that is low already
-        return any(str(value.name) in low_values for value in data)
+    if not node.sinks and not node.crossings:
+        # Nobody reads more than its shape: whatever needs no cast of a value that is low already.
+        return not low_values.isdisjoint(node.reads)
+    wants = [key is not None and key not in plan.fp32 for key in node.sinks]
+    wants += [crossing[name] for name in node.crossings]
     if all(wants):
         return True
     # A mask made of constants only: low for everybody as soon as one reader is low, so that its fp32 minimum saturates
     # where it is stored instead of turning into -inf in a cast.
-    return any(wants) and _constants_survive(node, graph, dtype)
+    return any(wants) and constants_survive(node, plan.dtype)
 
 
-def _constants_survive(node: ir.Node, graph: Graph, dtype: LowDtype) -> bool:
+def constants_survive(node: WiredNode, dtype: LowDtype) -> bool:
     """Whether the node moves constants only, each exact in the low dtype or so large that it saturates."""
-    for value in movement_inputs(node):
-        for source in sources(value, graph):
-            if not source.is_initializer() or source.const_value is None:
-                return False
-            if not is_exact_or_mask(source.const_value.numpy(), dtype):
-                return False
-    return True
+    return node.moved is not None and all(_survives(constant, dtype) for constant in node.moved)
+
+
+def _survives(constant: ir.TensorProtocol, dtype: LowDtype) -> bool:
+    found = _SURVIVES.setdefault(constant, {})
+    if dtype not in found:
+        found[dtype] = is_exact_or_mask(constant.numpy(), dtype)
+    return found[dtype]
+
+
+_SURVIVES: WeakKeyDictionary[ir.TensorProtocol, dict[LowDtype, bool]] = WeakKeyDictionary()
 
 
 def is_exact_or_mask(array: npt.NDArray[Any], dtype: LowDtype) -> bool:

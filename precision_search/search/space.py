@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from precision_search.errors import ConfigError, InputError
 from precision_search.model.graph import Family, Graph, GraphName, NodeKind, compute_keys_by_op_type
 from precision_search.precision.convert import overflowing_weights
-from precision_search.precision.dtypes import sources
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.plan import BASE_VARIANT, FAMILIES, LowDtype, all_compute_keys, match_keys, pinned_keys
 from precision_search.precision.ranges import NodeRange, hard_set
+from precision_search.precision.wiring import sources
 from precision_search.runtime.head import LOGITS
 from precision_search.search.strategies.base import SearchSpace
 
