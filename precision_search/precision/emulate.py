@@ -12,10 +12,9 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, float_inputs, node_kind, retype
+from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, node_kind, retype
 from precision_search.precision.dtypes import Assignment, movement_inputs
-from precision_search.precision.kernels import Kernel, kernel_for
-from precision_search.precision.lowering import describe_value, lower, round_pair, take_over
+from precision_search.precision.lowering import Rounding, describe_value, kernel_of, lower, round_constants, take_over
 from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
 
@@ -38,20 +37,18 @@ def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCac
         A model with the same inputs, outputs and value names, all in fp32.
     """
     model = graph.model.clone()
-    rounding = _Rounding(model, plan.dtype)
+    rounding = Rounding(model.graph, plan.dtype)
     rounded: set[ir.Value] = set()
     for node in list(model.graph):
         facts = graph.nodes[str(node.name)]
         if facts.kind is NodeKind.MOVEMENT and facts.key in assignment.low_nodes:
-            _round_constants(model, node, plan.dtype, weights)
+            round_constants(model.graph, node, plan.dtype, weights)
             if all(value in rounded for value in movement_inputs(node) if not value.is_initializer()):
                 rounded.update(node.outputs)
         elif facts.kind is NodeKind.COMPUTE and facts.key not in plan.fp32:
-            _round_constants(model, node, plan.dtype, weights)
-            for index, value in list(float_inputs(node)):
-                if not value.is_initializer() and value not in rounded:
-                    node.replace_input_with(index, rounding.of(value))
-            rounded.update(lower(model, node, _kernel(node, plan.dtype), plan.dtype))
+            round_constants(model.graph, node, plan.dtype, weights)
+            rounding.round_inputs(node, rounded)
+            rounded.update(lower(model.graph, node, kernel_of(node, plan.dtype), plan.dtype))
     drop_unused_initializers(model)
     return model
 
@@ -80,44 +77,11 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
         if dtype is None:
             continue
         if kinds[node] is NodeKind.COMPUTE:
-            lower(model, node, _kernel(node, dtype), dtype)
+            lower(model.graph, node, kernel_of(node, dtype), dtype)
         elif kinds[node] is NodeKind.OTHER:
             _widen_source(model, node, dtype, weights)
     drop_unused_initializers(model)
     return model
-
-
-class _Rounding:
-    """Rounded versions of values, one a value."""
-
-    def __init__(self, model: ir.Model, dtype: LowDtype) -> None:
-        self.model = model
-        self.dtype = dtype
-        self.made: dict[ir.Value, ir.Value] = {}
-
-    def of(self, value: ir.Value) -> ir.Value:
-        if value not in self.made:
-            first, second = round_pair(value, f"{value.name}/rounded", self.dtype)
-            producer = value.producer()
-            if producer is None:
-                self.model.graph.insert_before(self.model.graph[0], [first, second])
-            else:
-                self.model.graph.insert_after(producer, [first, second])
-            self.made[value] = second.outputs[0]
-        return self.made[value]
-
-
-def _round_constants(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: WeightCache) -> None:
-    for index, value in list(float_inputs(node)):
-        if not value.is_initializer() or value.const_value is None:
-            continue
-        name = f"{value.name}/{dtype}"
-        found = model.graph.initializers.get(name)
-        if found is None:
-            found = ir.Value(name=name, const_value=weights.wide(weights.low(value.const_value, dtype)))
-            describe_value(found, name, ir.DataType.FLOAT, value.shape)
-            model.graph.register_initializer(found)
-        node.replace_input_with(index, found)
 
 
 def _widen_source(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: WeightCache) -> None:
@@ -149,19 +113,8 @@ def _append_cast_to_float(model: ir.Model, node: ir.Node, dtype: LowDtype) -> No
     back = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/up")
     describe_value(back.outputs[0], name, ir.DataType.FLOAT, output.shape)
     model.graph.insert_after(node, back)
-    take_over(model, output, back.outputs[0], readers)
+    take_over(model.graph, output, back.outputs[0], readers)
 
 
 def _low_dtype(node: ir.Node) -> LowDtype | None:
     return next((name for dtype, name in DTYPE_NAMES.items() for value in node.outputs if value.dtype == dtype), None)
-
-
-def _kernel(node: ir.Node, dtype: LowDtype) -> Kernel:
-    kernel = kernel_for(node.op_type, dtype)
-    if kernel is None:
-        raise InputError(
-            f"the low node {node.name} cannot be emulated",
-            why=f"the kernel table has no {dtype} entry for {node.op_type}",
-            fix=f"keep {node.op_type} in fp32",
-        )
-    return kernel

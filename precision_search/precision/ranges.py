@@ -236,7 +236,7 @@ class _Builder:
         self._output(f"{TINY}{value.name}", self._op("ReduceMean", share, keepdims=0))
 
     def sum_inside(self, node: ir.Node) -> None:
-        total = sum_node(self._model, node)
+        total = sum_node(self._model.graph, node)
         self._graph.append(total)
         self._output(f"{INSIDE}{node.name}", self._op("ReduceMax", self._op("Abs", total.outputs[0]), keepdims=0))
 
