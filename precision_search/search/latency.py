@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
-from precision_search.precision.cost import CostModel, Workload
+from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.dtypes import assign, planned_casts
+from precision_search.precision.placement import PlacementCosts
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.generator import Generator
@@ -27,18 +28,27 @@ class EstimatedLatency:
         self._fp32_ms = self._model.estimate(bundle.models).p50_ms
         self._profile = profile.name
         self._graphs = bundle.graphs
-        self._node_costs: dict[LowDtype, dict[GraphName, Mapping[str, tuple[float, float]]]] = {}
+        self._costs: dict[LowDtype, PlacementCosts] = {}
+
+    def placement_costs(self, dtype: LowDtype) -> PlacementCosts:
+        """The numbers that `plan_ms` adds up, for placing casts; worked out on the first call.
+
+        Raises:
+            ConfigError: `dtype` is bfloat16 and the device has none.
+        """
+        if dtype not in self._costs:
+            self._costs[dtype] = placement_costs(self._model, self._graphs, dtype)
+        return self._costs[dtype]
 
     def plan_ms(self, plan: Plan) -> float:
         """What `latency` would estimate for the plan, in milliseconds, without converting anything."""
-        if plan.dtype not in self._node_costs:
-            self._node_costs[plan.dtype] = {name: self._model.node_costs(name, plan.dtype) for name in self._graphs}
+        costs = self.placement_costs(plan.dtype)
         assignments = assign(self._graphs, plan)
         seconds = 0.0
         for name, graph in self._graphs.items():
-            low = assignments[name].low_nodes
-            seconds += sum(pair[key in low] for key, pair in self._node_costs[plan.dtype][name].items())
-            seconds += sum(self._model.cast_cost(name, value) for value, _ in planned_casts(graph, assignments[name]))
+            low, casts = assignments[name].low_nodes, costs.casts[name]
+            seconds += sum(pair[key in low] for key, pair in costs.nodes[name].items())
+            seconds += sum(casts[value] for value, _ in planned_casts(graph, assignments[name]))
         return seconds * 1e3
 
     def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
