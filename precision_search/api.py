@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,8 @@ from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
-from precision_search.output.run_record import RunRecorder, check_run_directory, create_run_directory
+from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
+from precision_search.output.run_record import RunRecorder
 from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
@@ -42,6 +42,7 @@ from precision_search.search.strategies import make_strategy
 from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Budget, guarded, run_search
+from precision_search.search.study_file import StudyFile
 from precision_search.search.trials import Trial, TrialLog
 from precision_search.search.verify import VerifyReport, compare, open_candidate
 
@@ -110,23 +111,45 @@ def search(
     )
     plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
     judge, estimate = _judge(config, prepared)
-    strategy = _strategy(config, prepared, estimate, out) if plan is None else GivenPlan(plan)
-    recorder = RunRecorder(out, config, prepared, strategy=strategy.name)
+    strategy = _strategy(config, prepared, estimate) if plan is None else GivenPlan(plan)
+    recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
     # Nothing is written before all that can be wrong with the input has been asked.
-    if resume:
-        recorder.resume()
-    else:
-        create_run_directory(config, out)
+    with recorder.opened(resume=resume):
+        return _search(config, prepared, judge, estimate, strategy=strategy, recorder=recorder, reporter=reporter)
+
+
+def _search(
+    config: Config,
+    prepared: Prepared,
+    judge: PlanJudge,
+    estimate: EstimatedLatency,
+    *,
+    strategy: Strategy,
+    recorder: RunRecorder,
+    reporter: Reporter,
+) -> RunResult:
+    """Judges, chooses and publishes in a run directory that is this process's own."""
+    out = recorder.directory
     log = TrialLog(out / run_files.TRIALS_FILE)
-    recorder.write(log.trials)
-    reporter.stage("judging the given plan" if plan else f"searching, strategy {strategy.name}")
+    study = StudyFile(out, prepared.space.space, estimate.plan_ms)
+    for trial in log.trials:
+        study.add(trial)
+    recorder.judged(log.trials, judge.statistics)
+
+    def on_trial(trial: Trial) -> None:
+        recorder.judged(log.trials, judge.statistics)
+        study.add(trial)
+        reporter.trial(trial)
+
+    given = isinstance(strategy, GivenPlan)
+    reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,
         guarded(judge, judge.record, judge.node_counts, judge.source),
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
-        on_trial=reporter.trial,
+        on_trial=on_trial,
     )
     choice = choose_winner(outcome.trials, _min_exact_match(config))
     interrupted = outcome.stopped == "interrupted"
@@ -171,6 +194,8 @@ def pareto(run: Path) -> ParetoTable:
 def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> Path:
     """Writes the model of a stable plan of a run, the winner's by default, and gives its directory.
 
+    The run may have been killed or still go on: then the best plan so far is what counts, and a warning says so.
+
     Raises:
         UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
         OutputExistsError: `out` exists.
@@ -195,6 +220,8 @@ def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> P
             why="its content hash is another",
             fix="restore the model, or run the search again",
         )
+    if found.info.status != "complete":
+        reporter.warn(f"{run} is unfinished: plan {trial.id} is from the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
     return publish(bundle, trial.plan.plan, publish_facts(found.info, trial), out)
 
@@ -311,7 +338,7 @@ def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, EstimatedLate
     return judge, estimate
 
 
-def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency, out: Path) -> Strategy:
+def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency) -> Strategy:
     return make_strategy(
         config.search.strategy,
         StrategyContext(
@@ -319,7 +346,6 @@ def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency, ou
             seed=config.search.seed,
             max_trials=config.search.max_trials,
             estimate=estimate.plan_ms,
-            storage=out,
             min_validation_match=_min_exact_match(config),
         ),
     )
@@ -346,9 +372,5 @@ def _publish_choice(
     if trial is None:
         raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
     reporter.stage("writing the model")
-    out = recorder.directory / run_files.MODEL_DIRECTORY
-    fresh = out.with_name(f".{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), fresh)
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier session of a resumed run
-    fresh.rename(out)
+    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), recorder.directory / FRESH_MODEL)
+    replace_model(recorder.directory)

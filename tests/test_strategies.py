@@ -13,7 +13,7 @@ from precision_search.precision.plan import Plan
 from precision_search.search.pareto import choose_winner
 from precision_search.search.strategies import STRATEGIES, make_strategy
 from precision_search.search.strategies.base import Proposal, SearchSpace, Selection, StrategyContext
-from precision_search.search.strategies.tpe import STUDY_FILE, STUDY_NAME, Sampler, is_damaged, violation
+from precision_search.search.strategies.tpe import Sampler, is_damaged, violation
 from precision_search.search.study import Budget, SearchOutcome, run_search
 from precision_search.search.trials import FlipRisk, Trial, TrialLog
 from tests.search_models import DECODER, ENCODER, Oracle, estimate, space, trial
@@ -22,8 +22,8 @@ NAMES = [strategy.name for strategy in STRATEGIES]
 NEEDED: Selection = frozenset({("encoder", "MatMul"), ("encoder", "Pow"), ("decoder", "Softmax")})
 
 
-def context(of: SearchSpace, max_trials: int = 600, seed: int = 0, storage: Path | None = None) -> StrategyContext:
-    return StrategyContext(of, seed, max_trials, estimate, storage)
+def context(of: SearchSpace, max_trials: int = 600, seed: int = 0) -> StrategyContext:
+    return StrategyContext(of, seed, max_trials, estimate)
 
 
 def search(
@@ -90,11 +90,11 @@ def test_the_budget_is_kept(name: str, tmp_path: Path) -> None:
 def test_a_resumed_run_judges_nothing_twice_and_ends_the_same(name: str, tmp_path: Path, killed_after: int) -> None:
     of = space()
     budget = 512 if name == "exhaustive" else 60
-    whole = search(name, context(of, budget, storage=tmp_path), Oracle(of, NEEDED), tmp_path / "whole")
+    whole = search(name, context(of, budget), Oracle(of, NEEDED), tmp_path / "whole")
     oracle = Oracle(of, NEEDED)
     resumed = tmp_path / "resumed"
     resumed.mkdir()
-    where = context(of, budget, storage=resumed)
+    where = context(of, budget)
     first = search(name, where, oracle, resumed / "log", stop_after=killed_after)
     assert (first.stopped, len(first.trials)) == ("interrupted", killed_after)
     second = search(name, where, oracle, resumed / "log")
@@ -228,7 +228,7 @@ def test_a_large_space_is_sampled_within_the_budget(tmp_path: Path) -> None:
     many = tuple(f"Op{n}" for n in range(12))
     of = space(encoder=many, decoder=many)
     needed: Selection = frozenset({("encoder", "Op3"), ("decoder", "Op5"), ("decoder", "Op7")})
-    outcome = search("op-types", context(of, 150, storage=tmp_path), Oracle(of, needed), tmp_path / "log")
+    outcome = search("op-types", context(of, 150), Oracle(of, needed), tmp_path / "log")
     stages = [t.stage for t in outcome.trials]
     # A third of what the landmarks leave, then three fifths of what the encoder leaves.
     landmarks = sum(stage not in {"encoder", "decoder", "joined"} for stage in stages)
@@ -268,25 +268,6 @@ def test_the_sampler_repeats_itself_and_learns() -> None:
     found = suggestions()
     assert found == suggestions()
     assert sum(("encoder", "Op0") in wish for wish in found[20:]) >= 15
-
-
-def test_every_judged_plan_is_a_trial_of_the_study_file(tmp_path: Path) -> None:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    of = space()
-    where = context(of, 60, storage=tmp_path)
-    (tmp_path / STUDY_FILE).write_text('{"half a li')
-    outcome = search("op-types", where, Oracle(of, NEEDED), tmp_path / "log")
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / STUDY_FILE)))
-    study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    assert [t.user_attrs["id"] for t in study.trials] == [t.id for t in outcome.trials]
-    for kept, judged in zip(study.trials, outcome.trials, strict=True):
-        selection = frozenset(c for c in of.choices if kept.params["/".join(c)])
-        assert of.plan_of(selection) == judged.plan.plan
-        assert (kept.constraints["stable"] <= 0) == (judged.verdict == "stable")
-        assert judged.latency is not None and kept.values[0] == judged.latency.p50_ms
 
 
 @pytest.mark.parametrize(

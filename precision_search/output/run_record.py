@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-from precision_search.config import Config, load_config, to_toml
-from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
+from precision_search.config import Config, to_toml
+from precision_search.errors import UsageError
 from precision_search.output import run_files
+from precision_search.output.run_directory import new_run_directory, sole_writer, sweep
 from precision_search.output.run_info import (
     SCHEMA_VERSION,
     Best,
@@ -30,11 +32,12 @@ from precision_search.output.run_info import (
     WorkloadInfo,
     tool_version,
 )
-from precision_search.precision.plan import blocklist_of_plan, pinned_keys
+from precision_search.precision.plan import Plan, blocklist_of_plan, pinned_keys
 from precision_search.runtime.doctor import cuda_device_name
 from precision_search.search.judge import ScreenStatistics
-from precision_search.search.pareto import Choice
+from precision_search.search.pareto import Choice, choose_winner, pareto_front
 from precision_search.search.prepare import LoadedSet, Prepared, SetName, near_ties
+from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Stopped
 from precision_search.search.trials import Trial
 
@@ -42,10 +45,17 @@ from precision_search.search.trials import Trial
 class RunRecorder:
     """Keeps `run.json` and the files beside it up to date."""
 
-    def __init__(self, out: Path, config: Config, prepared: Prepared, *, strategy: str) -> None:
+    def __init__(
+        self, out: Path, config: Config, prepared: Prepared, *, strategy: str, given: Plan | None = None
+    ) -> None:
+        """`given` is the plan to judge where nothing is searched."""
         self._out = out
         self._config = config
         self._prepared = prepared
+        self._given = given
+        self._share = 0.0 if config.validation is None else config.validation.min_exact_match
+        self._best_id: int | None = None
+        self._shown: tuple[int | None, ...] = ()
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._info = self._initial(strategy)
@@ -60,77 +70,59 @@ class RunRecorder:
         """The record as it stands."""
         return self._info
 
-    def resume(self) -> None:
-        """Takes over what an earlier session of the same run recorded.
+    @contextlib.contextmanager
+    def opened(self, *, resume: bool) -> Iterator[None]:
+        """Makes the run directory, or takes over what an earlier session left in it, and keeps other writers out.
 
         Raises:
-            UsageError: model or samples are not those the run was started with.
+            OutputExistsError, EnvironmentProblemError: it cannot be made.
+            UsageError: it cannot be taken over: model, samples, device or what is judged are not those of the run, or
+                another process writes to it.
         """
-        if not (self._out / run_files.RUN_FILE).is_file():
-            return
-        earlier = run_files.read_run(self._out).info
-        now = self._info
-        changed = [
-            name
-            for name, before, after in (
-                ("the model", earlier.model.content_hash, now.model.content_hash),
-                ("the calibration file", earlier.samples.calibration.hash, now.samples.calibration.hash),
-                ("the validation file", _hash(earlier.samples.validation), _hash(now.samples.validation)),
-                ("the strategy", earlier.strategy, now.strategy),
-            )
-            if before != after
-        ]
-        if changed:
-            raise UsageError(
-                f"the run in {self._out} cannot go on",
-                why=f"{' and '.join(changed)} changed since it began, so its verdicts hold for something else",
-                fix="start a new run",
-            )
-        self._seconds_before = earlier.seconds
-        self._info = dataclasses.replace(now, started=earlier.started)
-        run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
+        if not resume:
+            with new_run_directory(self._out) as work:
+                run_files.write_text_atomically(work / run_files.CONFIG_FILE, to_toml(self._config))
+                (work / run_files.TRIALS_FILE).touch()
+                run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._share)
+                run_files.write_run_info(work, self._info)
+        with sole_writer(self._out):
+            if resume:
+                self._take_over()
+            yield
 
-    def write(self, trials: Sequence[Trial]) -> None:
-        """Writes `run.json` and `pareto.csv` for the plans judged so far."""
-        self._info = dataclasses.replace(
-            self._info,
-            seconds=self._seconds_before + time.monotonic() - self._started,
-            counts=Counts.of(trials),
-            peak_rss_bytes=peak_rss_bytes(),
-        )
-        run_files.write_run_info(self._out, self._info)
-        share = 0.0 if self._config.validation is None else self._config.validation.min_exact_match
-        run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, share, self._info.model.pinned)
+    def judged(self, trials: Sequence[Trial], statistics: ScreenStatistics) -> None:
+        """Brings the directory up to date after a plan was judged: whoever looks, or a kill, finds the best so far.
+
+        `blocklist.json` is written when the best plan changes, `pareto.csv` when the best plan or the front does: a
+        plan's line costs 0.1 ms, and a front changes seldom.
+
+        Args:
+            trials: every judged plan.
+            statistics: how fast plans were screened.
+        """
+        choice = choose_winner(trials, self._share)
+        self._take_best(choice, None)
+        shown = (self._best_id, *(trial.id for trial in pareto_front(trials)))
+        if shown != self._shown:
+            self._shown = shown
+            run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, self._share, self._info.model.pinned)
+        self._info = dataclasses.replace(self._info, screen=_speed(statistics))
+        self._write_info(trials)
 
     def decide(self, choice: Choice, test: tuple[LoadedSet, int] | None) -> None:
-        """Takes in the winner and writes `blocklist.json`.
+        """Takes in the winner.
 
         Args:
             choice: the winner.
             test: the test set and how many of its samples the winner kept; None where it was not run.
         """
-        if choice.trial is None:
-            return
-        trial = choice.trial
-        validation = self._prepared.sets.get("validation")
-        best = Best(
-            id=trial.id,
-            reason=choice.reason,
-            faster=choice.faster,
-            test_match=None if test is None else Match.of(test[1], len(test[0].data.rows)),
-            validation_match=None
-            if validation is None or trial.validation_match is None
-            else Match.of(round(trial.validation_match * len(validation.data.rows)), len(validation.data.rows)),
-        )
-        self._info = dataclasses.replace(self._info, best=best)
+        self._take_best(choice, None if test is None else Match.of(test[1], len(test[0].data.rows)))
         if test is not None:
             self._info = dataclasses.replace(
                 self._info,
                 near_ties=(*self._info.near_ties, *near_ties("test", test[0].data.reference)),
                 samples=dataclasses.replace(self._info.samples, test=_sample_file(test[0])),
             )
-        blocklist = blocklist_of_plan(trial.plan.plan, self._prepared.bundle.graphs)
-        run_files.write_blocklist(self._out / run_files.BLOCKLIST_FILE, blocklist)
 
     def finish(self, trials: Sequence[Trial], statistics: ScreenStatistics, stopped: Stopped) -> None:
         """Writes how the run ended; the last thing a run does, so that `complete` means that everything is there.
@@ -147,7 +139,72 @@ class RunRecorder:
             stopped=stopped,
             screen=_speed(statistics),
         )
-        self.write(trials)
+        run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, self._share, self._info.model.pinned)
+        self._write_info(trials)
+
+    def _take_over(self) -> None:
+        """Checks that the earlier session judged the same, and goes on from its clock.
+
+        Raises:
+            UsageError: it did not.
+        """
+        earlier = run_files.read_run(self._out)
+        before, now = earlier.info, self._info
+        given = {trial.plan.plan for trial in earlier.trials if trial.stage == GivenPlan.name}
+        pairs: tuple[tuple[str, object, object], ...] = (
+            ("the model", before.model.content_hash, now.model.content_hash),
+            ("the calibration file", before.samples.calibration.hash, now.samples.calibration.hash),
+            ("the validation file", _hash(before.samples.validation), _hash(now.samples.validation)),
+            ("the device", before.device, now.device),
+            ("the version of precision-search", before.tool_version, now.tool_version),
+            ("the version of onnxruntime", before.versions.onnxruntime, now.versions.onnxruntime),
+            ("what to judge (a search, or a given plan)", before.strategy, now.strategy),
+            ("the given plan", given, given if self._given is None else given & {self._given}),
+        )
+        if changed := [name for name, old, new in pairs if old != new]:
+            raise UsageError(
+                f"the run in {self._out} cannot go on",
+                why=f"{' and '.join(changed)} changed since it began, so its verdicts hold for something else",
+                fix="start a new run",
+            )
+        sweep(self._out)
+        self._seconds_before = before.seconds
+        self._info = dataclasses.replace(now, started=before.started)
+        run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
+
+    def _take_best(self, choice: Choice, test: Match | None) -> None:
+        """Notes the best plan so far, and writes `blocklist.json` where it is another than before."""
+        trial = choice.trial
+        if trial is None:
+            return
+        validation = self._prepared.sets.get("validation")
+        match = None
+        if validation is not None and trial.validation_match is not None:
+            count = len(validation.data.rows)
+            match = Match.of(round(trial.validation_match * count), count)
+        self._info = dataclasses.replace(
+            self._info,
+            best=Best(
+                id=trial.id,
+                reason=choice.reason,
+                faster=choice.faster,
+                test_match=test,
+                validation_match=match,
+            ),
+        )
+        if trial.id != self._best_id:
+            blocklist = blocklist_of_plan(trial.plan.plan, self._prepared.bundle.graphs)
+            run_files.write_blocklist(self._out / run_files.BLOCKLIST_FILE, blocklist)
+            self._best_id = trial.id
+
+    def _write_info(self, trials: Sequence[Trial]) -> None:
+        self._info = dataclasses.replace(
+            self._info,
+            seconds=self._seconds_before + time.monotonic() - self._started,
+            counts=Counts.of(trials),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+        run_files.write_run_info(self._out, self._info)
 
     def _initial(self, strategy: str) -> RunInfo:
         config, prepared = self._config, self._prepared
@@ -193,70 +250,6 @@ class RunRecorder:
             near_ties=prepared.near_ties,
             best=None,
         )
-
-
-def create_run_directory(config: Config, out: Path) -> None:
-    """Creates the run directory with the resolved config in it.
-
-    Raises:
-        EnvironmentProblemError: it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot create {out}", why=str(error.strerror), fix="check the path, free space and permissions"
-        ) from error
-    run_files.write_text_atomically(out / run_files.CONFIG_FILE, to_toml(config))
-
-
-def check_run_directory(config: Config, out: Path, *, resume: bool) -> None:
-    """Checks that a run may be written to `out`, or that the run there may go on under this config.
-
-    Raises:
-        OutputExistsError: it exists and `resume` is not set.
-        EnvironmentProblemError: it cannot be created there.
-        UsageError: nothing there to resume, or the config changed.
-    """
-    stored = out / run_files.CONFIG_FILE
-    if not resume:
-        if out.exists():
-            raise OutputExistsError(
-                f"{out} exists already",
-                why="a run never overwrites another",
-                fix="give another --out, or go on with that run with --resume",
-            )
-        # Asked before the work that the directory is for, which takes minutes.
-        parent = next(folder for folder in out.absolute().parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise EnvironmentProblemError(
-                f"{out} cannot be used as a run directory",
-                why=f"{parent} is {'not writable' if parent.is_dir() else 'not a directory'}",
-                fix="give another --out",
-            )
-        return
-    if not stored.is_file():
-        raise UsageError(
-            f"there is no run to resume in {out}",
-            why=f"it has no {run_files.CONFIG_FILE}",
-            fix="leave out --resume to start a run",
-        )
-    if _judging_part(load_config(stored)) != _judging_part(config):
-        raise UsageError(
-            f"the run in {out} cannot go on",
-            why="the config changed since it began, so its verdicts hold for something else",
-            fix=f"start a new run, or resume with the config in {stored}",
-        )
-
-
-def _judging_part(config: Config) -> Config:
-    """The config without what no verdict depends on: how long to search, where to cache, with how many threads."""
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, cache=Path()),
-        device=dataclasses.replace(config.device, threads=None),
-        search=dataclasses.replace(config.search, max_trials=1, timeout=None),
-    )
 
 
 def peak_rss_bytes() -> int | None:

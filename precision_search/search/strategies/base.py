@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 from precision_search.model.graph import Family
@@ -93,7 +92,6 @@ class StrategyContext:
         seed: of everything random; the same seed and the same verdicts give the same proposals.
         max_trials: how many plans may be judged in the whole run.
         estimate: the estimated latency of a plan in milliseconds; cheap, and the same at each call.
-        storage: a directory for files of the strategy's own, None to keep none.
         min_validation_match: share of the validation samples that a winner must keep, 0 to 1.
     """
 
@@ -101,7 +99,6 @@ class StrategyContext:
     seed: int
     max_trials: int
     estimate: Callable[[Plan], float]
-    storage: Path | None = None
     min_validation_match: float = 0.0
 
 

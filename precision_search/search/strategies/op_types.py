@@ -27,7 +27,7 @@ from precision_search.search.strategies.base import (
     Steps,
     StrategyContext,
 )
-from precision_search.search.strategies.tpe import Choice, Sampler, StudyFile, is_damaged
+from precision_search.search.strategies.tpe import Choice, Sampler, is_damaged
 from precision_search.search.trials import Trial
 
 MAX_IN_VAIN = 2048
@@ -51,7 +51,6 @@ class OpTypeSearch:
         self._trials: dict[str, Trial] = {}
         self._selections: dict[str, Selection] = {}
         self._estimates: dict[Selection, float] = {}
-        self._study = None if context.storage is None else StudyFile(context.storage, self._space.choices)
         self._steps = OpTypeSteps(self._space, self._remembered(self._stages()))
 
     def propose(self) -> Proposal | None:
@@ -60,11 +59,7 @@ class OpTypeSearch:
 
     def observe(self, trial: Trial) -> None:
         """Remembers the verdict; later proposals depend on it."""
-        digest = trial.plan.plan.digest
-        self._trials[digest] = trial
-        if self._study is not None and digest in self._selections:
-            selection = self._selections[digest]
-            self._study.add(trial, selection, self._latency(trial, selection))
+        self._trials[trial.plan.plan.digest] = trial
 
     def _stages(self) -> Steps:
         yield from self._landmarks()

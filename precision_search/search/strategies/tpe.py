@@ -1,15 +1,13 @@
-"""Optuna's part in the op-type search: the study file of a run, and samples where enumeration is out of reach.
+"""Optuna's sampler for the op-type search, where enumeration is out of reach, and what it is told of a judged plan.
 
-Every judged plan is a trial of one Optuna study on a journal file, which `optuna-dashboard` opens. The sampler asks a
-study in memory that holds the trials of one family: proposals then cost no disk, and depend on nothing but the seed
-and the trials judged before, so that a resumed run proposes the same. (Measured with 18 booleans: ask 21 ms in memory,
-a finished trial added to the journal 4.5 ms; ask and tell on the journal itself 80 ms.)
+The sampler asks a study in memory that holds the trials of one family: proposals then cost no disk, and depend on
+nothing but the seed and the trials judged before, so that a resumed run proposes the same. (Measured with 18 booleans:
+ask 21 ms in memory, ask and tell on a journal file 80 ms.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
 Choice = tuple[Family, str]
 
-STUDY_FILE = "study.journal"
-STUDY_NAME = "precision-search"
 UNKNOWN_RISK = 1000.0
 """Flips in 1,000 tokens where no flip risk was estimated: all of them."""
 
@@ -49,47 +45,6 @@ def violation(trial: Trial) -> float:
     return max(1.0 - trial.exact_match, 1e-3) + (0.0 if trial.verdict == "mismatch" else 1.0)
 
 
-class StudyFile:
-    """The Optuna study of a run as a journal file.
-
-    It is written anew by each session: a resumed run is led through its trial log anyway, and a journal whose last
-    line was cut off by a kill cannot be appended to.
-    """
-
-    def __init__(self, directory: Path, choices: Sequence[Choice]) -> None:
-        self._path = directory / STUDY_FILE
-        self._choices = tuple(choices)
-        self._study: optuna.Study | None = None
-
-    def add(self, trial: Trial, selection: Selection, latency_ms: float) -> None:
-        """Adds a judged plan; its values are latency in ms and the upper end of flip risk."""
-        import optuna
-
-        if self._study is None:
-            self._study = self._create()
-        self._study.add_trial(
-            optuna.create_trial(
-                values=_values(trial, latency_ms),
-                params={_parameter(choice): choice in selection for choice in self._choices},
-                distributions=_distributions(self._choices),
-                constraints={"stable": violation(trial)},
-                user_attrs={"id": trial.id, "stage": trial.stage, "verdict": trial.verdict},
-            )
-        )
-
-    def _create(self) -> optuna.Study:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._path.unlink(missing_ok=True)
-        # What a killed session left locked would hold up this one until the lock's grace period ends.
-        self._path.with_name(self._path.name + ".lock").unlink(missing_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self._path)))
-        return optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=["minimize", "minimize"])
-
-
 class Sampler:
     """Multi-objective TPE over some op types, with stability as the constraint."""
 
@@ -107,7 +62,7 @@ class Sampler:
 
         self._study.add_trial(
             optuna.create_trial(
-                values=_values(trial, latency_ms),
+                values=objectives(trial, latency_ms),
                 params={_parameter(choice): choice in selection for choice in self._choices},
                 distributions=_distributions(self._choices),
                 constraints={"stable": violation(trial)},
@@ -126,7 +81,8 @@ class Sampler:
         return frozenset(choice for choice in self._choices if asked.params[_parameter(choice)])
 
 
-def _values(trial: Trial, latency_ms: float) -> tuple[float, float]:
+def objectives(trial: Trial, latency_ms: float) -> tuple[float, float]:
+    """What a study minimises: latency in ms, and the upper end of flip risk."""
     return latency_ms, UNKNOWN_RISK if trial.flip_risk is None else trial.flip_risk.high
 
 

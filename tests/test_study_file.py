@@ -1,0 +1,100 @@
+"""The study of a run: one Optuna trial for each judged plan, whatever proposed it, in a file that others can read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from precision_search.precision.plan import Plan
+from precision_search.search.strategies import STRATEGIES, make_strategy
+from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
+from precision_search.search.strategies.given import GivenPlan
+from precision_search.search.study import Budget, run_search
+from precision_search.search.study_file import STUDY_FILE, STUDY_NAME, StudyFile, part_of
+from precision_search.search.trials import PlanRecord, Trial, TrialLog
+from tests.search_models import Oracle, estimate, space, trial
+
+SPACE = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
+NAMES = ("encoder/Add", "encoder/MatMul", "decoder/Relu", "decoder/Softmax")
+GIVEN = Plan("float16", "base", frozenset({"encoder.0/Add", "decoder.0/Relu", "decoder.1/Relu", "decoder.2/Relu"}))
+
+
+def study_of(directory: Path) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(directory / STUDY_FILE)))
+    return optuna.load_study(study_name=STUDY_NAME, storage=storage)
+
+
+def strategy_named(name: str) -> Strategy:
+    return GivenPlan(GIVEN) if name == "given" else make_strategy(name, StrategyContext(SPACE, 0, 30, estimate))
+
+
+@pytest.mark.parametrize("name", [*(strategy.name for strategy in STRATEGIES), "given"])
+def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tmp_path: Path) -> None:
+    study_file = StudyFile(tmp_path, SPACE, estimate)
+    outcome = run_search(
+        strategy_named(name),
+        Oracle(SPACE, frozenset({("encoder", "MatMul")})),
+        TrialLog(tmp_path / "log"),
+        Budget(30),
+        baseline=Proposal(SPACE.plan_of(frozenset(SPACE.choices)), "fp32"),
+        on_trial=study_file.add,
+    )
+    found = study_of(tmp_path).trials
+    assert [t.user_attrs["id"] for t in found] == [t.id for t in outcome.trials] != []
+    for stored, judged in zip(found, outcome.trials, strict=True):
+        assert tuple(stored.params) == NAMES
+        for family, op in SPACE.choices:
+            kept = [key in judged.plan.nodes for key in SPACE.keys_of[family][op]]
+            expected = "fp32" if all(kept) else "mixed" if any(kept) else "low"
+            assert stored.params[f"{family}/{op}"] == expected
+        assert (stored.constraints["stable"] <= 0) == (judged.verdict == "stable")
+        assert judged.latency is not None
+        assert stored.values[0] == judged.latency.p50_ms
+        assert stored.user_attrs["plan"] == judged.plan.plan.digest
+        assert stored.user_attrs["latency_source"] == "estimated"
+
+
+def test_a_plan_of_single_nodes_is_mixed_where_it_is() -> None:
+    keys = SPACE.keys_of
+    assert part_of(keys["encoder"]["Add"], GIVEN) == "mixed"
+    assert part_of(keys["decoder"]["Relu"], GIVEN) == "fp32"
+    assert part_of(keys["encoder"]["MatMul"], GIVEN) == "low"
+
+
+def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> None:
+    study_file = StudyFile(tmp_path, SPACE, lambda plan: 7.5)
+    plan = PlanRecord.of(GIVEN, {})
+    study_file.add(trial(0, plan=plan))
+    study_file.add(trial(1, plan=plan, verdict="nonfinite", exact_match=0.0, latency=None, flip_risk=None))
+    stable, rejected = study_of(tmp_path).trials
+    assert stable.values == [1.0, 2.0]
+    assert rejected.values == [7.5, 1000.0]
+    assert rejected.user_attrs["verdict"] == "nonfinite"
+    assert study_of(tmp_path).directions == [study_of(tmp_path).directions[0]] * 2
+
+
+def test_a_session_writes_the_file_anew_whatever_a_kill_left_of_it(tmp_path: Path) -> None:
+    first = StudyFile(tmp_path, SPACE, estimate)
+    trials: list[Trial] = [trial(n, plan=PlanRecord.of(GIVEN, {})) for n in range(3)]
+    for each in trials[:2]:
+        first.add(each)
+    path = tmp_path / STUDY_FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    path.with_name(f"{STUDY_FILE}.lock").write_text("")
+    second = StudyFile(tmp_path, SPACE, estimate)
+    for each in trials:
+        second.add(each)
+    assert [t.user_attrs["id"] for t in study_of(tmp_path).trials] == [0, 1, 2]
+
+
+def test_nothing_imports_optuna_before_a_plan_is_judged() -> None:
+    code = "import sys; import precision_search.api; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
