@@ -1,0 +1,283 @@
+"""The methods that the search benchmark compares, each from a config to a row, all through the same judge."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bisection import bisect
+from benchmarks.enumeration import Verdict, find_optimum, latency_table
+from benchmarks.printing import say
+from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Row, acceptable, points_of
+from precision_search.api import search
+from precision_search.config import Config
+from precision_search.errors import InternalError
+from precision_search.model.calibration import load_samples
+from precision_search.output.progress import QuietReporter
+from precision_search.output.run_files import read_run
+from precision_search.precision.convert import convert
+from precision_search.precision.cost import Workload
+from precision_search.precision.dtypes import assign
+from precision_search.precision.plan import Plan, all_compute_keys
+from precision_search.precision.weights import WeightCache
+from precision_search.search.judge import JudgeSettings, PlanJudge
+from precision_search.search.latency import EstimatedLatency
+from precision_search.search.prepare import LoadedSet, load_set, open_fp32, prepare
+from precision_search.search.screen import SampleScreen, Screener, ScreenResult
+from precision_search.search.strategies.base import Proposal
+from precision_search.search.trials import Trial
+
+DATA_MAX = 512.0
+"""ModelOpt AutoCast's default for `data_max`, the largest magnitude around a node that it converts."""
+
+DAMAGED_SHARE, DAMAGED_SHIFT = 0.5, 1.0
+"""A plan is damaged if at least half of the samples looked at differ and a margin shrank by a whole logit; rounding
+noise moves margins by hundredths."""
+
+MOST_EVALUATIONS = 5000
+"""Where the enumeration gives up."""
+
+LAST_HIDDEN = "last_hidden_state"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Which row this is going to be: see `Row`."""
+
+    settings: str
+    scale: str
+
+
+class Stopwatch(QuietReporter):
+    """Notes when each plan was judged, in seconds from the start of the first."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def trial(self, trial: Trial) -> None:
+        """The first plan began its own `seconds` ago."""
+        now = time.perf_counter()
+        if not self.seconds:
+            self._started = now - trial.seconds
+        self.seconds.append(now - self._started)
+
+
+def search_row(label: Label, method: str, config: Config, run: Path) -> Row:
+    """Runs a strategy of ours as the command line does; an unfinished run of it in `run` is thrown away."""
+    shutil.rmtree(run, ignore_errors=True)
+    watch = Stopwatch()
+    result = search(config, run, reporter=watch)
+    if result.interrupted or result.choice.trial is None:
+        sys.exit(130)
+    trial = result.choice.trial
+    place = next(place for place, each in enumerate(result.trials) if each.id == trial.id)
+    best = read_run(run).info.best
+    test = None if best is None or best.test_match is None else best.test_match.value
+    judged = [each for each in result.trials if not each.is_fp32]
+    return make_row(
+        label,
+        method,
+        trial,
+        evaluations=sum(not each.is_fp32 for each in result.trials[: place + 1]),
+        seconds=watch.seconds[place],
+        all_evaluations=len(judged),
+        all_seconds=watch.seconds[-1],
+        test=1.0 if trial.is_fp32 else test,
+        min_exact_match=_min_exact_match(config),
+        judged=result.trials,
+    )
+
+
+class Bench:
+    """A model made ready to screen and judge plans that no strategy of ours proposed."""
+
+    def __init__(self, label: Label, config: Config) -> None:
+        self._label = label
+        self._config = config
+        self._prepared = prepare(config, say, lambda text: None)
+        bundle, settings = self._prepared.bundle, self._prepared.settings
+        self._graphs = bundle.graphs
+        self._space = self._prepared.space.space
+        self._min_exact_match = _min_exact_match(config)
+        workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
+        self._estimate = EstimatedLatency(bundle, workload, self._prepared.profile)
+        size = config.calibration.batch_size
+        calibration, validation = (self._prepared.sets.get(name) for name in ("calibration", "validation"))
+        if calibration is None or validation is None or config.test is None:
+            raise InternalError("the search benchmark needs calibration, validation and test samples")
+        self._judge = PlanJudge(
+            bundle,
+            calibration.data,
+            validation.data,
+            latency=self._estimate,
+            weights=WeightCache(),
+            settings=JudgeSettings(settings, size, config.search.seed),
+        )
+        self._screener = Screener(bundle.graphs, WeightCache(), settings)
+        self._calibration = SampleScreen(calibration.data, bundle.generation, size)
+        self._validation = SampleScreen(validation.data, bundle.generation, size)
+        fp32 = open_fp32(bundle, settings)
+        self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32, lambda text: None)
+
+    def row(self, method: str) -> Row:
+        """The method's row."""
+        return {EXHAUSTIVE: self._exhaustive, BISECTION: self._bisection, THRESHOLD: self._threshold}[method]()
+
+    def _threshold(self) -> Row:
+        """One plan: what a node reads or gives beyond `DATA_MAX` keeps it in fp32."""
+        started = time.perf_counter()
+        ranges = self._prepared.ranges
+        # `not <=` rather than `>`: a NaN is no small value.
+        low = {key for key, r in ranges.items() if max(r.largest_input, r.largest_output) <= DATA_MAX}
+        return self._final(THRESHOLD, self._plan_with(frozenset(low)), 1, started)
+
+    def _bisection(self) -> Row:
+        """Segments of the encoder's nodes, then the decoder's; a plan passes if every calibration sample is exact."""
+        started = time.perf_counter()
+        keys = [node.key for name in ("encoder", "decoder") for node in self._graphs[name].compute]
+        free = [key for key in keys if key not in self._space.fixed]
+
+        def passes(low: frozenset[str]) -> bool:
+            return self._screen(self._plan_with(low), self._calibration).verdict == "exact"
+
+        found = bisect(free, passes)
+        return self._final(BISECTION, self._plan_with(found.low), found.evaluations, started)
+
+    def _exhaustive(self) -> Row:
+        """The fastest acceptable plan that keeps whole op types, every faster one ruled out."""
+        started = time.perf_counter()
+        encoder = len(self._space.op_types["encoder"])
+        table = latency_table(
+            encoder,
+            len(self._space.op_types["decoder"]),
+            lambda first, second: self._estimate.plan_ms(self._numbered(first | second << encoder)),
+            lambda first, second: self._crosses_low(self._numbered(first | second << encoder)),
+        )
+        self._check_table(table)
+        judged: list[Trial] = []
+
+        def judge(number: int) -> Verdict:
+            plan = self._numbered(number)
+            verdict = self._screened_verdict(plan)
+            if verdict == "acceptable":
+                judged.append(self._judge(Proposal(plan, "given"), len(judged)))
+                verdict = "acceptable" if acceptable(judged[-1], self._min_exact_match) else "rejected"
+            return verdict
+
+        found = find_optimum(table, judge, MOST_EVALUATIONS)
+        proof = f"{found.faster} plans are estimated to be faster, {found.skipped} of them ruled out by damage"
+        if found.plan is None:
+            note = f"gave up; {proof}; the plan given is fp32"
+            return self._final(EXHAUSTIVE, self._numbered(len(table) - 1), found.evaluations, started, note=note)
+        final = next(trial for trial in judged if trial.plan.plan == self._numbered(found.plan))
+        return self._final(EXHAUSTIVE, final.plan.plan, found.evaluations, started, judged=judged, note=proof)
+
+    def _final(
+        self, method: str, plan: Plan, evaluations: int, started: float, *, judged: Sequence[Trial] = (), note: str = ""
+    ) -> Row:
+        """The row of a final plan, judged for real unless it is among the `judged`."""
+        trial = next((trial for trial in judged if trial.plan.plan == plan), None)
+        if trial is None:
+            trial = self._judge(Proposal(plan, "given"), 0)
+            judged = [trial]
+        seconds = time.perf_counter() - started
+        confirmed = self._judge.confirm(convert(self._graphs, plan, WeightCache()), self._test.data)
+        return make_row(
+            self._label,
+            method,
+            trial,
+            evaluations=evaluations,
+            seconds=seconds,
+            all_evaluations=evaluations,
+            all_seconds=seconds,
+            test=confirmed.exact_match,
+            min_exact_match=self._min_exact_match,
+            judged=judged,
+            note=note,
+        )
+
+    def _screened_verdict(self, plan: Plan) -> Verdict:
+        found = self._screen(plan, self._calibration)
+        if found.verdict != "exact":
+            return "damaged" if self._damaged(found) else "rejected"
+        validated = self._screen(plan, self._validation, to_the_end=True)
+        return "acceptable" if validated.exact_match >= self._min_exact_match else "rejected"
+
+    def _damaged(self, found: ScreenResult) -> bool:
+        if found.verdict == "nonfinite":
+            return True
+        wanted = self._calibration.samples.reference.margins
+        shifts = [float(np.nanmax(wanted[sample] - margins, initial=0.0)) for sample, margins in found.margins.items()]
+        return found.exact_match <= DAMAGED_SHARE and max(shifts) >= DAMAGED_SHIFT
+
+    def _screen(self, plan: Plan, samples: SampleScreen, *, to_the_end: bool = False) -> ScreenResult:
+        return self._screener.prepare(plan).screen(samples, to_the_end=to_the_end)
+
+    def _plan_with(self, low: frozenset[str]) -> Plan:
+        fp32 = all_compute_keys(self._graphs) - low - self._space.forced_low
+        return Plan(self._space.dtype, self._space.variant, fp32 | self._space.fixed)
+
+    def _numbered(self, number: int) -> Plan:
+        kept = frozenset(choice for bit, choice in enumerate(self._space.choices) if number >> bit & 1)
+        return self._space.plan_of(kept)
+
+    def _crosses_low(self, plan: Plan) -> bool:
+        return LAST_HIDDEN in assign(self._graphs, plan)["encoder"].low_outputs
+
+    def _check_table(self, table: np.ndarray) -> None:
+        """The table comes from few estimates; some plans are estimated by themselves to hold it against."""
+        for number in np.random.default_rng(0).integers(0, len(table), 50).tolist():
+            wanted = self._estimate.plan_ms(self._numbered(number))
+            if abs(table[number] - wanted) > 1e-9 * wanted:
+                raise InternalError(f"the table gives plan {number} {table[number]} ms, the estimate {wanted} ms")
+
+
+def make_row(
+    label: Label,
+    method: str,
+    trial: Trial,
+    *,
+    evaluations: int,
+    seconds: float,
+    all_evaluations: int,
+    all_seconds: float,
+    test: float | None,
+    min_exact_match: float,
+    judged: Sequence[Trial],
+    note: str = "",
+) -> Row:
+    """The row of a method whose final plan is `trial`; the arguments are `Row`'s."""
+    latency = trial.latency
+    return Row(
+        settings=label.settings,
+        scale=label.scale,
+        method=method,
+        evaluations=evaluations,
+        seconds=seconds,
+        all_evaluations=all_evaluations,
+        all_seconds=all_seconds,
+        verdict=trial.verdict,
+        acceptable=acceptable(trial, min_exact_match),
+        fp32_nodes=trial.fp32_nodes,
+        casts=trial.casts,
+        ms=None if latency is None else latency.p50_ms,
+        speedup=None if latency is None else latency.speedup,
+        flip_risk=trial.flip_risk,
+        calibration=trial.exact_match,
+        validation=trial.validation_match,
+        test=test,
+        points=points_of(judged, min_exact_match),
+        note=note,
+    )
+
+
+def _min_exact_match(config: Config) -> float:
+    return 0.0 if config.validation is None else config.validation.min_exact_match
