@@ -36,10 +36,11 @@ from precision_search.runtime.doctor import DoctorReport, examine
 from precision_search.runtime.session import SessionSettings, resolve_device
 from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.search.latency import EstimatedLatency, MeasuredLatency
+from precision_search.search.node_space import make_node_space
 from precision_search.search.pareto import Choice, choose_winner
 from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_fp32, prepare
 from precision_search.search.strategies import make_strategy
-from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
+from precision_search.search.strategies.base import NodeSpace, Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Budget, guarded, run_search
 from precision_search.search.study_file import StudyFile
@@ -111,7 +112,7 @@ def search(
     )
     plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
     judge, estimate = _judge(config, prepared)
-    strategy = _strategy(config, prepared, estimate) if plan is None else GivenPlan(plan)
+    strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
     recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
     # Nothing is written before all that can be wrong with the input has been asked.
     with recorder.opened(resume=resume):
@@ -338,7 +339,19 @@ def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, EstimatedLate
     return judge, estimate
 
 
-def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency) -> Strategy:
+def _strategy(
+    config: Config, prepared: Prepared, judge: PlanJudge, estimate: EstimatedLatency, reporter: Reporter
+) -> Strategy:
+    def nodes() -> NodeSpace:
+        reporter.stage("measuring the noise of each role")
+        return make_node_space(
+            prepared.bundle,
+            prepared.space,
+            estimate.placement_costs(config.search.dtype),
+            screener=judge.screener,
+            samples=prepared.sets["calibration"].data,
+        )
+
     return make_strategy(
         config.search.strategy,
         StrategyContext(
@@ -346,6 +359,7 @@ def _strategy(config: Config, prepared: Prepared, estimate: EstimatedLatency) ->
             seed=config.search.seed,
             max_trials=config.search.max_trials,
             estimate=estimate.plan_ms,
+            nodes=nodes,
             min_validation_match=_min_exact_match(config),
         ),
     )

@@ -23,7 +23,7 @@ from precision_search.toml_tables import (
     write_tables,
 )
 
-STRATEGIES = ("op-types", "exhaustive", "random")
+STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A key that [validation] or [test] lacks is taken from [calibration]: the three feed the same model.
@@ -120,7 +120,7 @@ class SearchSection:
     """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
-    strategy: str = field(default="op-types", metadata=one_of(STRATEGIES))
+    strategy: str = field(default="nodes", metadata=one_of(STRATEGIES))
     seed: int = field(default=0, metadata=between(0, 2**32 - 1))
     max_trials: int = field(default=200, metadata=at_least(1))
     timeout: float | None = field(default=None, metadata=more_than(0))

@@ -8,7 +8,7 @@ from typing import Any
 
 from precision_search.model.graph import Family
 from precision_search.precision.plan import Plan
-from precision_search.search.strategies.base import Proposal, SearchSpace
+from precision_search.search.strategies.base import NodeSpace, Proposal, SearchSpace
 from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency
 
 ENCODER = ("Add", "MatMul", "Mul", "Pow", "Softmax")
@@ -63,9 +63,32 @@ def space(
     return SearchSpace("float16", "base", op_types, keys_of, hard or {}, fixed, forced_low)
 
 
+def every_key(of: SearchSpace) -> frozenset[str]:
+    return frozenset(key for ops in of.keys_of.values() for keys in ops.values() for key in keys)
+
+
+def node_space(
+    of: SearchSpace, hard: Mapping[str, float] | None = None, noise: Mapping[str, float] | None = None
+) -> NodeSpace:
+    """The same space at node level: casts cost nothing, so that every node is low whose price is below its saving."""
+    free = every_key(of) - of.fixed - of.forced_low
+    roles = {key: f"{key.split('.')[0]}.*/{key.split('/')[1]}" for key in free}
+
+    def place(fp32: frozenset[str], price_ms: Mapping[str, float]) -> tuple[Plan, float]:
+        dear = {key for key, price in price_ms.items() if price >= saving(key)}
+        plan = Plan(of.dtype, of.variant, of.fixed | ((fp32 | dear) & free))
+        return plan, estimate(plan)
+
+    return NodeSpace(roles, hard or {}, dict.fromkeys(roles.values(), 1.0) | dict(noise or {}), place)
+
+
 def estimate(plan: Plan) -> float:
     """Each fp32 node costs a little more than the one before it in the alphabet, so that no two types cost the same."""
-    return 10.0 + sum(1.0 + (hash_of(key) % 97) / 97 for key in plan.fp32)
+    return 10.0 + sum(saving(key) for key in plan.fp32)
+
+
+def saving(key: str) -> float:
+    return 1.0 + (hash_of(key) % 97) / 97
 
 
 def hash_of(key: str) -> int:
@@ -76,19 +99,21 @@ def hash_of(key: str) -> int:
 class Oracle:
     """A judge for which a plan is broken if a node of one of the `needed` op types is low, and stable otherwise.
 
-    `broken` are (family, op type) pairs. Flip risk is the number of low nodes.
+    `needed` are (family, op type) pairs; `needed_keys` are single nodes for which the same holds. Flip risk is the
+    number of low nodes.
     """
 
     space: SearchSpace
     needed: frozenset[tuple[Family, str]]
     judged: list[str] = field(default_factory=list)
+    needed_keys: frozenset[str] = frozenset()
 
     def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
         plan = proposal.plan
         self.judged.append(plan.digest)
-        every = {key for ops in self.space.keys_of.values() for keys in ops.values() for key in keys}
+        every = every_key(self.space)
         low = every - plan.fp32
-        broken = any(self.space.keys_of[family][op] & low for family, op in self.needed)
+        broken = any(self.space.keys_of[family][op] & low for family, op in self.needed) or bool(self.needed_keys & low)
         ms = estimate(plan)
         return trial(
             trial_id,

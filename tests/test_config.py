@@ -39,7 +39,7 @@ def test_a_minimal_config_gets_the_documented_defaults(tmp_path: Path, monkeypat
     assert config.validation is None and config.test is None
     assert config.generation.max_new_tokens is None
     assert dataclasses.astuple(config.device) == ("auto", 0, False, None)
-    assert dataclasses.astuple(config.search) == ("float16", "op-types", 0, 200, None, (), (), 2.0)
+    assert dataclasses.astuple(config.search) == ("float16", "nodes", 0, 200, None, (), (), 2.0)
     assert dataclasses.astuple(config.workload) == (1, 128, 128)
     assert config.latency.profile == "t4"
 
@@ -184,8 +184,8 @@ def test_the_resolved_demo_config_reads_back_equal_from_elsewhere(tmp_path: Path
         ("search.keep_fp32=Pow", "a list of strings"),
         ("search.keep_fp32=[1]", "a list of strings"),
         ('search.keep_fp32=["Pow", " "]', "without empty strings"),
-        ("search.strategy=exhaustiv", "one of op-types, exhaustive, random"),
-        ("search.strategy=nodes", "one of op-types, exhaustive, random"),
+        ("search.strategy=exhaustiv", "one of nodes, op-types, exhaustive, random"),
+        ("search.strategy=node", "one of nodes, op-types, exhaustive, random"),
         ("search.dtype=float32", "one of float16, bfloat16"),
         ("search.dtype=16", "one of float16, bfloat16"),
         ("device.kind=gpu", "one of auto, cpu, cuda"),

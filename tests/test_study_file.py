@@ -16,7 +16,7 @@ from precision_search.search.strategies.given import GivenPlan
 from precision_search.search.study import Budget, run_search
 from precision_search.search.study_file import STUDY_FILE, STUDY_NAME, StudyFile, part_of
 from precision_search.search.trials import PlanRecord, Trial, TrialLog
-from tests.search_models import Oracle, estimate, space, trial
+from tests.search_models import Oracle, estimate, node_space, space, trial
 
 SPACE = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
 NAMES = ("encoder/Add", "encoder/MatMul", "decoder/Relu", "decoder/Softmax")
@@ -33,7 +33,11 @@ def study_of(directory: Path) -> Any:
 
 
 def strategy_named(name: str) -> Strategy:
-    return GivenPlan(GIVEN) if name == "given" else make_strategy(name, StrategyContext(SPACE, 0, 30, estimate))
+    return (
+        GivenPlan(GIVEN)
+        if name == "given"
+        else make_strategy(name, StrategyContext(SPACE, 0, 30, estimate, lambda: node_space(SPACE)))
+    )
 
 
 @pytest.mark.parametrize("name", [*(strategy.name for strategy in STRATEGIES), "given"])

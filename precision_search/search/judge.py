@@ -22,6 +22,7 @@ from precision_search.runtime.session import SessionSettings
 from precision_search.search.confirm import ConfirmResult, confirm
 from precision_search.search.damage import DamageFinder
 from precision_search.search.flip_risk import TokenMargins, estimate_flip_risk
+from precision_search.search.noise import noise, rounding_unit
 from precision_search.search.screen import (
     Divergence,
     SampleRows,
@@ -63,19 +64,27 @@ class JudgeSettings:
 
 @dataclass(slots=True)
 class ScreenStatistics:
-    """Run times of the screens, in seconds, without building sessions.
+    """Times of the calibration screens, in seconds.
 
     Attributes:
-        full: of each calibration screen that looked at every sample and ran both graphs.
+        full: of each that looked at every sample and ran both graphs.
+        remembered: of each that looked at every sample, but for some remembered what the encoder says.
         fp32: of the fp32 plan's.
         rejected: of each that stopped early.
-        build: of building the sessions.
+        build: preparing, of all: the first one builds the sessions.
     """
 
     full: list[float] = dataclasses.field(default_factory=list)
+    remembered: list[float] = dataclasses.field(default_factory=list)
     fp32: list[float] = dataclasses.field(default_factory=list)
     rejected: list[float] = dataclasses.field(default_factory=list)
     build: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def per_second(self) -> float | None:
+        """Screens in a second of screening, preparing included; None before the first."""
+        runs = [*self.full, *self.remembered, *self.fp32, *self.rejected]
+        return len(runs) / (sum(runs) + sum(self.build)) if runs else None
 
 
 class PlanJudge:
@@ -105,6 +114,11 @@ class PlanJudge:
         self.statistics = ScreenStatistics()
 
     @property
+    def screener(self) -> Screener:
+        """What screens the plans."""
+        return self._screener
+
+    @property
     def source(self) -> VerdictSource:
         """Whether verdicts come from emulated or real kernels."""
         return "cuda" if self._settings.session.device == "cuda" else "emulated"
@@ -115,14 +129,13 @@ class PlanJudge:
         plan = proposal.plan
         prepared = self._screener.prepare(plan)
         screened = prepared.screen(self._calibration, to_the_end=proposal.stage in LANDMARKS)
-        self._count(plan, screened, fp32_encoder=prepared.fp32_encoder)
+        self._count(plan, screened)
         converted = convert(self._graphs, plan, self._weights)
         verdict: Verdict = "stable" if screened.verdict == "exact" else screened.verdict
         exact_match, where = screened.exact_match, screened.divergence
         validated: ScreenResult | None = None
         if verdict == "stable" and self._validation is not None:
             validated = prepared.screen(self._validation, to_the_end=True)
-        del prepared  # the confirm run makes sessions of its own: two sets at once would be the peak of memory
         if verdict == "stable":
             confirmed = self.confirm(converted, self._calibration.samples)
             exact_match, where = confirmed.exact_match, confirmed.divergence
@@ -151,6 +164,8 @@ class PlanJudge:
             casts=converted.casts,
             seconds=time.perf_counter() - start,
             screened=screened.screened,
+            noise=noise(self._calibration.samples.reference.margins, screened.margins, self._unit(plan)),
+            expected_ms=proposal.expected_ms,
         )
 
     def confirm(self, converted: Converted, samples: SampleRows) -> ConfirmResult:
@@ -174,6 +189,9 @@ class PlanJudge:
         fp32 = sum(key in plan.fp32 for key in keys)
         return fp32, len(keys) - fp32
 
+    def _unit(self, plan: Plan) -> float:
+        return rounding_unit(self._calibration.samples.reference.margins, plan.dtype)
+
     def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
         if self._validation is None or validated is None:
             return None
@@ -193,12 +211,13 @@ class PlanJudge:
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
         return TrialDivergence(where.sample, where.position, None if node is None else node.key, error)
 
-    def _count(self, plan: Plan, screened: ScreenResult, *, fp32_encoder: bool) -> None:
+    def _count(self, plan: Plan, screened: ScreenResult) -> None:
+        samples = len(self._calibration.samples.rows)
         self.statistics.build.append(screened.build_seconds)
         if self.node_counts(plan)[1] == 0:
-            self.statistics.fp32.append(screened.run_seconds)
-        elif screened.screened == len(self._calibration.samples.rows):
-            if not fp32_encoder:  # otherwise the encoder's part was remembered, not run
-                self.statistics.full.append(screened.run_seconds)
+            kind = self.statistics.fp32
+        elif screened.screened < samples:
+            kind = self.statistics.rejected
         else:
-            self.statistics.rejected.append(screened.run_seconds)
+            kind = self.statistics.full if screened.encoded == samples else self.statistics.remembered
+        kind.append(screened.run_seconds)

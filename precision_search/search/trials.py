@@ -121,6 +121,8 @@ class Trial:
         seconds: time it took to judge the plan.
         message: what went wrong, for the verdict `error`.
         screened: how many calibration samples `exact_match` is a share of; a screen stops when its verdict is certain.
+        noise: by how much margins moved, in rounding units (see `search.noise`); None where not known or not finite.
+        expected_ms: the latency that the minimum cut had in mind; `latency` is that of the graphs as converted.
     """
 
     id: int
@@ -142,6 +144,8 @@ class Trial:
     seconds: float
     message: str | None = None
     screened: int | None = None
+    noise: float | None = None
+    expected_ms: float | None = None
 
     @property
     def is_fp32(self) -> bool:

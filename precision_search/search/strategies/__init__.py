@@ -5,10 +5,11 @@ from __future__ import annotations
 from precision_search.errors import ConfigError
 from precision_search.search.strategies.base import Strategy, StrategyContext
 from precision_search.search.strategies.exhaustive import Exhaustive
+from precision_search.search.strategies.nodes import NodeSearch
 from precision_search.search.strategies.op_types import OpTypeSearch
 from precision_search.search.strategies.random_search import RandomSearch
 
-STRATEGIES: tuple[type[Strategy], ...] = (OpTypeSearch, Exhaustive, RandomSearch)
+STRATEGIES: tuple[type[Strategy], ...] = (NodeSearch, OpTypeSearch, Exhaustive, RandomSearch)
 
 
 def make_strategy(name: str, context: StrategyContext) -> Strategy:

@@ -69,6 +69,26 @@ class SearchSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSpace:
+    """What may be decided at node level, and what is known of it before the first plan.
+
+    Attributes:
+        roles: role of each node key that has a choice.
+        hard: those of them that exceed the low dtype's range with the safety factor: their largest magnitude as a share
+            of the range.
+        noise: of each role that is low by itself, without hard nodes, in rounding units; infinite where that alone is
+            damage (see `search.sensitivity`).
+        place: the plan of least estimated latency that keeps given keys in fp32, and that latency as the placement has
+            it, in milliseconds. A key with a price, in milliseconds, is low only where that saves more.
+    """
+
+    roles: Mapping[str, str]
+    hard: Mapping[str, float]
+    noise: Mapping[str, float]
+    place: Callable[[frozenset[str], Mapping[str, float]], tuple[Plan, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """A plan to judge.
 
@@ -76,11 +96,13 @@ class Proposal:
         plan: the plan.
         stage: the strategy's step, as the log and the table show it.
         parent: id of the trial that it was derived from.
+        expected_ms: the latency that the strategy expects by its own model, None where it has none.
     """
 
     plan: Plan
     stage: str
     parent: int | None = None
+    expected_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +114,7 @@ class StrategyContext:
         seed: of everything random; the same seed and the same verdicts give the same proposals.
         max_trials: how many plans may be judged in the whole run.
         estimate: the estimated latency of a plan in milliseconds; cheap, and the same at each call.
+        nodes: gives the space at node level; not cheap, so to be called at most once.
         min_validation_match: share of the validation samples that a winner must keep, 0 to 1.
     """
 
@@ -99,6 +122,7 @@ class StrategyContext:
     seed: int
     max_trials: int
     estimate: Callable[[Plan], float]
+    nodes: Callable[[], NodeSpace]
     min_validation_match: float = 0.0
 
 

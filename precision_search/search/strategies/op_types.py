@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from precision_search.model.graph import Family
 from precision_search.precision.plan import FAMILIES
+from precision_search.search.noise import is_damaged
 from precision_search.search.pareto import choose_winner, front
 from precision_search.search.strategies.base import (
     OpTypeSteps,
@@ -27,7 +28,7 @@ from precision_search.search.strategies.base import (
     Steps,
     StrategyContext,
 )
-from precision_search.search.strategies.tpe import Choice, Sampler, is_damaged
+from precision_search.search.strategies.tpe import Choice, Sampler
 from precision_search.search.trials import Trial
 
 MAX_IN_VAIN = 2048

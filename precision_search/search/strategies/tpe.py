@@ -24,19 +24,6 @@ Choice = tuple[Family, str]
 UNKNOWN_RISK = 1000.0
 """Flips in 1,000 tokens where no flip risk was estimated: all of them."""
 
-DAMAGED_MATCH = 0.5
-DAMAGED_MARGIN = -1.0
-"""A mismatch is damage if at least half of the samples looked at differ and a token lost by a whole logit, that is by
-e-fold odds. Rounding noise shifts margins by hundredths and flips near-ties only (docs/how-it-works.md)."""
-
-
-def is_damaged(trial: Trial) -> bool:
-    """Whether the plan is broken beyond rounding noise, so that keeping even less in fp32 is broken too."""
-    if trial.verdict != "mismatch":
-        return trial.verdict == "nonfinite"
-    far = trial.min_margin is None or trial.min_margin <= DAMAGED_MARGIN
-    return far and trial.exact_match <= DAMAGED_MATCH
-
 
 def violation(trial: Trial) -> float:
     """How far from stable: 0 for stable, else the share of samples that differ, and 1 more unless a mismatch."""

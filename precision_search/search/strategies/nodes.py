@@ -1,0 +1,285 @@
+"""The search at node level: the fastest completion by a minimum cut, mended where it breaks, calmed where it is cheap.
+
+Stages, as the log names them:
+
+1. `fp32`, `all-low`, `classic`: what people compare with;
+2. `cut`: what exceeds the range stays in fp32, and so does a role that alone is damage; the cut decides the rest;
+3. `culprit`: on damage, which of the cut's low nodes cause it (see `culprits`); they are pinned, the cut made again;
+4. `calm`: the fastest good plan on the curve of least latency at each level of noise, which the cut draws when low
+   nodes have a price for the noise they make; and some calmer plans for the Pareto table;
+5. `refine`: between the last plan that flipped too much and the first good one;
+6. `release`: pins against damage that fit into the range after all, those that save most first.
+
+Damage is monotone and is blamed on nodes; flips at near-ties are neither, so that whole plans answer for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from precision_search.precision.plan import Plan
+from precision_search.search.noise import DAMAGE_NOISE, is_damaged
+from precision_search.search.strategies.base import NodeSpace, Proposal, StrategyContext
+from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, split
+from precision_search.search.strategies.op_types import CLASSIC
+from precision_search.search.trials import Trial
+
+BEYOND = 4
+"""Plans judged beyond the first good one: the calmer end of the Pareto table."""
+
+LEAST_GAIN = 1e-3
+"""Share of the latency that a pin must cost to be worth a trial."""
+
+CURVE_STEP = 2e-3
+"""Share of the latency by which neighbours on the curve differ at least."""
+
+Pins = frozenset[str]
+Search = Generator[Proposal, Trial, None]
+Asked = Generator[Proposal, Trial, Trial]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A plan with the keys that are pinned in it; others are fp32 because that is as fast.
+
+    Attributes:
+        plan: the plan.
+        pins: keys that the cut had to keep in fp32, or kept for their noise.
+        ms: its estimated latency.
+        cut_ms: the same as the cut had it.
+    """
+
+    plan: Plan
+    pins: Pins
+    ms: float
+    cut_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Where questions come from: stage, parent, and the keys they are about (None: the plan's low nodes)."""
+
+    stage: str
+    parent: int | None
+    among: Pins | None = None
+
+
+class NodeSearch:
+    """Finds which nodes to keep in fp32."""
+
+    name: ClassVar[str] = "nodes"
+
+    def __init__(self, context: StrategyContext) -> None:
+        self._context = context
+        self._space = context.space
+        self._nodes: NodeSpace = context.nodes()
+        self._members: dict[str, list[str]] = {}
+        for key, role in sorted(self._nodes.roles.items()):
+            self._members.setdefault(role, []).append(key)
+        self._trials: dict[str, Trial] = {}
+        self._estimates: dict[str, float] = {}
+        self._last: Trial | None = None
+        self._proposals = self._search()
+
+    def propose(self) -> Proposal | None:
+        """The next plan of the current stage."""
+        try:
+            if self._last is None:
+                return next(self._proposals)
+            return self._proposals.send(self._last)
+        except StopIteration:
+            return None
+
+    def observe(self, trial: Trial) -> None:
+        """Remembers the verdict; later proposals depend on it."""
+        self._trials[trial.plan.plan.digest] = trial
+        self._last = trial
+
+    def _search(self) -> Search:
+        choices = frozenset(self._space.choices)
+        yield from self._ask(self._space.plan_of(choices), self._space.stage_of_everything)
+        yield from self._ask(self._space.plan_of(frozenset()), "all-low")
+        classic = frozenset(choice for choice in choices if choice[1] in CLASSIC)
+        yield from self._ask(self._space.plan_of(classic), "classic")
+        point = yield from self._heal(self._point(self._first_pins()))
+        if point is None:
+            return
+        best = yield from self._calm(point)
+        if best is not None:
+            yield from self._release(best, point.pins)
+
+    def _first_pins(self) -> Pins:
+        """What exceeds the range, and every role that is damage by itself."""
+        alone = [role for role, noise in self._nodes.noise.items() if noise >= DAMAGE_NOISE]
+        return frozenset(self._nodes.hard) | frozenset(key for role in alone for key in self._members.get(role, ()))
+
+    def _heal(self, point: _Point) -> Generator[Proposal, Trial, _Point | None]:
+        """Pins culprits until the cut's plan is not damaged; None where nothing is left to blame."""
+        while True:
+            trial = yield from self._ask_point(point, "cut", None)
+            if not is_damaged(trial):
+                return point
+            units = self._worth_keeping_first(point)
+            if not units:
+                return None
+            culprits = yield from self._answered(find_culprits(units), point, is_damaged, _Step("culprit", trial.id))
+            point = self._point(point.pins | culprits)
+
+    def _worth_keeping_first(self, point: _Point) -> list[Unit]:
+        """The low nodes of a plan by role, those first that save most latency for the damage they do by themselves."""
+        worth = {}
+        for role, keys in self._low_by_role(point.plan).items():
+            saved = max(self._point(point.pins | set(keys)).ms - point.ms, 0.0)
+            worth[keys] = saved / max(self._nodes.noise.get(role, DAMAGE_NOISE), 1e-6)
+        return sorted(worth, key=lambda keys: (-worth[keys], keys))
+
+    def _calm(self, start: _Point) -> Generator[Proposal, Trial, _Point | None]:
+        """The fastest good plan on the curve, refined, then some calmer plans beyond it; gives the fastest."""
+        curve = self._curve(start)
+        good = yield from self._first_good(curve)
+        if good is None:
+            return None
+        best = curve[good]
+        if good > 0:
+            best = yield from self._refine(curve[good - 1], best)
+        calmer = curve[good + 1 :]
+        for number in np.unique(np.linspace(0, len(calmer) - 1, min(BEYOND, len(calmer))).round().astype(int)):
+            yield from self._ask_point(calmer[number], "calm", self._parent(start))
+        return best
+
+    def _first_good(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, int | None]:
+        """Index of the fastest good plan: strides that double from the fast end on, then bisection of the last one.
+
+        Calmer plans flip less on the whole, though not each time: the plan before the one found was judged bad.
+        """
+        bad, index = -1, 0
+        while not self._is_good((yield from self._ask_point(curve[index], "calm", self._parent(curve[0])))):
+            if index == len(curve) - 1:
+                return None
+            bad, index = index, min(2 * index + 1, len(curve) - 1)
+        while index - bad > 1:
+            middle = (bad + index) // 2
+            trial = yield from self._ask_point(curve[middle], "calm", self._parent(curve[0]))
+            bad, index = (bad, middle) if self._is_good(trial) else (middle, index)
+        return index
+
+    def _curve(self, start: _Point) -> list[_Point]:
+        """The convex front of latency and variance of noise, from the given plan to the slowest that still gains.
+
+        Between two plans on it, the cut at the rate of exchange at which both weigh the same finds the one between them
+        that sticks out most, or shows that there is none: each plan costs two cuts.
+        """
+        low = self._low_by_role(start.plan)
+        variance = {
+            key: self._nodes.noise.get(role, 0.0) ** 2 / len(keys) for role, keys in low.items() for key in keys
+        }
+
+        def of(plan: Plan) -> float:
+            return sum(size for key, size in variance.items() if key not in plan.fp32)
+
+        def between(fast: _Point, calm: _Point) -> list[_Point]:
+            less = of(fast.plan) - of(calm.plan)
+            if less <= 0 or calm.ms - fast.ms <= CURVE_STEP * start.ms:
+                return []
+            rate = (calm.ms - fast.ms) / less
+            found = self._priced(start, {key: rate * size for key, size in variance.items()})
+            weight = found.ms + rate * of(found.plan)
+            if weight >= (fast.ms + rate * of(fast.plan)) * (1 - 1e-9):
+                return []
+            return [*between(fast, found), found, *between(found, calm)]
+
+        fp32 = self._space.plan_of(frozenset(self._space.choices))
+        last = _Point(fp32, start.pins, self._estimate(fp32), self._estimate(fp32))
+        return [start, *between(start, last)]
+
+    def _refine(self, before: _Point, good: _Point) -> Generator[Proposal, Trial, _Point]:
+        """Lets go of as much as possible of what tells two plans apart, the roles first that save most."""
+        apart = good.plan.fp32 - before.plan.fp32
+        base = before.pins | apart
+        units = self._by_saving(self._point(base), apart)
+        if len(units) < 2:
+            return good
+        questions = find_culprits(units)
+        step = _Step("refine", self._parent(good), apart)
+        kept = yield from self._answered(questions, self._point(base), self._is_bad, step)
+        return self._fastest_good([good, self._point(before.pins | kept)])
+
+    def _release(self, best: _Point, pins: Pins) -> Search:
+        """Pins against damage that fit into the range after all, as far as plans stay good without them."""
+        fitting = frozenset(key for key in pins if self._nodes.hard.get(key, 0.0) <= 1.0)
+        low: set[str] = set()
+        for unit in self._by_saving(best, fitting):
+            step = _Step("release", self._parent(best), fitting)
+            yield from self._answered(split([unit], low, known=False), best, self._is_bad, step)
+
+    def _answered(
+        self, questions: Questions, point: _Point, too_much: Callable[[Trial], bool], step: _Step
+    ) -> Generator[Proposal, Trial, frozenset[str]]:
+        """Answers questions about keys to make low by judging plans: of the keys asked about, all others are pinned."""
+        everything = frozenset(self._nodes.roles) - point.plan.fp32 if step.among is None else step.among
+        try:
+            low = next(questions)
+            while True:
+                asked = self._point((point.pins | everything) - low)
+                trial = yield from self._ask_point(asked, step.stage, step.parent)
+                low = questions.send(too_much(trial))
+        except StopIteration as done:
+            culprits: frozenset[str] = done.value
+            return culprits
+
+    def _ask(self, plan: Plan, stage: str, parent: int | None = None, expected_ms: float | None = None) -> Asked:
+        """The trial of a plan: remembered, or judged now."""
+        if plan.digest in self._trials:
+            return self._trials[plan.digest]
+        return (yield Proposal(plan, stage, parent, expected_ms))
+
+    def _ask_point(self, point: _Point, stage: str, parent: int | None) -> Asked:
+        return (yield from self._ask(point.plan, stage, parent, point.cut_ms))
+
+    def _by_saving(self, point: _Point, keys: Iterable[str]) -> list[Unit]:
+        """Pinned keys by role, those first that save most when let go; those that save next to nothing are left out."""
+        by_role: dict[str, list[str]] = {}
+        for key in sorted(keys):
+            by_role.setdefault(self._nodes.roles[key], []).append(key)
+        units = {tuple(each): point.ms - self._point(point.pins - set(each)).ms for each in by_role.values()}
+        worth = [unit for unit, saved in units.items() if saved > LEAST_GAIN * point.ms]
+        return sorted(worth, key=lambda unit: (-units[unit], unit))
+
+    def _fastest_good(self, points: Sequence[_Point]) -> _Point:
+        good = [p for p in points if (t := self._trials.get(p.plan.digest)) is not None and self._is_good(t)]
+        return min(good, key=lambda point: point.ms)
+
+    def _is_good(self, trial: Trial) -> bool:
+        if trial.verdict != "stable":
+            return False
+        return trial.validation_match is None or trial.validation_match >= self._context.min_validation_match
+
+    def _is_bad(self, trial: Trial) -> bool:
+        return not self._is_good(trial)
+
+    def _low_by_role(self, plan: Plan) -> dict[str, Unit]:
+        found = {role: tuple(key for key in keys if key not in plan.fp32) for role, keys in self._members.items()}
+        return {role: keys for role, keys in found.items() if keys}
+
+    def _point(self, pins: Iterable[str]) -> _Point:
+        pinned = frozenset(pins)
+        plan, cut_ms = self._nodes.place(pinned, {})
+        return _Point(plan, pinned, self._estimate(plan), cut_ms)
+
+    def _priced(self, start: _Point, price: Mapping[str, float]) -> _Point:
+        """The cut at a price, with what the price keeps in fp32 as pins."""
+        plan, cut_ms = self._nodes.place(start.pins, price)
+        return _Point(plan, start.pins | (plan.fp32 - start.plan.fp32), self._estimate(plan), cut_ms)
+
+    def _parent(self, point: _Point) -> int | None:
+        trial = self._trials.get(point.plan.digest)
+        return None if trial is None else trial.id
+
+    def _estimate(self, plan: Plan) -> float:
+        if plan.digest not in self._estimates:
+            self._estimates[plan.digest] = self._context.estimate(plan)
+        return self._estimates[plan.digest]

@@ -1,0 +1,170 @@
+"""The node search against judges that know the truth; what every strategy promises is in test_strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from precision_search.search.noise import DAMAGE_NOISE
+from precision_search.search.pareto import choose_winner
+from precision_search.search.strategies.base import NodeSpace, Proposal, SearchSpace, StrategyContext
+from precision_search.search.strategies.nodes import BEYOND, NodeSearch
+from precision_search.search.study import Budget, Judge, SearchOutcome, run_search
+from precision_search.search.trials import FlipRisk, Trial, TrialLog
+from tests.search_models import Oracle, estimate, every_key, node_space, space
+
+INF = float("inf")
+
+
+def context(of: SearchSpace, nodes: NodeSpace, min_match: float = 0.0) -> StrategyContext:
+    return StrategyContext(of, 0, 1000, estimate, lambda: nodes, min_validation_match=min_match)
+
+
+def search(where: StrategyContext, judge: Judge, log: Path) -> SearchOutcome:
+    return run_search(NodeSearch(where), judge, TrialLog(log), Budget(where.max_trials))
+
+
+def stages(outcome: SearchOutcome) -> list[str]:
+    return [trial.stage for trial in outcome.trials]
+
+
+def winner(outcome: SearchOutcome, min_match: float = 0.0) -> Trial:
+    trial = choose_winner(outcome.trials, min_match).trial
+    assert trial is not None
+    return trial
+
+
+def test_without_damage_the_cut_is_the_answer(tmp_path: Path) -> None:
+    of = space()
+    hard = {"encoder.0/MatMul": 2.0, "decoder.2/Add": 1.5}
+    outcome = search(
+        context(of, node_space(of, hard)), Oracle(of, frozenset(), needed_keys=frozenset(hard)), tmp_path / "log"
+    )
+    assert stages(outcome)[:4] == ["fp32", "all-low", "classic", "cut"]
+    assert set(stages(outcome)[4:]) <= {"calm"}
+    assert winner(outcome).plan.nodes == tuple(sorted({"encoder.bias/Log", *hard}))
+    assert len(outcome.trials) <= 4 + BEYOND
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_what_breaks_is_found_whatever_it_is(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    of = space()
+    keys = sorted(every_key(of))
+    bad = frozenset(data.draw(st.lists(st.sampled_from(keys), unique=True, max_size=6)))
+    hard = dict.fromkeys(data.draw(st.lists(st.sampled_from(sorted(bad)), unique=True)), 2.0) if bad else {}
+    oracle = Oracle(of, frozenset(), needed_keys=bad)
+    outcome = search(context(of, node_space(of, hard)), oracle, tmp_path_factory.mktemp("run") / "log")
+    assert winner(outcome).plan.nodes == tuple(sorted(bad | of.fixed))
+    assert len(set(oracle.judged)) == len(oracle.judged)
+
+
+def test_a_culprit_is_found_in_few_trials(tmp_path: Path) -> None:
+    of = space()
+    bad = frozenset({"decoder.1/Relu"})
+    outcome = search(context(of, node_space(of)), Oracle(of, frozenset(), needed_keys=bad), tmp_path / "log")
+    assert stages(outcome).count("culprit") <= 9
+    assert winner(outcome).plan.nodes == ("decoder.1/Relu", "encoder.bias/Log")
+
+
+def test_a_role_that_alone_is_damage_is_pinned_at_once_and_its_harmless_nodes_released(tmp_path: Path) -> None:
+    of = space()
+    bad = frozenset({"decoder.1/Relu"})
+    nodes = node_space(of, noise={"decoder.*/Relu": INF})
+    outcome = search(context(of, nodes), Oracle(of, frozenset(), needed_keys=bad), tmp_path / "log")
+    assert "culprit" not in stages(outcome)
+    assert winner(outcome).stage == "release"
+    assert winner(outcome).plan.nodes == ("decoder.1/Relu", "encoder.bias/Log")
+
+
+def test_pins_that_fit_into_the_range_are_tried_in_the_end_and_others_never(tmp_path: Path) -> None:
+    of = space()
+    hard = {"encoder.0/MatMul": 0.7, "encoder.1/MatMul": 0.9, "encoder.2/MatMul": 1.2, "decoder.0/Add": 0.6}
+    bad = frozenset({"encoder.1/MatMul", "encoder.2/MatMul"})
+    outcome = search(context(of, node_space(of, hard)), Oracle(of, frozenset(), needed_keys=bad), tmp_path / "log")
+    assert winner(outcome).stage == "release"
+    assert winner(outcome).plan.nodes == tuple(sorted(bad | of.fixed))
+    for trial in outcome.trials:
+        assert trial.stage in {"all-low", "classic"} or "encoder.2/MatMul" in trial.plan.nodes
+
+
+def noisy(of: SearchSpace, noise: Mapping[str, float], limit: float) -> Judge:
+    """A judge for which low nodes make noise that adds up as squares, and a plan flips tokens from a limit on."""
+    oracle, roles = Oracle(of, frozenset()), node_space(of).roles
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        low = [key for key in roles if key not in proposal.plan.fp32]
+        total = sum(noise[roles[key]] ** 2 / 3 for key in low) ** 0.5
+        found = replace(oracle(proposal, trial_id), noise=total, flip_risk=FlipRisk(total, 0.0, total))
+        if total > limit:
+            return replace(found, verdict="mismatch", exact_match=0.9, flip_risk=None, validation_match=None)
+        return found
+
+    return judge
+
+
+@pytest.mark.parametrize("limit", [1.0, 3.0, 8.0, 16.0])
+def test_noise_is_lowered_where_it_is_cheap(tmp_path: Path, limit: float) -> None:
+    of = space()
+    noise = {role: 1.0 + index for index, role in enumerate(sorted(set(node_space(of).roles.values())))}
+    outcome = search(context(of, node_space(of, noise=noise)), noisy(of, noise, limit), tmp_path / "log")
+    best = winner(outcome)
+    assert not best.is_fp32
+    # No plan that keeps whole roles of three nodes is more than a few percent faster within the limit.
+    fastest = fastest_within(of, noise, limit)
+    assert estimate(best.plan.plan) <= 1.03 * fastest
+    assert len(outcome.trials) <= 40
+
+
+def fastest_within(of: SearchSpace, noise: Mapping[str, float], limit: float) -> float:
+    """The least latency over all subsets of roles kept in fp32."""
+    members: dict[str, list[str]] = {}
+    for key, role in node_space(of).roles.items():
+        members.setdefault(role, []).append(key)
+    best = INF
+    for mask in range(2 ** len(members)):
+        kept = [role for index, role in enumerate(sorted(members)) if mask >> index & 1]
+        if sum(noise[role] ** 2 for role in members if role not in kept) ** 0.5 <= limit:
+            keys = frozenset(key for role in kept for key in members[role])
+            best = min(best, node_space(of).place(keys, {})[1])
+    return best
+
+
+def test_a_plan_that_loses_validation_samples_is_calmed(tmp_path: Path) -> None:
+    of = space()
+    noise = dict.fromkeys(node_space(of).roles.values(), 1.0)
+    strict = noisy(of, noise, 100.0)
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        found = strict(proposal, trial_id)
+        share = 1.0 if found.noise is not None and found.noise <= 2.0 else 0.95
+        return replace(found, validation_match=share)
+
+    outcome = search(context(of, node_space(of, noise=noise), 0.98), judge, tmp_path / "log")
+    assert winner(outcome, 0.98).validation_match == 1.0
+    assert not winner(outcome, 0.98).is_fp32
+
+
+def test_damage_that_nothing_explains_ends_with_fp32(tmp_path: Path) -> None:
+    of = space()
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        found = Oracle(of, frozenset())(proposal, trial_id)
+        return found if found.is_fp32 else replace(found, verdict="mismatch", exact_match=0.0, noise=DAMAGE_NOISE)
+
+    outcome = search(context(of, node_space(of)), judge, tmp_path / "log")
+    assert outcome.stopped == "done"
+    assert winner(outcome).stage == "fp32"
+
+
+def test_where_low_precision_saves_nothing_there_is_nothing_to_judge(tmp_path: Path) -> None:
+    of = space()
+    fp32 = of.plan_of(frozenset(of.choices))
+    nodes = replace(node_space(of), place=lambda pins, price: (fp32, estimate(fp32)))
+    outcome = search(context(of, nodes), Oracle(of, frozenset()), tmp_path / "log")
+    assert stages(outcome) == ["fp32", "all-low", "classic"]
