@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder
+from precision_search.runtime.forced import NOTHING, Feed, ForcedBatch, ForcedDecoder, ForcedEncoder
 from precision_search.runtime.reference import Reference
-from precision_search.search.screen import PreparedPlan, SampleRows, SampleScreen
+from precision_search.search.screen import FP32_ENCODER, PreparedPlan, SampleRows, SampleScreen
 
 GREEDY = GenerationSettings(0, (1,), 0, 8, None, None)
 SOURCE = 3
@@ -24,7 +24,7 @@ class FakeEncoder:
         self.seen: list[tuple[int, ...]] = []
         self._values = values
 
-    def encode(self, batch: ForcedBatch) -> npt.NDArray[np.float32]:
+    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING) -> npt.NDArray[np.float32]:
         self.seen.append(batch.source.indices)
         hidden = np.zeros((*batch.source.input_ids.shape, 2), np.float32)
         for row, sample in enumerate(batch.source.indices):
@@ -38,7 +38,9 @@ class FakeDecoder:
     def __init__(self, margins: Mapping[int, Sequence[float]]) -> None:
         self._margins = margins
 
-    def margins(self, batch: ForcedBatch, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def margins(
+        self, batch: ForcedBatch, hidden: npt.NDArray[np.float32], extra: Feed = NOTHING
+    ) -> npt.NDArray[np.float32]:
         found = np.ones(batch.labels.shape, np.float32)
         for row, sample in enumerate(batch.source.indices):
             told = self._margins.get(sample, ())
@@ -50,10 +52,10 @@ def plan_with(
     margins: Mapping[int, Sequence[float]] | None = None,
     hidden: Mapping[int, float] | None = None,
     *,
-    fp32_encoder: bool = False,
+    encoder_id: bytes = FP32_ENCODER,
 ) -> PreparedPlan:
     encoder = cast(ForcedEncoder, FakeEncoder(hidden or {}))
-    return PreparedPlan(encoder, cast(ForcedDecoder, FakeDecoder(margins or {})), fp32_encoder, 0.5)
+    return PreparedPlan(encoder, cast(ForcedDecoder, FakeDecoder(margins or {})), NOTHING, NOTHING, encoder_id, 0.5)
 
 
 def samples_with(

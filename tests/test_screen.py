@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.generation_config import GenerationSettings
@@ -18,13 +19,14 @@ from precision_search.model.graph import compute_keys_by_op_type
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.convert import convert
 from precision_search.precision.kernels import why_fp32
-from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys
+from precision_search.precision.plan import FAMILIES, LOW_DTYPES, Plan, all_compute_keys, pinned_keys
 from precision_search.precision.ranges import measure_ranges
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.reference import Reference
 from precision_search.search.confirm import confirm
 from precision_search.search.screen import (
     FIRST_BATCH,
+    FP32_ENCODER,
     Divergence,
     SampleRows,
     SampleScreen,
@@ -206,20 +208,37 @@ def test_random_plans_are_screened_and_generated_alike(demo: Demo, validation: S
 # Sessions.
 
 
-def test_a_family_without_low_nodes_runs_on_the_fp32_session(demo: Demo) -> None:
-    low = {f: lowering(demo.bundle, compute_keys_by_op_type(demo.bundle.graphs, f)["Relu"]) for f in FAMILIES}
+def test_one_session_a_graph_serves_all_plans(demo: Demo) -> None:
+    by_family = {f: compute_keys_by_op_type(demo.bundle.graphs, f)["Relu"] for f in FAMILIES}
+    low_encoder, low_decoder = (lowering(demo.bundle, by_family[family]) for family in FAMILIES)
 
-    fp32, low_encoder, low_decoder = (
-        demo.screener.prepare(plan) for plan in (lowering(demo.bundle), low["encoder"], low["decoder"])
+    fp32, encoder, decoder, again = (
+        demo.screener.prepare(plan) for plan in (lowering(demo.bundle), low_encoder, low_decoder, low_encoder)
     )
 
-    assert fp32.fp32_encoder
-    assert low_decoder.fp32_encoder
-    assert not low_encoder.fp32_encoder
-    assert low_decoder.encoder is fp32.encoder
-    assert low_encoder.decoder is fp32.decoder
-    assert low_encoder.encoder is not fp32.encoder
-    assert low_decoder.decoder is not fp32.decoder
+    assert len({id(plan.encoder) for plan in (fp32, encoder, decoder, again)}) == 1
+    assert len({id(plan.decoder) for plan in (fp32, encoder, decoder, again)}) == 1
+    assert fp32.encoder_id == decoder.encoder_id == FP32_ENCODER
+    assert encoder.encoder_id == again.encoder_id != FP32_ENCODER
+    assert sum(map(bool, encoder.encoder_flags.values())) == len(by_family["encoder"])
+    assert not any(encoder.decoder_flags.values())
+    assert sum(map(bool, decoder.decoder_flags.values())) == len(by_family["decoder"])
+
+
+def test_another_dtype_is_another_encoder(demo: Demo) -> None:
+    relu = compute_keys_by_op_type(demo.bundle.graphs, "encoder")["Relu"]
+
+    half, brain = (demo.screener.prepare(lowering(demo.bundle, relu, dtype)) for dtype in LOW_DTYPES)
+
+    assert half.encoder is not brain.encoder
+    assert half.encoder_id != brain.encoder_id
+
+
+def test_a_plan_that_no_kernel_can_run_is_refused(demo: Demo) -> None:
+    pinned = sorted(pinned_keys(demo.bundle.graphs))
+
+    with pytest.raises(InputError, match="which cannot be"):
+        demo.screener.prepare(lowering(demo.bundle, pinned[:1]))
 
 
 # The order, and when to stop: encoder and decoder made up.
@@ -338,22 +357,36 @@ def test_forced_tokens_do_not_count() -> None:
 
 def test_the_fp32_encoder_runs_once_a_batch_for_all_plans() -> None:
     samples = samples_with(TWENTY)
-    plan = plan_with(fp32_encoder=True)
+    plan = plan_with()
     fake = cast(FakeEncoder, plan.encoder)
 
-    for _ in range(3):
-        assert plan.screen(samples).verdict == "exact"
+    results = [plan.screen(samples) for _ in range(3)]
+
+    assert [(result.verdict, result.encoded) for result in results] == [("exact", 20), ("exact", 0), ("exact", 0)]
     assert fake.seen == [batch.source.indices for batch in samples.batches]
 
     plan.screen(samples_with(TWENTY))  # another sample set has outputs of its own
     assert len(fake.seen) == 2 * len(samples.batches)
 
 
-def test_a_low_encoder_is_never_answered_from_the_cache() -> None:
+def test_the_last_low_encoder_is_remembered_too() -> None:
     samples = samples_with(TWENTY)
-    assert plan_with(fp32_encoder=True).screen(samples).verdict == "exact"
+    first = plan_with(encoder_id=b"first")
+    rejected = plan_with({0: [-1.0]}, encoder_id=b"first")
 
-    low = plan_with(hidden={0: NAN})
+    assert rejected.screen(samples).encoded == 8
+    assert first.screen(samples).encoded == 12  # the first batch is known, from a plan that looked no further
+    assert first.screen(samples).encoded == 0
+    assert plan_with().screen(samples).encoded == 20
+    assert first.screen(samples).encoded == 0  # fp32 is kept beside it
+    assert plan_with(encoder_id=b"second").screen(samples).encoded == 20
+    assert first.screen(samples).encoded == 20
 
-    assert low.screen(samples).verdict == "nonfinite"
-    assert plan_with(fp32_encoder=True).screen(samples).verdict == "exact"
+
+def test_a_low_encoder_is_never_answered_by_another() -> None:
+    samples = samples_with(TWENTY)
+    assert plan_with().screen(samples).verdict == "exact"
+
+    assert plan_with(hidden={0: NAN}, encoder_id=b"bad").screen(samples).verdict == "nonfinite"
+    assert plan_with(encoder_id=b"good").screen(samples).verdict == "exact"
+    assert plan_with().screen(samples).verdict == "exact"

@@ -6,8 +6,9 @@ decides exact match for a whole batch without generating.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from precision_search.runtime.session import SessionSettings, create_session, ru
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+Feed = Mapping[str, npt.NDArray[Any]]
+NOTHING: Feed = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,36 +82,37 @@ def by_target_length(tokens: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 class ForcedEncoder:
-    """An encoder in fp32 (original, emulated or widened), ready to run on batches.
+    """An encoder in fp32 (original, emulated, widened or switchable), ready to run on batches.
 
-    With `consume` the model is used up.
+    With `consume` the model is used up. What `extra` holds is fed beside the batch: the flags of a switchable graph.
     """
 
     def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
         self._session = create_session(model, settings, consume=consume)
 
-    def encode(self, batch: ForcedBatch) -> FloatArray:
+    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING) -> FloatArray:
         """The encoder's output for a batch, float32 [B, S, D]."""
-        feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
+        feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask, **extra}
         return run_session(self._session, [HIDDEN], feed)[0]
 
 
 class ForcedDecoder:
-    """A decoder without past in fp32 (original, emulated or widened), ready to be forced.
+    """A decoder without past in fp32 (original, emulated, widened or switchable), ready to be forced.
 
-    With `consume` the model is used up.
+    With `consume` the model is used up. What `extra` holds is fed beside the batch: the flags of a switchable graph.
     """
 
     def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
         self._session = create_session(with_margin_head(model, consume=consume), settings, consume=True)
 
-    def margins(self, batch: ForcedBatch, hidden: FloatArray) -> FloatArray:
+    def margins(self, batch: ForcedBatch, hidden: FloatArray, extra: Feed = NOTHING) -> FloatArray:
         """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid."""
         feed: dict[str, Any] = {
             "input_ids": batch.decoder_input_ids,
             "encoder_hidden_states": hidden,
             "encoder_attention_mask": batch.source.attention_mask,
             LABELS: batch.labels,
+            **extra,
         }
         found = run_session(self._session, [MARGIN], feed)[0]
         return np.where(batch.valid, found, np.float32(np.nan))

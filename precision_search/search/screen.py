@@ -1,7 +1,8 @@
-"""The screen: what a plan does to every reference token, by one teacher-forced pass over emulated graphs.
+"""The screen: what a plan does to every reference token, by one teacher-forced pass over switchable graphs.
 
-Cheap because it generates nothing, because the most fragile samples come first and a damaged plan ends after the first
-small batch, and because the fp32 side of a plan that leaves one family alone is computed once.
+Cheap because it generates nothing, because all plans share one session for each graph, because the most fragile samples
+come first and a damaged plan ends after the first small batch, and because the encoder's output is remembered for plans
+that leave the encoder as it was.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.model.graph import Graph, GraphName, family_of
-from precision_search.precision.dtypes import Assignment, assign
-from precision_search.precision.emulate import emulate
-from precision_search.precision.plan import Plan
+from precision_search.model.graph import Graph, GraphName
+from precision_search.precision.dtypes import assign
+from precision_search.precision.plan import LowDtype, Plan
+from precision_search.precision.switch import Switches, switchable
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.forced import (
+    Feed,
     ForcedBatch,
     ForcedDecoder,
     ForcedEncoder,
@@ -35,6 +36,9 @@ from precision_search.runtime.session import SessionSettings
 FloatArray = npt.NDArray[np.float32]
 FIRST_BATCH = 8
 """Samples in the first, most fragile batch: enough to show damage, little to pay for it."""
+
+FP32_ENCODER = b""
+"""The `encoder_id` of plans that leave the whole encoder in fp32."""
 
 ScreenVerdict = Literal["nonfinite", "mismatch", "exact"]
 
@@ -72,8 +76,9 @@ class ScreenResult:
         min_margin: the smallest margin met; None if one was not finite.
         margins: for each screened sample (by number) the signed margin of each token, float32 [T]; NaN for a forced
             token and where a logit was not finite.
-        build_seconds: time to build the sessions.
+        build_seconds: time to prepare the plan; for the first plan of a dtype that includes building the sessions.
         run_seconds: time in them.
+        encoded: how many samples the encoder ran on; for the others its output was remembered.
     """
 
     verdict: ScreenVerdict
@@ -84,10 +89,11 @@ class ScreenResult:
     margins: Mapping[int, FloatArray]
     build_seconds: float
     run_seconds: float
+    encoded: int
 
 
 class SampleScreen:
-    """One sample set, cut into batches with the most fragile samples first, and its cached fp32 encoder outputs."""
+    """One sample set, cut into batches with the most fragile samples first, and encoder outputs that it remembers."""
 
     def __init__(self, samples: SampleRows, generation: GenerationSettings, batch_size: int) -> None:
         self.samples = samples
@@ -102,60 +108,101 @@ class SampleScreen:
             if part
             for batch in forced_batches(samples.rows, samples.reference.tokens, generation, size, part)
         )
-        self._hidden: dict[int, FloatArray] = {}
+        self._fp32: dict[int, FloatArray] = {}
+        self._last: dict[int, FloatArray] = {}
+        self._last_encoder = FP32_ENCODER
 
-    def fp32_hidden(self, number: int, encode: Callable[[ForcedBatch], FloatArray]) -> FloatArray:
-        """The fp32 encoder's output for a batch, computed at most once."""
-        if number not in self._hidden:
-            self._hidden[number] = encode(self.batches[number])
-        return self._hidden[number]
+    def hidden(self, number: int, encoder: bytes, encode: Callable[[ForcedBatch], FloatArray]) -> FloatArray:
+        """The encoder's output for a batch: remembered for the fp32 encoder and for the last other one.
+
+        Args:
+            number: of the batch.
+            encoder: what tells this encoder from others; `FP32_ENCODER` for fp32.
+            encode: runs it.
+        """
+        if encoder == FP32_ENCODER:
+            known = self._fp32
+        else:
+            if encoder != self._last_encoder:
+                self._last, self._last_encoder = {}, encoder
+            known = self._last
+        if number not in known:
+            known[number] = encode(self.batches[number])
+        return known[number]
 
 
 class Screener:
-    """Screens plans of one bundle."""
+    """Screens plans of one bundle: one session for the encoder and one for the decoder, whatever the plan.
+
+    They are built for the first plan of a dtype, about as fast as two sessions of one plan would be.
+    """
 
     def __init__(self, graphs: Mapping[GraphName, Graph], weights: WeightCache, settings: SessionSettings) -> None:
         self._graphs = graphs
         self._weights = weights
         self._settings = settings
-        self._fp32_encoder = ForcedEncoder(graphs["encoder"].model, settings)
-        self._fp32_decoder = ForcedDecoder(graphs["decoder"].model, settings)
+        self._sessions: dict[LowDtype, _Sessions] = {}
 
     def prepare(self, plan: Plan) -> PreparedPlan:
-        """Builds the sessions of a plan; a family without low nodes uses the fp32 session."""
+        """Makes a plan ready to be screened; takes a millisecond or two once the sessions are there.
+
+        Raises:
+            InputError: the plan makes a node low that cannot be, or the graphs' opset does not take its dtype.
+        """
         start = time.perf_counter()
         assignments = assign(self._graphs, plan)
-        encoder, decoder = self._fp32_encoder, self._fp32_decoder
-        low_families = {
-            family_of(name)
-            for name, graph in self._graphs.items()
-            if any(node.key not in plan.fp32 for node in graph.compute)
-        }
-        if "encoder" in low_families:
-            encoder = ForcedEncoder(self._emulated("encoder", plan, assignments), self._settings, consume=True)
-        if "decoder" in low_families:
-            decoder = ForcedDecoder(self._emulated("decoder", plan, assignments), self._settings, consume=True)
-        fp32_encoder = encoder is self._fp32_encoder
-        return PreparedPlan(encoder, decoder, fp32_encoder, time.perf_counter() - start)
+        if plan.dtype not in self._sessions:
+            self._sessions[plan.dtype] = self._build(plan.dtype)
+        sessions = self._sessions[plan.dtype]
+        encoder_flags = sessions.encoder_switches.of(assignments["encoder"])
+        decoder_flags = sessions.decoder_switches.of(assignments["decoder"])
+        return PreparedPlan(
+            sessions.encoder,
+            sessions.decoder,
+            sessions.encoder_switches.feed(encoder_flags),
+            sessions.decoder_switches.feed(decoder_flags),
+            plan.dtype.encode() + encoder_flags.tobytes() if encoder_flags.any() else FP32_ENCODER,
+            time.perf_counter() - start,
+        )
 
-    def _emulated(self, name: GraphName, plan: Plan, assignments: Mapping[GraphName, Assignment]) -> ir.Model:
-        return emulate(self._graphs[name], plan, assignments[name], self._weights)
+    def _build(self, dtype: LowDtype) -> _Sessions:
+        encoder, decoder = (switchable(self._graphs[name], dtype, self._weights) for name in ("encoder", "decoder"))
+        return _Sessions(
+            ForcedEncoder(encoder.model, self._settings, consume=True),
+            ForcedDecoder(decoder.model, self._settings, consume=True),
+            encoder.switches,
+            decoder.switches,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    """Switchable sessions of one dtype and what they can be told."""
+
+    encoder: ForcedEncoder
+    decoder: ForcedDecoder
+    encoder_switches: Switches
+    decoder_switches: Switches
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPlan:
-    """The sessions of one plan.
+    """A plan, ready to be screened.
 
     Attributes:
-        encoder: emulated or fp32 encoder.
-        decoder: emulated or fp32 decoder.
-        fp32_encoder: whether the encoder is the fp32 one.
-        build_seconds: what building took.
+        encoder: the encoder of all plans.
+        decoder: the decoder of all plans.
+        encoder_flags: what makes the encoder this plan's.
+        decoder_flags: what makes the decoder this plan's.
+        encoder_id: equal for plans whose encoders are the same; `FP32_ENCODER` for fp32.
+        build_seconds: what preparing took.
     """
 
     encoder: ForcedEncoder
     decoder: ForcedDecoder
-    fp32_encoder: bool
+    encoder_flags: Feed
+    decoder_flags: Feed
+    encoder_id: bytes
     build_seconds: float
 
     def screen(self, samples: SampleScreen, *, to_the_end: bool = False) -> ScreenResult:
@@ -169,12 +216,16 @@ class PreparedPlan:
         margins: dict[int, FloatArray] = {}
         smallest: dict[int, float] = {}
         divergence: Divergence | None = None
+        encoded = 0
+
+        def encode(batch: ForcedBatch) -> FloatArray:
+            nonlocal encoded
+            encoded += len(batch.source.indices)
+            return self.encoder.encode(batch, self.encoder_flags)
+
         for number, batch in enumerate(samples.batches):
-            if self.fp32_encoder:
-                hidden = samples.fp32_hidden(number, self.encoder.encode)
-            else:
-                hidden = self.encoder.encode(batch)
-            found = self.decoder.margins(batch, hidden)
+            hidden = samples.hidden(number, self.encoder_id, encode)
+            found = self.decoder.margins(batch, hidden, self.decoder_flags)
             finite = encoder_is_finite(batch, hidden)
             for row, sample in enumerate(batch.source.indices):
                 margins[sample] = found[row, : len(samples.samples.reference.tokens[sample])]
@@ -197,6 +248,7 @@ class PreparedPlan:
             margins=margins,
             build_seconds=self.build_seconds,
             run_seconds=seconds,
+            encoded=encoded,
         )
 
 
