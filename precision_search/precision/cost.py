@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
-from precision_search.precision.placement import PlacementCosts
+from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype
 from precision_search.precision.shapes import Point, Shapes, infer_shapes
 from precision_search.precision.wiring import wiring_of

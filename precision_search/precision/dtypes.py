@@ -8,10 +8,10 @@ else fp32, so that the three graphs always agree.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,7 +22,7 @@ from precision_search.errors import InputError
 from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs
 from precision_search.precision.kernels import low_max, round_to
 from precision_search.precision.plan import LowDtype, Plan
-from precision_search.precision.wiring import WiredNode, Wiring, crossing_name, wiring_of
+from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, crossing_name, wiring_of
 
 BFLOAT16_OPSET = 16
 """From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
@@ -91,21 +91,12 @@ def _check_opsets(graphs: Mapping[GraphName, Graph], plan: Plan) -> None:
 
 def _crossing_tensors(wirings: Iterable[Wiring], fp32: frozenset[str]) -> Mapping[str, bool]:
     """For each tensor that crosses between graphs, whether it is low."""
-    makers: dict[str, set[str | None]] = {}
-    readers: dict[str, set[str | None]] = {}
-    for wiring in wirings:
-        for crossing, found in wiring.makers.items():
-            makers.setdefault(crossing, set()).update(found)
-        for crossing, found in wiring.readers.items():
-            readers.setdefault(crossing, set()).update(found)
-    return {
-        crossing: _all_low(found, fp32) or _all_low(readers.get(crossing, ()), fp32)
-        for crossing, found in makers.items()
-    }
+    makers, readers = crossing_ends(wirings)
+    return {name: _all_low(makers[name], fp32) or _all_low(readers[name], fp32) for name in makers}
 
 
-def _all_low(keys: Collection[str | None], fp32: frozenset[str]) -> bool:
-    return bool(keys) and None not in keys and fp32.isdisjoint(cast("Collection[str]", keys))
+def _all_low(keys: Ends, fp32: frozenset[str]) -> bool:
+    return bool(keys) and None not in keys and keys.isdisjoint(fp32)
 
 
 def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> Assignment:

@@ -17,6 +17,9 @@ from precision_search.model.graph import SHAPE_OPS, Graph, NodeKind, float_input
 PAST = "past_key_values."
 PRESENT = "present."
 
+Ends = frozenset[str | None]
+"""Keys of compute nodes at one end of a tensor; None stands for whatever is fp32 in every plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class WiredNode:
@@ -39,7 +42,7 @@ class WiredNode:
     reads: tuple[str, ...]
     constants: tuple[str, ...]
     writes: tuple[str, ...]
-    sinks: frozenset[str | None]
+    sinks: Ends
     crossings: frozenset[str]
     moved: tuple[ir.TensorProtocol, ...] | None
 
@@ -60,8 +63,8 @@ class Wiring:
     nodes: tuple[WiredNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    makers: Mapping[str, frozenset[str | None]]
-    readers: Mapping[str, frozenset[str | None]]
+    makers: Mapping[str, Ends]
+    readers: Mapping[str, Ends]
 
 
 _KNOWN: WeakKeyDictionary[ir.Model, Wiring] = WeakKeyDictionary()
@@ -73,6 +76,17 @@ def wiring_of(graph: Graph) -> Wiring:
     if found is None:
         found = _KNOWN[graph.model] = _read(graph)
     return found
+
+
+def crossing_ends(wirings: Iterable[Wiring]) -> tuple[Mapping[str, Ends], Mapping[str, Ends]]:
+    """Makers and readers of every crossing tensor that some graph makes, over all graphs."""
+    makers: dict[str, Ends] = {}
+    readers: dict[str, Ends] = {}
+    for wiring in wirings:
+        for found, here in ((makers, wiring.makers), (readers, wiring.readers)):
+            for crossing, ends in here.items():
+                found[crossing] = found.get(crossing, frozenset()) | ends
+    return makers, {crossing: readers.get(crossing, frozenset()) for crossing in makers}
 
 
 def crossing_name(value_name: str) -> str | None:
@@ -104,7 +118,7 @@ def sources(value: ir.Value, graph: Graph) -> Iterator[ir.Value]:
 def _read(graph: Graph) -> Wiring:
     inputs = [value for value in graph.model.graph.inputs if is_float(value)]
     outputs = [value for value in graph.model.graph.outputs if is_float(value)]
-    makers, readers = dict[str, frozenset[str | None]](), dict[str, frozenset[str | None]]()
+    makers, readers = dict[str, Ends](), dict[str, Ends]()
     for value in outputs:
         if (crossing := crossing_name(str(value.name))) is not None:
             makers[crossing] = _makers(value, crossing, graph)
@@ -127,7 +141,7 @@ def _wire(node: ir.Node, graph: Graph) -> WiredNode | None:
     if not read and not written:
         return None
     is_movement = facts.kind is NodeKind.MOVEMENT
-    sinks, crossings = _sinks(written, graph) if is_movement else (frozenset[str | None](), frozenset[str]())
+    sinks, crossings = _sinks(written, graph) if is_movement else (Ends(), frozenset[str]())
     return WiredNode(
         key=facts.key,
         kind=facts.kind,
@@ -140,7 +154,7 @@ def _wire(node: ir.Node, graph: Graph) -> WiredNode | None:
     )
 
 
-def _sinks(values: Iterable[ir.Value], graph: Graph) -> tuple[frozenset[str | None], frozenset[str]]:
+def _sinks(values: Iterable[ir.Value], graph: Graph) -> tuple[Ends, frozenset[str]]:
     """Who reads the values in the end, behind all data movement, as in `WiredNode`."""
     stack, seen = list(values), set[ir.Value]()
     nodes, crossings = set[str | None](), set[str]()
@@ -179,7 +193,7 @@ def _moved_constants(read: Iterable[ir.Value], graph: Graph) -> tuple[ir.TensorP
     return tuple(moved)
 
 
-def _makers(value: ir.Value, crossing: str, graph: Graph) -> frozenset[str | None]:
+def _makers(value: ir.Value, crossing: str, graph: Graph) -> Ends:
     """A tensor that passes through a graph is not made there; constants take any dtype."""
     return frozenset(
         _choice(source.producer(), graph)
@@ -188,6 +202,6 @@ def _makers(value: ir.Value, crossing: str, graph: Graph) -> frozenset[str | Non
     )
 
 
-def _readers(value: ir.Value, crossing: str, graph: Graph) -> frozenset[str | None]:
+def _readers(value: ir.Value, crossing: str, graph: Graph) -> Ends:
     nodes, crossings = _sinks([value], graph)
     return nodes | {None} if crossings - {crossing} else nodes

@@ -11,7 +11,7 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.dtypes import assign, planned_casts
-from precision_search.precision.placement import PlacementCosts
+from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.generator import Generator
