@@ -20,6 +20,7 @@ from precision_search.search import judge as module
 from precision_search.search.confirm import ConfirmResult
 from precision_search.search.damage import DamagedNode, DamageFinder
 from precision_search.search.judge import LANDMARKS, JudgeSettings, PlanJudge
+from precision_search.search.noise import DAMAGE_NOISE
 from precision_search.search.screen import Divergence as ScreenDivergence
 from precision_search.search.screen import SampleRows
 from precision_search.search.strategies.base import Proposal
@@ -185,6 +186,17 @@ def test_what_the_confirm_run_finds_outweighs_the_screen(
     assert (trial.verdict, trial.exact_match) == (verdict, 0.75)
     assert (trial.validation_match, trial.flip_risk) == (None, None)
     assert trial.first_divergence == Divergence(4, 2, None, None)  # rounding alone: no node stands out
+
+
+def test_near_ties_are_blamed_on_no_node(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding the logits ties some token of the demo; no node is to blame, however far its values are off."""
+    monkeypatch.setattr(DamageFinder, "find", lambda *_: DamagedNode("some/Node", 0.3))
+    monkeypatch.setattr(module, "confirm", lambda *_, **__: ConfirmResult(0.75, False, ScreenDivergence(4, 2)))
+
+    trial = court.judge(Proposal(lowering(court.bundle, {"lm_head/Mul"}), "joined"), 0)
+
+    assert trial.first_divergence == Divergence(4, 2, None, None)
+    assert trial.noise is not None and trial.noise < DAMAGE_NOISE
 
 
 def test_what_the_screen_rejects_is_not_generated(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from precision_search.runtime.session import SessionSettings
 from precision_search.search.confirm import ConfirmResult, confirm
 from precision_search.search.damage import DamageFinder
 from precision_search.search.flip_risk import TokenMargins, estimate_flip_risk
-from precision_search.search.noise import noise, rounding_unit
+from precision_search.search.noise import is_damage, noise, rounding_unit
 from precision_search.search.screen import (
     Divergence,
     SampleRows,
@@ -144,6 +144,7 @@ class PlanJudge:
             elif where is not None:
                 verdict = "mismatch"
         fp32_nodes, low_nodes = self.node_counts(plan)
+        size = noise(self._calibration.samples.reference.margins, screened.margins, self._unit(plan))
         reported = verdict == "stable" or proposal.stage in LANDMARKS
         return Trial(
             id=trial_id,
@@ -156,7 +157,7 @@ class PlanJudge:
             validation_match=validated.exact_match if verdict == "stable" and validated is not None else None,
             min_margin=screened.min_margin,
             flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
-            first_divergence=None if where is None else self._explain(plan, where),
+            first_divergence=None if where is None else self._explain(plan, where, is_damage(verdict, size)),
             latency=self._latency.latency(converted.models) if reported else None,
             size_bytes=converted.size_bytes,
             fp32_nodes=fp32_nodes,
@@ -164,7 +165,7 @@ class PlanJudge:
             casts=converted.casts,
             seconds=time.perf_counter() - start,
             screened=screened.screened,
-            noise=noise(self._calibration.samples.reference.margins, screened.margins, self._unit(plan)),
+            noise=size,
             expected_ms=proposal.expected_ms,
         )
 
@@ -203,7 +204,10 @@ class PlanJudge:
         )
         return estimate_flip_risk(validation, calibration, seed=self._settings.seed)
 
-    def _explain(self, plan: Plan, where: Divergence) -> TrialDivergence:
+    def _explain(self, plan: Plan, where: Divergence, is_damaged: bool) -> TrialDivergence:
+        """Where a plan diverged and, for damage, which node began it: noise has no culprit."""
+        if not is_damaged:
+            return TrialDivergence(where.sample, where.position, None, None)
         samples = self._calibration.samples
         order = [where.sample]
         batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
