@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bisection import bisect
 from benchmarks.enumeration import Verdict, find_optimum, latency_table
 from benchmarks.printing import say
-from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Row, acceptable, points_of
-from precision_search.api import search
+from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, acceptable, least_match, make_row
 from precision_search.config import Config
 from precision_search.errors import InternalError
 from precision_search.model.calibration import load_samples
-from precision_search.output.progress import QuietReporter
-from precision_search.output.run_files import read_run
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
 from precision_search.precision.dtypes import assign
@@ -28,6 +21,7 @@ from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.search.judge import JudgeSettings, PlanJudge
 from precision_search.search.latency import EstimatedLatency
+from precision_search.search.noise import DAMAGE_NOISE, noise, rounding_unit
 from precision_search.search.prepare import LoadedSet, load_set, open_fp32, prepare
 from precision_search.search.screen import SampleScreen, Screener, ScreenResult
 from precision_search.search.strategies.base import Proposal
@@ -36,64 +30,10 @@ from precision_search.search.trials import Trial
 DATA_MAX = 512.0
 """ModelOpt AutoCast's default for `data_max`, the largest magnitude around a node that it converts."""
 
-DAMAGED_SHARE, DAMAGED_SHIFT = 0.5, 1.0
-"""A plan is damaged if at least half of the samples looked at differ and a margin shrank by a whole logit; rounding
-noise moves margins by hundredths."""
-
 MOST_EVALUATIONS = 5000
 """Where the enumeration gives up."""
 
 LAST_HIDDEN = "last_hidden_state"
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """Which row this is going to be: see `Row`."""
-
-    settings: str
-    scale: str
-
-
-class Stopwatch(QuietReporter):
-    """Notes when each plan was judged, in seconds from the start of the first."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.seconds: list[float] = []
-        self._started = 0.0
-
-    def trial(self, trial: Trial) -> None:
-        """The first plan began its own `seconds` ago."""
-        now = time.perf_counter()
-        if not self.seconds:
-            self._started = now - trial.seconds
-        self.seconds.append(now - self._started)
-
-
-def search_row(label: Label, method: str, config: Config, run: Path) -> Row:
-    """Runs a strategy of ours as the command line does; an unfinished run of it in `run` is thrown away."""
-    shutil.rmtree(run, ignore_errors=True)
-    watch = Stopwatch()
-    result = search(config, run, reporter=watch)
-    if result.interrupted or result.choice.trial is None:
-        sys.exit(130)
-    trial = result.choice.trial
-    place = next(place for place, each in enumerate(result.trials) if each.id == trial.id)
-    best = read_run(run).info.best
-    test = None if best is None or best.test_match is None else best.test_match.value
-    judged = [each for each in result.trials if not each.is_fp32]
-    return make_row(
-        label,
-        method,
-        trial,
-        evaluations=sum(not each.is_fp32 for each in result.trials[: place + 1]),
-        seconds=watch.seconds[place],
-        all_evaluations=len(judged),
-        all_seconds=watch.seconds[-1],
-        test=1.0 if trial.is_fp32 else test,
-        min_exact_match=_min_exact_match(config),
-        judged=result.trials,
-    )
 
 
 class Bench:
@@ -106,7 +46,7 @@ class Bench:
         bundle, settings = self._prepared.bundle, self._prepared.settings
         self._graphs = bundle.graphs
         self._space = self._prepared.space.space
-        self._min_exact_match = _min_exact_match(config)
+        self._min_exact_match = least_match(config)
         workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
         self._estimate = EstimatedLatency(bundle, workload, self._prepared.profile)
         size = config.calibration.batch_size
@@ -126,6 +66,13 @@ class Bench:
         self._validation = SampleScreen(validation.data, bundle.generation, size)
         fp32 = open_fp32(bundle, settings)
         self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32, lambda text: None)
+
+    @property
+    def probes(self) -> int:
+        """How many roles the node search screens by themselves: those that may be low and fit into the range."""
+        decided = self._space.fixed | self._space.forced_low | self._prepared.space.hard.keys()
+        nodes = (node for graph in self._graphs.values() for node in graph.compute)
+        return len({node.role for node in nodes if node.key not in decided})
 
     def row(self, method: str) -> Row:
         """The method's row."""
@@ -215,8 +162,8 @@ class Bench:
         if found.verdict == "nonfinite":
             return True
         wanted = self._calibration.samples.reference.margins
-        shifts = [float(np.nanmax(wanted[sample] - margins, initial=0.0)) for sample, margins in found.margins.items()]
-        return found.exact_match <= DAMAGED_SHARE and max(shifts) >= DAMAGED_SHIFT
+        moved = noise(wanted, found.margins, rounding_unit(wanted, self._space.dtype))
+        return moved is None or moved >= DAMAGE_NOISE
 
     def _screen(self, plan: Plan, samples: SampleScreen, *, to_the_end: bool = False) -> ScreenResult:
         return self._screener.prepare(plan).screen(samples, to_the_end=to_the_end)
@@ -238,46 +185,3 @@ class Bench:
             wanted = self._estimate.plan_ms(self._numbered(number))
             if abs(table[number] - wanted) > 1e-9 * wanted:
                 raise InternalError(f"the table gives plan {number} {table[number]} ms, the estimate {wanted} ms")
-
-
-def make_row(
-    label: Label,
-    method: str,
-    trial: Trial,
-    *,
-    evaluations: int,
-    seconds: float,
-    all_evaluations: int,
-    all_seconds: float,
-    test: float | None,
-    min_exact_match: float,
-    judged: Sequence[Trial],
-    note: str = "",
-) -> Row:
-    """The row of a method whose final plan is `trial`; the arguments are `Row`'s."""
-    latency = trial.latency
-    return Row(
-        settings=label.settings,
-        scale=label.scale,
-        method=method,
-        evaluations=evaluations,
-        seconds=seconds,
-        all_evaluations=all_evaluations,
-        all_seconds=all_seconds,
-        verdict=trial.verdict,
-        acceptable=acceptable(trial, min_exact_match),
-        fp32_nodes=trial.fp32_nodes,
-        casts=trial.casts,
-        ms=None if latency is None else latency.p50_ms,
-        speedup=None if latency is None else latency.speedup,
-        flip_risk=trial.flip_risk,
-        calibration=trial.exact_match,
-        validation=trial.validation_match,
-        test=test,
-        points=points_of(judged, min_exact_match),
-        note=note,
-    )
-
-
-def _min_exact_match(config: Config) -> float:
-    return 0.0 if config.validation is None else config.validation.min_exact_match

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from precision_search.config import Config
 from precision_search.search.json_codec import from_json, to_json
 from precision_search.search.trials import FlipRisk, Trial
 
@@ -23,6 +24,14 @@ SHARE_OF_BISECTION = 1 / 3
 
 MISSING = "-"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Which row this is going to be: see `Row`."""
+
+    settings: str
+    scale: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,11 @@ class Target:
         return self.scale, self.asked, self.numbers, self.result
 
 
+def least_match(config: Config) -> float:
+    """Share of the validation samples that a winner must keep."""
+    return 0.0 if config.validation is None else config.validation.min_exact_match
+
+
 def acceptable(trial: Trial, min_exact_match: float) -> bool:
     """Whether a plan may win: stable, and enough of the validation samples kept."""
     return trial.verdict == "stable" and (trial.validation_match is None or trial.validation_match >= min_exact_match)
@@ -139,6 +153,45 @@ def points_of(trials: Sequence[Trial], min_exact_match: float) -> tuple[Point, .
         Point(trial.latency.p50_ms, trial.flip_risk.value)
         for trial in trials
         if acceptable(trial, min_exact_match) and trial.latency is not None and trial.flip_risk is not None
+    )
+
+
+def make_row(
+    label: Label,
+    method: str,
+    trial: Trial,
+    *,
+    evaluations: int,
+    seconds: float,
+    all_evaluations: int,
+    all_seconds: float,
+    test: float | None,
+    min_exact_match: float,
+    judged: Sequence[Trial],
+    note: str = "",
+) -> Row:
+    """The row of a method whose final plan is `trial`; the arguments are `Row`'s."""
+    latency = trial.latency
+    return Row(
+        settings=label.settings,
+        scale=label.scale,
+        method=method,
+        evaluations=evaluations,
+        seconds=seconds,
+        all_evaluations=all_evaluations,
+        all_seconds=all_seconds,
+        verdict=trial.verdict,
+        acceptable=acceptable(trial, min_exact_match),
+        fp32_nodes=trial.fp32_nodes,
+        casts=trial.casts,
+        ms=None if latency is None else latency.p50_ms,
+        speedup=None if latency is None else latency.speedup,
+        flip_risk=trial.flip_risk,
+        calibration=trial.exact_match,
+        validation=trial.validation_match,
+        test=test,
+        points=points_of(judged, min_exact_match),
+        note=note,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.methods import Bench, Label, search_row
+from benchmarks.methods import Bench
 from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
 from benchmarks.rows import (
     HEADER,
@@ -25,12 +25,14 @@ from benchmarks.rows import (
     NODES,
     OP_TYPES,
     RANDOM,
+    Label,
     Row,
     add_record,
     read_records,
     targets,
 )
 from benchmarks.scaled import scale_name, scaled_checkpoint
+from benchmarks.strategy_runs import search_row
 from precision_search.config import Config, load_config, to_toml
 from precision_search.errors import ConfigError
 from precision_search.model.bundle import open_bundle
@@ -123,15 +125,18 @@ class Work:
             say(f"{scale}: comparing with the unscaled model")
             record = likeness(self.settings, scale, self._references(config), self._references(self._scaled(0)))
             add_record(self._likeness, record)
-        label, bench = Label(self.settings, scale), None
-        for method in methods:
-            if method in self.rows().get(scale, {}):
-                continue
+        missing = [method for method in methods if method not in self.rows().get(scale, {})]
+        if not missing:
+            return
+        label = Label(self.settings, scale)
+        bench = Bench(label, config)
+        for method in missing:
             say(f"{scale}: {method}")
             if method in OWN_STRATEGIES:
-                row = search_row(label, method, self._strategy(config, method, scale), self._run(scale, method))
+                strategy = self._strategy(config, method, scale)
+                probes = bench.probes if method == NODES else 0
+                row = search_row(label, method, strategy, self._folder / "runs" / f"{scale}-{method}", probes=probes)
             else:
-                bench = Bench(label, config) if bench is None else bench
                 row = bench.row(method)
             add_record(self._rows, row)
             say(" | ".join(row.cells))
@@ -150,9 +155,6 @@ class Work:
                 raise ConfigError("random search has the budget of the node search", fix="run `nodes` before `random`")
             search = dataclasses.replace(search, max_trials=model.all_evaluations + 1)  # fp32 is a trial too
         return dataclasses.replace(config, search=search)
-
-    def _run(self, scale: str, method: str) -> Path:
-        return self._folder / "runs" / f"{scale}-{method}"
 
     def _references(self, config: Config) -> list[Reference]:
         bundle = open_bundle(

@@ -1,0 +1,78 @@
+"""A strategy of ours, run as the command line runs it, as a row of the search benchmark."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.rows import Label, Row, least_match, make_row
+from precision_search.api import search
+from precision_search.config import Config
+from precision_search.errors import InternalError
+from precision_search.output.progress import QuietReporter
+from precision_search.output.run_files import read_run
+from precision_search.search.screen import FIRST_BATCH
+from precision_search.search.trials import Trial
+
+PROBING = "noise of each role"
+"""Part of what a search says when it begins to screen roles one by one, before its first plan."""
+
+
+class Stopwatch(QuietReporter):
+    """Notes when each plan was judged, in seconds from the start of the first, and how long probing took before."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.seconds: list[float] = []
+        self.probing = 0.0
+        self._started = 0.0
+        self._probing_since: float | None = None
+
+    def stage(self, text: str) -> None:
+        """Probing is a stage by itself, before the first plan."""
+        now = time.perf_counter()
+        if self._probing_since is not None:
+            self.probing += now - self._probing_since
+        self._probing_since = now if PROBING in text else None
+
+    def trial(self, trial: Trial) -> None:
+        """The first plan began its own `seconds` ago."""
+        now = time.perf_counter()
+        if not self.seconds:
+            self._started = now - trial.seconds
+        self.seconds.append(now - self._started)
+
+
+def search_row(label: Label, method: str, config: Config, run: Path, *, probes: int = 0) -> Row:
+    """Runs a strategy of ours as the command line does; an unfinished run of it in `run` is thrown away.
+
+    `probes` is how many screens it makes before its first plan; each counts as an evaluation.
+    """
+    shutil.rmtree(run, ignore_errors=True)
+    watch = Stopwatch()
+    result = search(config, run, reporter=watch)
+    if result.interrupted or result.choice.trial is None:
+        sys.exit(130)
+    if probes and not watch.probing:
+        raise InternalError(f"the search with strategy {method} reported no stage about {PROBING}")
+    trial = result.choice.trial
+    place = next(place for place, each in enumerate(result.trials) if each.id == trial.id)
+    best = read_run(run).info.best
+    test = None if best is None or best.test_match is None else best.test_match.value
+    return make_row(
+        label,
+        method,
+        trial,
+        evaluations=probes + sum(not each.is_fp32 for each in result.trials[: place + 1]),
+        seconds=watch.probing + watch.seconds[place],
+        all_evaluations=probes + sum(not each.is_fp32 for each in result.trials),
+        all_seconds=watch.probing + watch.seconds[-1],
+        test=1.0 if trial.is_fp32 else test,
+        min_exact_match=least_match(config),
+        judged=result.trials,
+        note=f"{probes} of its evaluations are probes: one role low, on the {FIRST_BATCH} most fragile samples"
+        if probes
+        else "",
+    )
