@@ -40,7 +40,7 @@ class MinCut:
 
     def __init__(self, savings: Floats, pairs: Mapping[Edge, float], switches: Collection[Edge]) -> None:
         pinnable = len(savings)
-        self._n = max((pinnable - 1, *(max(edge) for edge in pairs))) + 1
+        self._n = max((pinnable - 1, *(max(edge) for edge in (*pairs, *switches)))) + 1
         ends = [edge for each in range(pinnable) for edge in ((LOW, each), (each, FP32))]
         edges = sorted({*pairs, *switches, *ends})
         size = self._n + 2
@@ -77,7 +77,8 @@ class MinCut:
             forbidden: of the switches, those that no solution may pay for.
         """
         capacities = self._capacities.copy()
-        whole = np.clip(np.rint(savings * self._scale), -_FINITE, _FINITE).astype(np.int32)
+        most = _FINITE * self.resolution
+        whole = np.rint(np.clip(savings, -most, most) * self._scale).astype(np.int32)
         capacities[self._saving_at] += np.maximum(whole, 0)
         capacities[self._spending_at] += np.maximum(-whole, 0)
         pins = [*((LOW, each) for each in low), *((each, FP32) for each in fp32), *forbidden]

@@ -100,7 +100,7 @@ class Placer:
         pinned_low = {self._keys[key] for key in (self._forced_low | low) - kept if key in self._keys}
         price = np.zeros(len(self._energy.savings))
         for key, seconds in prices.items():
-            if key in self._keys:
+            if key in self._keys and self._keys[key] not in pinned_low:
                 price[self._keys[key]] = seconds
         choice, bound = self._search(pinned_low, pinned_fp32, price)
         plan = Plan(self._dtype, self._variant, frozenset(k for k, index in self._keys.items() if not choice[index]))
