@@ -222,7 +222,8 @@ def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> P
             fix="restore the model, or run the search again",
         )
     if found.info.status != "complete":
-        reporter.warn(f"{run} is unfinished: plan {trial.id} is from the {len(found.trials)} plans judged so far")
+        what = "the best of" if candidate is None else "one of"
+        reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
     return publish(bundle, trial.plan.plan, publish_facts(found.info, trial), out)
 
@@ -313,7 +314,7 @@ def _given_plan(given: Blocklist, source: str, prepared: Prepared, reporter: Rep
     for reason in sorted({prepared.space.fixed[key] for key in added}):
         keys = sorted(key for key in added if prepared.space.fixed[key] == reason)
         reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
-    return Plan(plan.dtype, plan.variant, plan.fp32 | prepared.space.fixed.keys())
+    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(prepared.space.fixed))
 
 
 def _fp32_plan(config: Config, prepared: Prepared) -> Plan:

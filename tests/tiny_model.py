@@ -16,6 +16,7 @@ WORDS = tuple("abcdefghij")
 LOUD = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
 """The weight that is scaled until its product, and with it the residual stream, leaves the range of fp16."""
 LOUDNESS = np.float32(20_000)
+MIN_EXACT_MATCH = 0.5
 SIZES = {
     "model_type": "t5",
     "vocab_size": VOCABULARY,
@@ -75,7 +76,7 @@ def write_tiny_config(folder: Path, strategy: str = "op-types", **search: object
         'path = "./model"',
         f"cache = {json.dumps(str(folder / 'cache'))}",
         *("[calibration]", 'path = "calibration.txt"'),
-        *("[validation]", 'path = "validation.txt"', "min_exact_match = 0.5"),
+        *("[validation]", 'path = "validation.txt"', f"min_exact_match = {MIN_EXACT_MATCH}"),
         *("[test]", 'path = "test.txt"'),
         *("[device]", 'kind = "cpu"', "threads = 1"),
         *("[workload]", "batch = 4096", "source_length = 128", "target_length = 128"),

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe
 from precision_search.model.model_files import data_files, read_model
 from precision_search.model.tokenizer import VOCABULARY_FILES, load_tokenizer
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.work_folder import work_folder
 
 INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})
 
@@ -168,10 +168,7 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Pat
     if target.is_dir():
         return target
     say(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-        work = Path(folder) / "bundle"
-        work.mkdir()
+    with work_folder(target.parent, ".export-") as work:
         # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
         order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
         jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]

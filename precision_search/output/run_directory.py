@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from precision_search.config import Config, load_config
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
+from precision_search.model.work_folder import try_lock, work_folder
 from precision_search.output import run_files
 
 FRESH_MODEL = f".{run_files.MODEL_DIRECTORY}.new"
@@ -33,10 +33,7 @@ def new_run_directory(out: Path) -> Iterator[Path]:
         EnvironmentProblemError: it cannot be written.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-            work = Path(folder) / "run"
-            work.mkdir()
+        with work_folder(out.parent, f".{out.name}-new-") as work:
             yield work
             if out.exists():
                 raise _exists(out)
@@ -57,18 +54,12 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
         UsageError: another process holds it.
     """
     with (run_dir / run_files.TRIALS_FILE).open("ab") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(file) is False:
             raise UsageError(
                 f"the run in {run_dir} is still going on",
                 why="another process writes to it",
                 fix="wait until it ends, or end it first",
-            ) from None
-        except (ImportError, OSError):
-            pass
+            )
         yield
 
 
