@@ -37,7 +37,7 @@ class Stopwatch(QuietReporter):
             self.probing += now - self._probing_since
         self._probing_since = now if PROBING in text else None
 
-    def trial(self, trial: Trial) -> None:
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
         """The first plan began its own `seconds` ago."""
         now = time.perf_counter()
         if not self.seconds:

@@ -140,7 +140,7 @@ def _search(
     def on_trial(trial: Trial) -> None:
         recorder.judged(log.trials, judge.statistics)
         study.add(trial)
-        reporter.trial(trial)
+        reporter.trial(trial, judge.statistics.per_second)
 
     given = isinstance(strategy, GivenPlan)
     reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")

@@ -229,19 +229,22 @@ def test_a_rejected_plan_is_screened_to_the_end_and_timed_only_as_a_landmark(cou
 
     counted = judge.statistics
     assert [len(kind) for kind in (counted.fp32, counted.full, counted.rejected, counted.build)] == [1, 1, 1, 3]
-    assert all(seconds > 0 for seconds in (*counted.fp32, *counted.full, *counted.rejected))
+    seconds = [*counted.fp32, *counted.full, *counted.rejected, *counted.build]
+    assert all(each > 0 for each in seconds)
+    assert counted.per_second == pytest.approx(3 / sum(seconds))
     assert (landmark.verdict, landmark.first_divergence) == (rejected.verdict, rejected.first_divergence)
     assert landmark.latency == LATENCY  # people ask how fast the known lists would have been
     assert (landmark.screened, rejected.screened) == (len(court.calibration.rows), 8)
     assert frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"}) == LANDMARKS
 
 
-def test_a_plan_that_passes_was_screened_in_full(court: Court, careful: Plan) -> None:
-    before = len(court.judge.statistics.full)
+def test_a_full_screen_whose_encoder_was_remembered_is_counted_apart(court: Court, careful: Plan) -> None:
+    judge = court.again()
 
-    court.judge(Proposal(careful, "joined"), 0)
+    for _ in range(2):
+        judge(Proposal(careful, "joined"), 0)
 
-    assert len(court.judge.statistics.full) == before + 1
+    assert (len(judge.statistics.full), len(judge.statistics.remembered)) == (1, 1)
 
 
 # What goes wrong.

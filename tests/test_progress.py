@@ -49,7 +49,7 @@ def tell_everything(reporter: Reporter) -> None:
     reporter.stage("reading [model]")
     reporter.note("a note")
     reporter.warn("a warning")
-    reporter.trial(trial(3))
+    reporter.trial(trial(3), 12.34)
     reporter.stage("writing")
     reporter.close()
 
@@ -90,7 +90,7 @@ def test_plain_progress_is_one_line_a_message_without_escape_codes() -> None:
         "[2.5 s] reading [model]",
         "a note",
         "warning: a warning",
-        trial_line(trial(3)),
+        f"{trial_line(trial(3))}, 12.3 screens/s",
         "[2.5 s] writing",
     ]
 
@@ -113,7 +113,7 @@ def test_a_terminal_keeps_stages_and_messages_and_loses_the_live_line() -> None:
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     assert "a note" in lines
     assert "warning: a warning" in lines
-    assert "reading [model]: 1 plan, 2.0 a second, best 3: 2.00x (0.0 s)" in lines
+    assert "reading [model]: 1 plan, 2.0 a second, 12.3 screens/s, best 3: 2.00x (0.0 s)" in lines
     assert lines[-1] == "writing (0.0 s)"
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 
@@ -161,6 +161,10 @@ def test_the_tally_counts_from_the_start_of_the_first_plan_and_keeps_the_fastest
     tally.add(trial(3, latency=latency(1.0, 1.2)))
 
     assert tally.text() == "4 plans, 2.0 a second, best 2: 1.50x"
+
+    tally.add(trial(4, verdict="mismatch"), 20.0)
+
+    assert tally.text() == "5 plans, 2.5 a second, 20.0 screens/s, best 2: 1.50x"
 
 
 def test_a_rejected_plan_says_where_and_why() -> None:

@@ -249,7 +249,7 @@ class Watcher:
 
     def close(self) -> None: ...
 
-    def trial(self, trial: Trial) -> None:
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
         found = run_files.read_run(self.out)
         assert found.trials[-1] == trial
         assert (found.info.status, found.info.counts.judged) == ("running", len(found.trials))

@@ -36,8 +36,8 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something a person should look at."""
 
-    def trial(self, trial: Trial) -> None:
-        """A plan was judged."""
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
+        """A plan was judged; so many screens a second were done since the search began."""
 
     def close(self) -> None:
         """Nothing more comes; may be called twice."""
@@ -74,7 +74,7 @@ class QuietReporter:
         """Writes the warning."""
         _write(self._stream, f"warning: {text}")
 
-    def trial(self, trial: Trial) -> None:
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
         """Says nothing."""
 
     def close(self) -> None:
@@ -101,9 +101,9 @@ class PlainReporter:
         """Writes the warning."""
         _write(self._stream, f"warning: {text}")
 
-    def trial(self, trial: Trial) -> None:
-        """Writes what was found."""
-        _write(self._stream, trial_line(trial))
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
+        """Writes what was found, and how fast screens are."""
+        _write(self._stream, ", ".join([trial_line(trial), *_rate(screens_per_second)]))
 
     def close(self) -> None:
         """Has nothing to end."""
@@ -117,9 +117,11 @@ class Tally:
         self._started = 0.0
         self.judged = 0
         self.best: Trial | None = None
+        self.screens_per_second: float | None = None
 
-    def add(self, trial: Trial) -> None:
+    def add(self, trial: Trial, screens_per_second: float | None = None) -> None:
         """Counts a plan; the first one began its own `seconds` ago."""
+        self.screens_per_second = screens_per_second
         if not self.judged:
             self._started = self._clock() - trial.seconds
         self.judged += 1
@@ -127,20 +129,21 @@ class Tally:
             self.best = trial
 
     def text(self) -> str:
-        """For example `12 plans, 3.1 a second, best 7: 1.42x`; empty before the first plan."""
+        """For example `12 plans, 3.1 a second, 20.0 screens/s, best 7: 1.42x`; empty before the first plan."""
         if not self.judged:
             return ""
         parts = ["1 plan" if self.judged == 1 else f"{self.judged} plans"]
         seconds = self._clock() - self._started
         if seconds > 0:
             parts.append(f"{self.judged / seconds:.1f} a second")
+        parts += _rate(self.screens_per_second)
         if self.best is not None and self.best.latency is not None:
             parts.append(f"best {self.best.id}: {self.best.latency.speedup:.2f}x")
         return ", ".join(parts)
 
 
 class RichReporter:
-    """A live last line (stage, plans judged, rate, best, seconds); finished stages and messages stay above it."""
+    """A live last line (stage, plans judged, rates, best, seconds); finished stages and messages stay above it."""
 
     def __init__(self, console: Console, *, verbose: bool = False, clock: Clock = time.monotonic) -> None:
         from rich.live import Live
@@ -178,9 +181,9 @@ class RichReporter:
         """Prints the warning above the live line."""
         self._print(f"warning: {text}", style="yellow")
 
-    def trial(self, trial: Trial) -> None:
+    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
         """Counts the plan; prints it too if verbose."""
-        self._tally.add(trial)
+        self._tally.add(trial, screens_per_second)
         if self._verbose:
             self._print(trial_line(trial))
 
@@ -243,6 +246,10 @@ def trial_line(trial: Trial) -> str:
     else:
         parts = ["rejected", rejection(trial)]
     return f"plan {trial.id} ({trial.stage}): {', '.join([*parts, f'{trial.seconds:.2f} s'])}"
+
+
+def _rate(screens_per_second: float | None) -> list[str]:
+    return [] if screens_per_second is None else [f"{screens_per_second:.1f} screens/s"]
 
 
 def _is_better(trial: Trial, best: Trial | None) -> bool:

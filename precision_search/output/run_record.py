@@ -264,12 +264,10 @@ def peak_rss_bytes() -> int | None:
 
 
 def _speed(statistics: ScreenStatistics) -> ScreenSpeed:
-    seconds = [*statistics.full, *statistics.rejected, *statistics.fp32]
-    total = sum(seconds) + sum(statistics.build)
     return ScreenSpeed(
         full_ms=median(statistics.full) * 1e3 if statistics.full else None,
         fp32_ms=median(statistics.fp32) * 1e3 if statistics.fp32 else None,
-        screens_per_second=len(seconds) / total if total else None,
+        screens_per_second=statistics.per_second,
     )
 
 
