@@ -80,6 +80,15 @@ def test_a_search_rejects_the_known_lists_and_finds_something_faster_that_is_sta
 
 
 @pytest.mark.slow
+def test_plans_of_the_cut_cost_what_the_cut_expected(run: api.RunResult) -> None:
+    expected = {trial.id: trial.expected_ms for trial in run.trials if trial.expected_ms is not None}
+    assert len(expected) >= 5
+    for trial in run.trials:
+        if trial.id in expected and trial.latency is not None:
+            assert trial.latency.p50_ms == pytest.approx(expected[trial.id], rel=0.01)
+
+
+@pytest.mark.slow
 def test_the_run_directory_holds_what_the_design_names(run: api.RunResult) -> None:
     names = {path.name for path in run.directory.iterdir()}
     assert {
