@@ -153,7 +153,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(strategy: str,
     config = write_tiny_config(tmp_path, strategy, max_trials=16 if blind else 24, **FEW_CHOICES if blind else {})
     run(config, tmp_path / "whole")
     count = len(read_trials(tmp_path / "whole" / run_files.TRIALS_FILE))
-    assert count >= 10
+    assert count >= 8
     rng = random.Random(strategy)
     moments: list[Call | After] = [
         Call("precision_search.search.trials", "_append", rng.randint(2, count // 2)),
