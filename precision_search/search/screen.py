@@ -134,7 +134,7 @@ class SampleScreen:
 class Screener:
     """Screens plans of one bundle: one session for the encoder and one for the decoder, whatever the plan.
 
-    They are built for the first plan of a dtype, about as fast as two sessions of one plan would be.
+    They are built for the first plan of a dtype. A run has one dtype, so that this happens once.
     """
 
     def __init__(self, graphs: Mapping[GraphName, Graph], weights: WeightCache, settings: SessionSettings) -> None:
