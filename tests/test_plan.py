@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
-from precision_search.model.graph import Graph, GraphName, compute_keys_by_op_type
+from precision_search.model.graph import Graph, GraphName, Node, NodeKind, compute_keys_by_op_type, role_of
 from precision_search.precision.plan import (
     LOW_DTYPES,
     Blocklist,
@@ -87,8 +88,9 @@ def random_nested_plan(graphs: Graphs, seed: int) -> Plan:
         for keys in compute_keys_by_op_type(graphs, family).values():
             fp32 |= keys if rng.random() < 0.3 else set()
     nodes = sorted({node.key: node for graph in graphs.values() for node in graph.compute}.items())
-    roles = {role for role in {node.role for _, node in nodes} if rng.random() < 0.2}
+    roles = {role for role in sorted({node.role for _, node in nodes}) if rng.random() < 0.3}
     fp32 |= {key for key, node in nodes if node.role in roles or rng.random() < 0.02}
+    fp32 -= {key for key, node in nodes if rng.random() < 0.03 and node.pinned is None}
     return Plan("bfloat16", "base", frozenset(fp32))
 
 
@@ -110,6 +112,10 @@ def assert_round_trip(plan: Plan, graphs: Graphs) -> None:
     written = json.loads(json.dumps(blocklist.to_json()))
     assert plan_of_blocklist(blocklist_from_json(written, "x"), graphs) == plan
     assert blocklist_from_json(written, "x").to_json() == written
+    # Canonical: what stands for the same plan reads the same, and reading it again changes nothing.
+    one_by_one = {name: [node.key for node in graphs[name].compute if node.key in plan.fp32] for name in graphs}
+    assert blocklist_of_plan(resolved(graphs, dtype=plan.dtype, nodes=one_by_one), graphs) == blocklist
+    assert blocklist_of_plan(plan_of_blocklist(blocklist, graphs), graphs) == blocklist
     # The shortest reading: nothing is said twice, and pinned nodes are not said at all.
     said = {key for names in blocklist.nodes.values() for key in names}
     by_op_types = resolved(graphs, dtype=plan.dtype, op_types=written["op_types"])
@@ -138,11 +144,76 @@ def test_a_role_kept_in_every_layer_reads_as_a_pattern(demo_bundle: Bundle) -> N
     wo = {f"encoder.block.{layer}.layer.1.DenseReluDense.wo/MatMul" for layer in range(4)}
     plan = Plan("float16", "base", pinned_keys(graphs) | wo)
     blocklist = blocklist_of_plan(plan, graphs)
-    assert blocklist.patterns == (r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wo/MatMul",)
+    assert blocklist.patterns == (r"encoder.block.\d+.layer.1.DenseReluDense.wo/MatMul",)
     assert not any(blocklist.nodes.values())
     three = blocklist_of_plan(Plan("float16", "base", plan.fp32 - {min(wo)}), graphs)
     assert three.patterns == ()
     assert three.nodes["encoder"] == tuple(sorted(wo))[1:]
+
+
+def plan_keeping(graphs: Graphs, *patterns: str) -> Plan:
+    kept = (match_keys(pattern, all_compute_keys(graphs), "") for pattern in patterns)
+    return Plan("float16", "base", pinned_keys(graphs).union(*kept))
+
+
+def test_roles_of_one_module_read_as_one_pattern(demo_bundle: Bundle) -> None:
+    graphs = demo_bundle.graphs
+    plan = plan_keeping(graphs, r"encoder\..*layer\.0\.layer_norm/(Pow|Mul|Mul\.1)", r"encoder\..*layer\.0/Add")
+    blocklist = blocklist_of_plan(plan, graphs)
+    assert blocklist.patterns == (
+        r"encoder.block.\d+.layer.0.layer_norm/(Mul|Mul.1|Pow)",
+        r"encoder.block.\d+.layer.0/Add",
+    )
+    assert_round_trip(plan, graphs)
+
+
+def test_a_role_that_one_decoder_graph_alone_holds_is_told_there(demo_bundle: Bundle) -> None:
+    """Keys and values of the cross-attention are computed in the first step only."""
+    graphs = demo_bundle.graphs
+    layers = r"decoder\.block\.{}\.layer\.1\.EncDecAttention\.k/MatMul"
+    whole = plan_keeping(graphs, layers.format(r"\d+"))
+    assert blocklist_of_plan(whole, graphs).patterns == (r"decoder.block.\d+.layer.1.EncDecAttention.k/MatMul",)
+    single = plan_keeping(graphs, layers.format(2))
+    nodes = blocklist_of_plan(single, graphs).nodes
+    assert nodes["decoder"] == ("decoder.block.2.layer.1.EncDecAttention.k/MatMul",)
+    assert nodes["encoder"] == nodes["decoder_with_past"] == ()
+    for plan in (whole, single):
+        assert_round_trip(plan, graphs)
+
+
+def test_a_role_that_both_decoder_graphs_share_is_told_once(demo_bundle: Bundle) -> None:
+    graphs = demo_bundle.graphs
+    plan = plan_keeping(graphs, r"decoder\.block\.\d+\.layer\.2\.DenseReluDense\.wo/MatMul")
+    blocklist = blocklist_of_plan(plan, graphs)
+    assert blocklist.patterns == (r"decoder.block.\d+.layer.2.DenseReluDense.wo/MatMul",)
+    assert not any(blocklist.nodes.values())
+    assert_round_trip(plan, graphs)
+
+
+@pytest.mark.parametrize(
+    ("others", "pattern"),
+    [
+        (("c/Add",), r"encoder.block.\d+.a/Add"),
+        (("encoder.block.0xa/Add",), r"encoder\.block\.\d+\.a/Add"),
+        (("encoderXblock.0.a/Add",), r"encoder\.block\.\d+\.a/Add"),
+    ],
+)
+def test_dots_are_escaped_only_where_they_would_match_other_nodes(
+    tiny: Graphs, others: tuple[str, ...], pattern: str
+) -> None:
+    kept = ("encoder.block.0.a/Add", "encoder.block.1.a/Add")
+    keys = (*kept, *others, "encoder.b/Add")
+    nodes = {key: Node(key, "Add", NodeKind.COMPUTE, role_of(key), None) for key in keys}
+    graphs: Graphs = {"encoder": replace(tiny["encoder"], nodes=nodes)}
+    plan = Plan("float16", "base", frozenset(kept))
+    assert blocklist_of_plan(plan, graphs).patterns == (pattern,)
+    assert_round_trip(plan, graphs)
+
+
+def test_keys_that_mean_something_to_regular_expressions_survive(tiny: Graphs) -> None:
+    kept = ("encoder.block.0.a(b/Add", "encoder.block.1.a(b/Add")
+    nodes = {key: Node(key, "Add", NodeKind.COMPUTE, role_of(key), None) for key in (*kept, "encoder.c/Add")}
+    assert_round_trip(Plan("float16", "base", frozenset(kept)), {"encoder": replace(tiny["encoder"], nodes=nodes)})
 
 
 def test_a_role_pattern_matches_its_role_only() -> None:

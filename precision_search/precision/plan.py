@@ -168,23 +168,49 @@ def blocklist_of_plan(plan: Plan, graphs: Mapping[GraphName, Graph]) -> Blocklis
         op_types[family] = whole
         for op in whole:
             left -= by_type[op]
-    role_members: dict[str, set[str]] = {}
-    for graph in graphs.values():
-        for node in graph.compute:
-            if node.key not in pinned:
-                role_members.setdefault(node.role, set()).add(node.key)
-    patterns = []
-    for role, members in sorted(role_members.items()):
-        if len(members) > 1 and members <= left:
-            patterns.append(role_pattern(role))
-            left -= members
+    patterns = _layer_patterns(left, graphs, pinned)
     nodes = {name: tuple(sorted(left & {node.key for node in graph.compute})) for name, graph in graphs.items()}
-    return Blocklist(plan.dtype, plan.variant, op_types, tuple(patterns), nodes)
+    return Blocklist(plan.dtype, plan.variant, op_types, patterns, nodes)
 
 
 def role_pattern(role: str) -> str:
-    """The regular expression over node keys that matches a role in every layer."""
+    """The regular expression over node keys that matches a role in every layer, and nothing else."""
     return re.escape(role).replace(re.escape("*"), r"\d+")
+
+
+def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: frozenset[str]) -> tuple[str, ...]:
+    """Patterns for the roles that `left` holds in every layer, one for each module; takes what they match from `left`.
+
+    They are written as people write them, dots and all, unless that matches other nodes too.
+    """
+    members: dict[str, set[str]] = {}
+    for graph in graphs.values():
+        for node in graph.compute:
+            if node.key not in pinned:
+                members.setdefault(node.role, set()).add(node.key)
+    modules: dict[str, list[str]] = {}
+    for role in sorted(role for role, keys in members.items() if len(keys) > 1 and keys <= left):
+        module, _, name = role.rpartition("/")
+        modules.setdefault(module, []).append(name)
+    everything = pinned.union(*members.values())
+    patterns: list[str] = []
+    for module, names in modules.items():
+        roles = [f"{module}/{name}" for name in names]
+        wanted = set[str]().union(*(members[role] for role in roles))
+        left -= wanted
+        ends = names[0] if len(names) == 1 else f"({'|'.join(names)})"
+        readable = f"{module}/{ends}".replace("*", r"\d+")
+        is_exact = _matched(readable, everything) - pinned == wanted
+        patterns.extend([readable] if is_exact else map(role_pattern, roles))
+    return tuple(patterns)
+
+
+def _matched(pattern: str, keys: frozenset[str]) -> set[str]:
+    """The keys that the pattern matches as a whole; none if it is no regular expression."""
+    try:
+        return set(filter(re.compile(pattern).fullmatch, keys))
+    except re.error:
+        return set()
 
 
 def match_keys(pattern: str, keys: frozenset[str], source: str) -> frozenset[str]:
