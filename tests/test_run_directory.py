@@ -62,10 +62,10 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
 def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     for name in (".model.new", ".model.old", "..model.new-abc", "model", ".mine"):
         (tmp_path / name / "deep").mkdir(parents=True)
-    for name in (".run.json.77.tmp", "run.json", "notes.tmp", ".gitignore"):
+    for name in (".run.json.77.tmp", "run.json", "notes.tmp", ".gitignore", "study.journal", "study.journal.lock"):
         (tmp_path / name).touch()
     sweep(tmp_path)
-    assert names(tmp_path) == [".gitignore", ".mine", "model", "notes.tmp", "run.json"]
+    assert names(tmp_path) == [".gitignore", ".mine", "model", "notes.tmp", "run.json", "study.journal"]
 
 
 @pytest.mark.parametrize("has_old", [False, True])

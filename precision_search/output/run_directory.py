@@ -17,11 +17,13 @@ from precision_search.config import Config, load_config
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
 from precision_search.model.work_folder import try_lock, work_folder
 from precision_search.output import run_files
+from precision_search.search.study_file import STUDY_FILE
 
 FRESH_MODEL = f".{run_files.MODEL_DIRECTORY}.new"
 OLD_MODEL = f".{run_files.MODEL_DIRECTORY}.old"
-LEFTOVERS = (".*.tmp", FRESH_MODEL, OLD_MODEL, f".{FRESH_MODEL}-*")
-"""What a killed session leaves in a run directory, as glob patterns: files and models that were being written."""
+LEFTOVERS = (".*.tmp", FRESH_MODEL, OLD_MODEL, f".{FRESH_MODEL}-*", f"{STUDY_FILE}.lock*")
+"""What a killed session leaves in a run directory, as glob patterns: files and models that were being written, and the
+locks of Optuna's journal."""
 
 
 @contextlib.contextmanager
