@@ -142,6 +142,7 @@ def assert_same_end(whole: Path, resumed: Path) -> None:
     assert sorted(path.name for path in (resumed / "model").iterdir()) == sorted(
         path.name for path in (whole / "model").iterdir()
     )
+    assert not list(resumed.parent.glob(".*"))
     trials_in_study = [line for line in (resumed / STUDY_FILE).read_text().splitlines() if '"op_code":4' in line]
     assert len(trials_in_study) == len(after.trials)
 
@@ -189,6 +190,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Call("precision_search.output.run_files", "write_run_info", 1),
         Call("precision_search.output.run_files", "write_run_info", 2),
         Call("precision_search.output.run_files", "write_blocklist", 1),
+        Call("os", "fsync", 3),
+        Call("os", "fsync", 12),
         Call("precision_search.search.judge", "convert", 2),
         Call("precision_search.output.publish", "check_published"),
         Call("precision_search.api", "replace_model"),
