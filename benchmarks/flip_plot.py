@@ -25,7 +25,7 @@ def draw_plot(series: Sequence[tuple[str, Sequence[Outcome]]], floor: float) -> 
     every = [outcome for _, outcomes in series for outcome in outcomes]
     top = 1.5 * max(max(each.predicted.high, each.counted) for each in every)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "precision-search", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 5.2), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(5.6, 5.4), facecolor="white", layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.plot([floor, top], [floor, top], color=GREY, linewidth=1, linestyle="--", label="predicted = counted")
@@ -50,6 +50,8 @@ def draw_plot(series: Sequence[tuple[str, Sequence[Outcome]]], floor: float) -> 
                     label=name if inside else f"{name}, interval misses",
                 )
         axes.set(xscale="log", yscale="log", xlim=(floor, top), ylim=(floor, top), aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
         axes.set_xlabel("flips counted in 1,000 unseen tokens")
         axes.set_ylabel("predicted, with 90% interval")
         axes.grid(color="#dddddd", linewidth=0.6)

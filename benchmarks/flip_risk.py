@@ -23,7 +23,7 @@ from benchmarks.flip_plans import DrawnPlan, draw_plans
 from benchmarks.flip_plot import draw_plot
 from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
 from precision_search.config import Config, load_config
-from precision_search.errors import ConfigError
+from precision_search.errors import ConfigError, InputError
 from precision_search.model.calibration import encode, load_samples
 from precision_search.precision.plan import LOW_DTYPES, LowDtype
 from precision_search.precision.ranges import measure_ranges
@@ -104,6 +104,12 @@ class Bench:
             else:
                 judged.append(found)
                 say(f"{dtype} {len(judged)} of {count}: {' | '.join(cells(found))}")
+        if not judged:
+            raise InputError(
+                f"none of {damaged} drawn {dtype} plans is without damage",
+                why="calibration sentences may not show how large values get",
+                fix="give more of them, or raise search.range_safety",
+            )
         return DtypeResult(dtype, tuple(judged), damaged)
 
     def _judge(self, drawn: DrawnPlan) -> Judged | None:
@@ -158,7 +164,9 @@ def write_reference(path: Path, reference: Reference) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.array([len(tokens) for tokens in reference.tokens])
     tokens = np.array(list(itertools.chain.from_iterable(reference.tokens)), np.int64)
-    np.savez(path, lengths=lengths, tokens=tokens, margins=np.concatenate(reference.margins))
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, lengths=lengths, tokens=tokens, margins=np.concatenate(reference.margins))
+    partial.replace(path)
 
 
 def read_reference(path: Path) -> Reference:
@@ -268,6 +276,7 @@ def main() -> None:
     other_draws = [[predict(plan, draw) for plan in draw_sets(plans, draw)] for draw in range(arguments.draws)]
     if arguments.plot is not None:
         points = [(result.dtype, outcomes_of(result.judged)) for result in results]
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         arguments.plot.write_text(draw_plot(points, floor=500.0 / plans[0].unlabelled.reference.size))
     give(NAME, report(where, results, other_draws), arguments.into)
 
