@@ -103,6 +103,12 @@ def test_without_costs_nothing_is_low() -> None:
     assert MinCut(savings, {(0, 1): np.inf}, []).solve(savings, {0}, ()).tolist() == [True, True, False]
 
 
+def test_the_smallest_cost_settles_a_tie() -> None:
+    savings = np.array([1e3, 0.0])
+    assert MinCut(savings, {(0, 1): 1e-15}, []).solve(savings, (), ()).tolist() == [True, True]
+    assert MinCut(savings, {(1, FP32): 1e-15, (0, 1): 1e-3}, []).solve(savings, (), ()).tolist() == [True, True]
+
+
 def test_the_resolution_is_far_below_the_costs() -> None:
     cut = MinCut(np.array([1.0, -3.0]), {(0, 1): 4.0}, [])
     assert 0 < cut.resolution < 1e-7
