@@ -133,7 +133,7 @@ class Work:
         for method in missing:
             say(f"{scale}: {method}")
             if method in OWN_STRATEGIES:
-                strategy = self._strategy(config, method, scale)
+                strategy = strategy_config(config, method, self.rows().get(scale, {}))
                 probes = bench.probes if method == NODES else 0
                 row = search_row(label, method, strategy, self._folder / "runs" / f"{scale}-{method}", probes=probes)
             else:
@@ -144,17 +144,6 @@ class Work:
     def _scaled(self, power: int) -> Config:
         path = scaled_checkpoint(Path(self._config.model.path), power, self._folder / "models")
         return dataclasses.replace(self._config, model=dataclasses.replace(self._config.model, path=str(path)))
-
-    def _strategy(self, config: Config, method: str, scale: str) -> Config:
-        """The config for one of our strategies; random search gets the budget that the node search used."""
-        search = dataclasses.replace(config.search, strategy=method)
-        if method == RANDOM:
-            rows = self.rows().get(scale, {})
-            model = rows.get(NODES) or rows.get(OP_TYPES)
-            if model is None:
-                raise ConfigError("random search has the budget of the node search", fix="run `nodes` before `random`")
-            search = dataclasses.replace(search, max_trials=model.all_evaluations + 1)  # fp32 is a trial too
-        return dataclasses.replace(config, search=search)
 
     def _references(self, config: Config) -> list[Reference]:
         bundle = open_bundle(
@@ -167,6 +156,26 @@ class Work:
             for name, section in sections.items()
             if section is not None
         ]
+
+
+def strategy_config(config: Config, method: str, rows: Mapping[str, Row]) -> Config:
+    """The config for one of our strategies; random search gets the budget that the node search used.
+
+    Args:
+        config: of the scale.
+        method: one of `OWN_STRATEGIES`.
+        rows: what the scale has so far, by method.
+
+    Raises:
+        ConfigError: there is no row yet that says what random search may use.
+    """
+    search = dataclasses.replace(config.search, strategy=method)
+    if method == RANDOM:
+        model = rows.get(NODES) or rows.get(OP_TYPES)
+        if model is None:
+            raise ConfigError("random search has the budget of the node search", fix="run `nodes` before `random`")
+        search = dataclasses.replace(search, max_trials=model.all_evaluations + 1)  # fp32 is a trial too
+    return dataclasses.replace(config, search=search)
 
 
 def report(where: str, rows: Mapping[str, Mapping[str, Row]], likenesses: Mapping[str, Likeness]) -> str:

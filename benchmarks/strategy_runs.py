@@ -61,6 +61,11 @@ def search_row(label: Label, method: str, config: Config, run: Path, *, probes: 
     place = next(place for place, each in enumerate(result.trials) if each.id == trial.id)
     best = read_run(run).info.best
     test = None if best is None or best.test_match is None else best.test_match.value
+    notes = []
+    if probes:
+        notes.append(f"{probes} of its evaluations are probes: one role low, on the {FIRST_BATCH} most fragile samples")
+    if trial.is_fp32:
+        notes.append("no other plan was stable, so that fp32 stays")
     return make_row(
         label,
         method,
@@ -72,7 +77,5 @@ def search_row(label: Label, method: str, config: Config, run: Path, *, probes: 
         test=1.0 if trial.is_fp32 else test,
         min_exact_match=least_match(config),
         judged=result.trials,
-        note=f"{probes} of its evaluations are probes: one role low, on the {FIRST_BATCH} most fragile samples"
-        if probes
-        else "",
+        note="; ".join(notes),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from benchmarks.bisection import bisect
 from benchmarks.enumeration import MOST_CHOICES, Verdict, find_optimum, latency_table
 from benchmarks.rows import Point, Row, add_record, read_records, targets
 from benchmarks.scaled import scale_stream, scaled_checkpoint
-from benchmarks.search import Work, likeness, report
+from benchmarks.search import Work, likeness, report, strategy_config
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, InputError
 from precision_search.model.bundle import Bundle
@@ -27,7 +29,10 @@ from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 from precision_search.runtime.device_profile import load_profile
 from precision_search.runtime.reference import Reference
+from precision_search.search import node_space
 from precision_search.search.latency import EstimatedLatency
+from precision_search.search.pareto import choose_winner
+from precision_search.search.sensitivity import role_noise
 from precision_search.search.trials import FlipRisk, read_trials
 from tests.checkpoints import saved_checkpoints
 from tests.conftest import DEMO_DATA, ROOT
@@ -303,6 +308,19 @@ class TestTargets:
         assert self.results(row("nodes"), row("exhaustive", acceptable=False)) == ["not known", "met", "not known"]
 
 
+class TestBudget:
+    def test_random_search_may_judge_as_many_plans_as_the_node_search_evaluated(self) -> None:
+        rows = {"nodes": row("nodes", all_evaluations=75), "op-types": row("op-types", all_evaluations=15)}
+        config = load_config(ROOT / "configs/demo.toml")
+        assert strategy_config(config, "random", rows).search.max_trials == 76
+        assert strategy_config(config, "nodes", rows).search.max_trials == config.search.max_trials
+        assert strategy_config(config, "nodes", rows).search.strategy == "nodes"
+
+    def test_without_one_it_does_not_run(self) -> None:
+        with pytest.raises(ConfigError, match="budget"):
+            strategy_config(load_config(ROOT / "configs/demo.toml"), "random", {})
+
+
 class TestReport:
     def test_rows_come_by_scale_and_method_and_a_plan_that_is_no_good_says_so(self) -> None:
         bad = row("threshold", scale="2^-6", verdict="mismatch", acceptable=False, flip_risk=None, validation=None)
@@ -346,26 +364,33 @@ def small(export_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
 
 @pytest.mark.slow
 class TestWork:
-    def test_rows_are_made_once_and_count_probes_and_plans(self, small: Config, tmp_path: Path) -> None:
+    def test_rows_are_made_once_and_count_probes_and_plans(
+        self, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        probed: list[int] = []
+
+        def counting(*arguments: Any, **options: Any) -> Mapping[str, float]:
+            found = role_noise(*arguments, **options)
+            probed.append(len(found))
+            return found
+
+        monkeypatch.setattr(node_space, "role_noise", counting)
         work = Work(small, tmp_path)
-        work.measure(0, ["nodes", "random", "threshold"])
+        work.measure(0, ["nodes", "threshold"])
         rows = work.rows()["1"]
-        judged = {name: read_trials(tmp_path / f"runs/1-{name}/trials.jsonl") for name in ("nodes", "random")}
-        probes = rows["nodes"].all_evaluations - sum(not trial.is_fp32 for trial in judged["nodes"])
-        assert probes > 10
-        assert f"{probes} of its evaluations" in rows["nodes"].note
-        assert rows["random"].all_evaluations == len(judged["random"]) - 1 == rows["nodes"].all_evaluations
-        final = next(trial for trial in judged["nodes"] if trial.casts == rows["nodes"].casts)
-        assert rows["nodes"].verdict == "stable"
-        assert rows["nodes"].fp32_nodes == final.fp32_nodes
+        judged = read_trials(tmp_path / "runs/1-nodes/trials.jsonl")
+        plans = sum(not trial.is_fp32 for trial in judged)
+        assert rows["nodes"].all_evaluations == plans + probed[0]
+        assert len(probed) == 1
+        assert f"{probed[0]} of its evaluations" in rows["nodes"].note
+        final = choose_winner(judged, 0.98).trial
+        assert final is not None
+        assert (rows["nodes"].verdict, rows["nodes"].fp32_nodes) == (final.verdict, final.fp32_nodes)
+        assert rows["nodes"].evaluations == probed[0] + final.id
         assert rows["threshold"].evaluations == 1
         assert 0 < rows["threshold"].fp32_nodes < final.fp32_nodes + final.low_nodes
         before = (tmp_path / "rows.jsonl").read_bytes()
-        Work(small, tmp_path).measure(0, ["nodes", "random", "threshold"])
+        Work(small, tmp_path).measure(0, ["nodes", "threshold"])
         assert (tmp_path / "rows.jsonl").read_bytes() == before
         other = dataclasses.replace(small, search=dataclasses.replace(small.search, seed=1))
         assert Work(other, tmp_path).rows() == {}
-
-    def test_random_search_needs_a_budget(self, small: Config, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="budget"):
-            Work(small, tmp_path).measure(0, ["random"])
