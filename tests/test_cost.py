@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precision_search.errors import ConfigError, InternalError
-from precision_search.model.graph import GraphName
-from precision_search.precision.cost import CostModel, Workload
+from precision_search.model.bundle import Bundle
+from precision_search.model.graph import GraphName, is_weight
+from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.shapes import Point, infer_shapes
 from precision_search.precision.work import node_work, place
 from precision_search.runtime.device_profile import Assumptions, Datasheet, DeviceProfile, load_profile
@@ -393,3 +394,18 @@ def test_nodes_that_share_a_name_are_refused() -> None:
 def test_a_workload_needs_something_to_do(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Workload(**{"batch": 1, "source_length": 1, "target_length": 1, field: 0})
+
+
+def test_placement_costs_are_those_of_nodes_and_casts_and_storing_twice_is_nearly_free(demo_bundle: Bundle) -> None:
+    model = CostModel(demo_bundle.models, Workload(64, 16, 16), load_profile("h100"))
+    costs = placement_costs(model, demo_bundle.graphs, "bfloat16")
+    for name, graph in demo_bundle.graphs.items():
+        assert costs.nodes[name] == model.node_costs(name, "bfloat16")
+        assert costs.casts[name].keys() >= {str(value.name) for value in graph.model.graph.outputs}
+        assert all(seconds == model.cast_cost(name, value) for value, seconds in costs.casts[name].items())
+        assert costs.duplicates[name].keys() == {
+            value_name for value_name, value in graph.model.graph.initializers.items() if is_weight(value)
+        }
+    # The largest weight is read by one node, which takes at least as long as that.
+    largest = max(costs.duplicates["decoder"].values())
+    assert 0 < largest < 0.01 * costs.nodes["decoder"]["lm_head/MatMul"][1]

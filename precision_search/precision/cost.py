@@ -30,7 +30,7 @@ _RATES: Mapping[ir.DataType, FloatName] = {dtype: name for name, dtype in _LOW.i
 
 STORING = 1e-15
 """Seconds that a byte of an initializer counts for if it is stored in both dtypes. Nobody waits for it: at hundreds of
-times less than reading the byte once, even on the fastest device, it only settles ties."""
+times less than reading the byte once, even on the fastest device, it settles ties and little else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ class PlacementCosts:
     Attributes:
         nodes: by node key, in fp32 and low; a node that is neither compute nor movement costs the former.
         casts: by value name, one cast of it in either direction.
-        duplicates: by initializer name, what it costs to store it in both dtypes. Nobody waits for that: these are far
-            below every other cost, only choose between plans that are equally fast, and are in no reported cost.
+        duplicates: by initializer name, what it costs to store it in both dtypes. Nobody waits for that: these should
+            be so small that they only choose between plans that are equally fast, or nearly. No reported cost holds
+            them.
     """
 
     nodes: Mapping[GraphName, Mapping[str, tuple[float, float]]]

@@ -39,8 +39,8 @@ class Placement:
 
     Attributes:
         plan: the plan.
-        seconds: its cost, or less where the cuts left a gap: no plan under the same pins (and prices, which are not in
-            here) costs less.
+        seconds: its cost, or less where the cuts left a gap. No plan under the same pins (and prices, which are not in
+            here) costs less, by more than the resolution of the cut and the duplicates, nanoseconds both.
     """
 
     plan: Plan
