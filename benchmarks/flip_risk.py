@@ -199,9 +199,7 @@ def summary_cells(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         name,
         f"{summary.inside} of {summary.plans} ({100 * summary.inside / summary.plans:.0f}%)",
         str(summary.below),
-        f"{summary.ratio:.2f}",
-        f"{summary.width:.2f}",
-        f"{summary.rank:.2f}",
+        *("-" if np.isnan(each) else f"{each:.2f}" for each in (summary.ratio, summary.width, summary.rank)),
     )
 
 

@@ -206,7 +206,8 @@ def test_the_report_names_every_plan_and_sums_up() -> None:
     found = report("Machine: x.", [DtypeResult("float16", judged, 7)], [[outcomes[1]], [outcomes[1], outcomes[0]]])
     assert found.startswith("Machine: x.\n")
     assert "| 1 of 2 (50%) | 1 |" in found
-    assert "float16, exact on calibration | 1 of 1 (100%)" in found
+    # One plan has no rank.
+    assert "float16, exact on calibration | 1 of 1 (100%) | 0 | 0.91 | 2.00 | - |" in found
     assert "float16, 2 other draws of the samples | 2 of 3 (67%)" in found
     assert "left out for damage: 7" in found
     rows = [line for line in found.splitlines() if line.startswith("| roles")]
