@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -327,6 +328,28 @@ def test_another_config_is_refused(changeable: Path, override: str) -> None:
     message = refusal(changeable, "--set", override)
     assert "the config changed since it began" in message
     assert run_files.CONFIG_FILE in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "value", "what"),
+    [
+        (("versions", "onnxruntime"), "1.0", "the version of onnxruntime"),
+        (("tool_version",), "0.0.1", "the version of precision-search"),
+        (("device", "use_tf32"), True, "the device"),
+    ],
+)
+def test_a_run_of_another_machine_or_version_is_refused(
+    changeable: Path, keys: Sequence[str], value: object, what: str
+) -> None:
+    path = changeable / "run" / run_files.RUN_FILE
+    record = json.loads(path.read_text())
+    holder = record
+    for key in keys[:-1]:
+        holder = holder[key]
+    holder[keys[-1]] = value
+    path.write_text(json.dumps(record))
+    assert f"{what} changed since it began" in refusal(changeable)
 
 
 @pytest.mark.slow
