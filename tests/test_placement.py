@@ -125,6 +125,8 @@ def test_no_plan_is_cheaper(problem: Problem) -> None:
     found = placer(graphs, costs).place(fp32, low)
     best = min(seconds_of(graphs, costs, plan) for plan in all_plans(graphs, fp32, low))
     assert seconds_of(graphs, costs, found.plan) == found.seconds == best
+    assert fp32 <= found.plan.fp32
+    assert not low & found.plan.fp32
 
 
 @PROPERTY

@@ -67,8 +67,9 @@ class MinCut:
 
     def solve(
         self, savings: Floats, low: Collection[int], fp32: Collection[int], forbidden: Sequence[Edge] = ()
-    ) -> NDArray[np.bool_]:
+    ) -> NDArray[np.bool_] | None:
         """The cheapest choice: for each variable whether it is low. Among equally cheap ones, that with fewest low.
+        None if the pins, the forbidden pairs and those of infinite cost contradict each other.
 
         Args:
             savings: as for the network, or less (a variable can be made dearer).
@@ -86,7 +87,10 @@ class MinCut:
         np.minimum(capacities, _FOREVER, out=capacities)
         source, sink = self._vertex(LOW), self._vertex(FP32)
         network = csr_array((capacities, self._columns, self._starts), shape=(self._n + 2, self._n + 2))
-        residual = network - maximum_flow(network, source, sink).flow
+        found = maximum_flow(network, source, sink)
+        if found.flow_value >= _FOREVER:
+            return None
+        residual = network - found.flow
         residual.eliminate_zeros()
         reached = np.zeros(self._n + 2, np.bool_)
         reached[breadth_first_order(residual, source, return_predecessors=False)] = True

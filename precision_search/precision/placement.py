@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from precision_search.errors import InternalError
 from precision_search.model.graph import Graph, GraphName
 from precision_search.precision.energy import Choice, Energy, Follower, PlacementCosts
 from precision_search.precision.mincut import FP32, Edge, Floats, MinCut
@@ -111,12 +112,19 @@ class Placer:
         savings = self._energy.savings - price
         sure_fp32, rules = _what_pins_settle(self._energy.followers, fp32)
 
-        def relax(more: tuple[Edge, ...]) -> _Relaxed:
-            choice = self._cut.solve(savings, low, sure_fp32, (*rules, *more))[: len(savings)]
-            return _Relaxed(self._energy.seconds(choice) + float(price[choice].sum()), more, choice)
+        open_ones: list[_Relaxed] = []
 
-        open_ones, cuts = [relax(())], 1
-        best, best_cost = open_ones[0].choice, np.inf
+        def relax(more: tuple[Edge, ...]) -> None:
+            found = self._cut.solve(savings, low, sure_fp32, (*rules, *more))
+            if found is not None:
+                choice = found[: len(savings)]
+                bound = self._energy.seconds(choice) + float(price[choice].sum())
+                heapq.heappush(open_ones, _Relaxed(bound, more, choice))
+
+        relax(())
+        if not open_ones:
+            raise InternalError("no placement keeps the pins", why="pins of compute nodes never contradict each other")
+        best, best_cost, cuts = np.zeros(len(savings), np.bool_), np.inf, 1
         while open_ones:
             relaxed = heapq.heappop(open_ones)
             settled = self._energy.settle(relaxed.choice)
@@ -126,7 +134,7 @@ class Placer:
             if best_cost <= relaxed.bound * (1 + CLOSE) or cuts >= MAX_CUTS:
                 return best, min(relaxed.bound, best_cost)
             for more in _ways_to_keep(_broken(self._energy.followers, relaxed.choice), relaxed.choice):
-                heapq.heappush(open_ones, relax((*relaxed.rules, *more)))
+                relax((*relaxed.rules, *more))
                 cuts += 1
         return best, best_cost
 
