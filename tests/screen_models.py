@@ -22,10 +22,12 @@ class FakeEncoder:
 
     def __init__(self, values: Mapping[int, float]) -> None:
         self.seen: list[tuple[int, ...]] = []
+        self.released: list[bool] = []
         self._values = values
 
-    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING) -> npt.NDArray[np.float32]:
+    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING, *, release: bool = False) -> npt.NDArray[np.float32]:
         self.seen.append(batch.source.indices)
+        self.released.append(release)
         hidden = np.zeros((*batch.source.input_ids.shape, 2), np.float32)
         for row, sample in enumerate(batch.source.indices):
             hidden[row, -1, 1] = self._values.get(sample, 0.0)
@@ -39,7 +41,7 @@ class FakeDecoder:
         self._margins = margins
 
     def margins(
-        self, batch: ForcedBatch, hidden: npt.NDArray[np.float32], extra: Feed = NOTHING
+        self, batch: ForcedBatch, hidden: npt.NDArray[np.float32], extra: Feed = NOTHING, *, release: bool = False
     ) -> npt.NDArray[np.float32]:
         found = np.ones(batch.labels.shape, np.float32)
         for row, sample in enumerate(batch.source.indices):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,3 +187,32 @@ def test_what_stands_at_masked_positions_changes_no_margin(
     assert (garbage != hidden).any()
 
     np.testing.assert_array_equal(decoder.margins(forced, garbage), decoder.margins(forced, hidden))
+
+
+def test_giving_memory_back_changes_nothing(
+    forced: ForcedBatch, encoder: ForcedEncoder, decoder: ForcedDecoder
+) -> None:
+    hidden = encoder.encode(forced)
+    margins = decoder.margins(forced, hidden)
+
+    for _ in range(2):
+        np.testing.assert_array_equal(encoder.encode(forced, release=True), hidden)
+        np.testing.assert_array_equal(decoder.margins(forced, hidden, release=True), margins)
+
+
+def test_what_is_fed_beside_the_batch_reaches_the_graph(demo_bundle: Bundle, forced: ForcedBatch) -> None:
+    model = demo_bundle.graphs["encoder"].model.clone()
+    factor = ir.Value(name="factor", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+    hidden = model.graph.outputs[0]
+    product = ir.node("Mul", [hidden, factor], name="scaled")
+    hidden.name, product.outputs[0].name = "plain", str(hidden.name)
+    product.outputs[0].type, product.outputs[0].shape = hidden.type, hidden.shape
+    model.graph.append(product)
+    model.graph.inputs.append(factor)
+    model.graph.outputs[0] = product.outputs[0]
+    scaled = ForcedEncoder(model, SETTINGS)
+
+    once, twice = (scaled.encode(forced, {"factor": np.array(number, np.float32)}) for number in (1, 2))
+
+    np.testing.assert_array_equal(twice, 2 * once)
+    assert (once != 0).any()

@@ -369,6 +369,16 @@ def test_the_fp32_encoder_runs_once_a_batch_for_all_plans() -> None:
     assert len(fake.seen) == 2 * len(samples.batches)
 
 
+def test_memory_is_given_back_when_a_plan_has_passed() -> None:
+    passing, failing = plan_with(), plan_with({0: [-1.0]})
+
+    passing.screen(samples_with(TWENTY))
+    failing.screen(samples_with(TWENTY))
+
+    assert cast(FakeEncoder, passing.encoder).released == [False, False, False, True]
+    assert cast(FakeEncoder, failing.encoder).released == [False]
+
+
 def test_the_last_low_encoder_is_remembered_too() -> None:
     samples = samples_with(TWENTY)
     first = plan_with(encoder_id=b"first")

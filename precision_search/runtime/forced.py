@@ -90,10 +90,10 @@ class ForcedEncoder:
     def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
         self._session = create_session(model, settings, consume=consume)
 
-    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING) -> FloatArray:
-        """The encoder's output for a batch, float32 [B, S, D]."""
+    def encode(self, batch: ForcedBatch, extra: Feed = NOTHING, *, release: bool = False) -> FloatArray:
+        """The output for a batch, float32 [B, S, D]. With `release` the session then gives its memory back."""
         feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask, **extra}
-        return run_session(self._session, [HIDDEN], feed)[0]
+        return run_session(self._session, [HIDDEN], feed, release=release)[0]
 
 
 class ForcedDecoder:
@@ -105,8 +105,13 @@ class ForcedDecoder:
     def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
         self._session = create_session(with_margin_head(model, consume=consume), settings, consume=True)
 
-    def margins(self, batch: ForcedBatch, hidden: FloatArray, extra: Feed = NOTHING) -> FloatArray:
-        """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid."""
+    def margins(
+        self, batch: ForcedBatch, hidden: FloatArray, extra: Feed = NOTHING, *, release: bool = False
+    ) -> FloatArray:
+        """Signed margins of the labels, float32 [B, T]: NaN where a logit is not finite or the position not valid.
+
+        With `release` the session then gives its memory back.
+        """
         feed: dict[str, Any] = {
             "input_ids": batch.decoder_input_ids,
             "encoder_hidden_states": hidden,
@@ -114,7 +119,7 @@ class ForcedDecoder:
             LABELS: batch.labels,
             **extra,
         }
-        found = run_session(self._session, [MARGIN], feed)[0]
+        found = run_session(self._session, [MARGIN], feed, release=release)[0]
         return np.where(batch.valid, found, np.float32(np.nan))
 
 

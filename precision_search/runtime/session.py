@@ -106,18 +106,34 @@ def create_session(
 
 
 def run_session(
-    session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, npt.NDArray[Any]]
+    session: onnxruntime.InferenceSession,
+    outputs: Sequence[str],
+    feed: Mapping[str, npt.NDArray[Any]],
+    *,
+    release: bool = False,
 ) -> list[npt.NDArray[Any]]:
     """Runs a session once, arrays in and arrays out.
+
+    A session keeps the host memory of its runs for later ones; with `release` it gives back what this one leaves free.
 
     Raises:
         DeviceError: the memory is used up.
         InputError: the graph does not run on these inputs.
     """
     try:
-        return [np.asarray(array) for array in session.run(list(outputs), dict(feed))]
+        return [np.asarray(array) for array in session.run(list(outputs), dict(feed), _run_options(release))]
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise run_error(error) from error
+
+
+def _run_options(release: bool) -> onnxruntime.RunOptions | None:
+    import onnxruntime
+
+    if not release:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def run_error(error: Exception) -> PrecisionSearchError:

@@ -221,11 +221,13 @@ class PreparedPlan:
         def encode(batch: ForcedBatch) -> FloatArray:
             nonlocal encoded
             encoded += len(batch.source.indices)
-            return self.encoder.encode(batch, self.encoder_flags)
+            return self.encoder.encode(batch, self.encoder_flags, release=batch is samples.batches[-1])
 
         for number, batch in enumerate(samples.batches):
             hidden = samples.hidden(number, self.encoder_id, encode)
-            found = self.decoder.margins(batch, hidden, self.decoder_flags)
+            # What passes the last batch is confirmed next, in sessions of its own: both at once are the peak of memory.
+            last = batch is samples.batches[-1]
+            found = self.decoder.margins(batch, hidden, self.decoder_flags, release=last)
             finite = encoder_is_finite(batch, hidden)
             for row, sample in enumerate(batch.source.indices):
                 margins[sample] = found[row, : len(samples.samples.reference.tokens[sample])]
