@@ -314,6 +314,7 @@ def _print_table(table: ParetoTable, directory: Path, *, everything: bool = Fals
     def show(console: Console) -> None:
         render.render_rich(table if everything else table.shortened(), console)
         reports.show_best(info, console)
+        reports.show_state(info, console)
 
     print_rich(show)
 

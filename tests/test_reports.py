@@ -10,7 +10,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from precision_search.model.bundle import Bundle
-from precision_search.output.reports import report_json, show_best, show_doctor, show_inspect, show_verify
+from precision_search.output.reports import report_json, show_best, show_doctor, show_inspect, show_state, show_verify
+from precision_search.output.run_info import CutCheck
 from precision_search.precision.inspect import inspect_bundle
 from precision_search.precision.ranges import NodeRange
 from precision_search.runtime.doctor import CudaState, DoctorReport, Package
@@ -125,3 +126,12 @@ def test_the_winner_is_said_to_keep_what_was_tried_and_no_more() -> None:
     assert line.startswith(f"plan {best.id}: ")
     assert "validation samples exact" in line
     assert shown(lambda console: show_best(run_info(best=None), console)) == ""
+
+
+def test_an_unfinished_run_says_so_and_the_cut_what_it_is_worth() -> None:
+    assert shown(lambda console: show_state(run_info(), console)) == ""
+    running = run_info(status="interrupted", cut=CutCheck(12, 0.00171))
+    assert shown(lambda console: show_state(running, console)).splitlines() == [
+        f"the run is not complete: these are the {running.counts.judged} plans judged so far",
+        "minimum cut: its cost of 12 plans and that of the converted graphs differ by at most 0.17%",
+    ]

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 
 import pytest
 
 from precision_search.errors import InternalError
-from precision_search.output.run_info import Counts, Match, Model, SampleFile, Versions
+from precision_search.output.run_info import Counts, CutCheck, Match, Model, SampleFile, Versions
 from tests.output_models import small_run
-from tests.search_models import trial
+from tests.search_models import latency, trial
 
 
 def test_plans_are_counted_by_verdict() -> None:
     trials = (*small_run(), trial(7, verdict="error"))
     assert Counts.of(trials) == Counts(judged=8, stable=4, mismatch=2, nonfinite=1, error=1)
+
+
+def test_the_cut_is_held_against_the_converted_graphs() -> None:
+    trials = [
+        trial(1, expected_ms=99.0, latency=latency(100.0)),
+        trial(2, expected_ms=50.1, latency=latency(50.0)),
+        trial(3, expected_ms=1.0, latency=None),
+        trial(4, expected_ms=None),
+        trial(5, expected_ms=1.0, latency=replace(latency(100.0), source="measured")),
+    ]
+    found = CutCheck.of(trials)
+    assert found is not None
+    assert found.plans == 2
+    assert found.largest_difference == pytest.approx(0.01)
+    assert CutCheck.of(trials[2:]) is None
 
 
 def test_a_match_carries_its_interval() -> None:

@@ -66,6 +66,16 @@ def show_inspect(report: InspectReport, console: Console) -> None:
         _show_worst(report, console)
 
 
+def show_state(info: RunInfo, console: Console) -> None:
+    """Prints how far the run got, if it is not complete, and how well the minimum cut knew its plans."""
+    if info.status != "complete":
+        _print(console, [f"the run is not complete: these are the {info.counts.judged} plans judged so far"])
+    if info.cut is not None:
+        plans = "1 plan" if info.cut.plans == 1 else f"{info.cut.plans} plans"
+        most = f"{info.cut.largest_difference:.2%}"
+        _print(console, [f"minimum cut: its cost of {plans} and that of the converted graphs differ by at most {most}"])
+
+
 def show_best(info: RunInfo, console: Console) -> None:
     """Prints what the chosen plan of a run keeps of sentences that the search did not see, as far as it was tried."""
     if info.best is None:

@@ -151,6 +151,29 @@ class ScreenSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class CutCheck:
+    """How well the minimum cut knows what its plans cost.
+
+    Attributes:
+        plans: plans that a cut chose and whose converted graphs were estimated.
+        largest_difference: the largest difference of the cut's own cost to that estimate, as a share of it.
+    """
+
+    plans: int
+    largest_difference: float
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial]) -> CutCheck | None:
+        """Of the judged plans; None where no cut chose any, or where latency is measured, which is another thing."""
+        differences = [
+            abs(trial.expected_ms / trial.latency.p50_ms - 1.0)
+            for trial in trials
+            if trial.expected_ms is not None and trial.latency is not None and trial.latency.source == "estimated"
+        ]
+        return cls(len(differences), max(differences)) if differences else None
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """A share of samples with exactly the reference's tokens, with the ends of its 95% interval."""
 
@@ -202,6 +225,7 @@ class RunInfo:
         peak_rss_bytes: largest resident memory of the process.
         near_ties: tokens of the reference where no plan can be trusted.
         best: the chosen plan.
+        cut: how well the minimum cut knew what plans cost, None where none was made.
     """
 
     schema_version: int
@@ -226,6 +250,7 @@ class RunInfo:
     peak_rss_bytes: int | None
     near_ties: tuple[NearTie, ...]
     best: Best | None
+    cut: CutCheck | None = None
 
 
 def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: str) -> Record:

@@ -21,6 +21,7 @@ from precision_search.output.run_info import (
     SCHEMA_VERSION,
     Best,
     Counts,
+    CutCheck,
     Device,
     Match,
     Model,
@@ -202,6 +203,7 @@ class RunRecorder:
             self._info,
             seconds=self._seconds_before + time.monotonic() - self._started,
             counts=Counts.of(trials),
+            cut=CutCheck.of(trials),
             peak_rss_bytes=peak_rss_bytes(),
         )
         run_files.write_run_info(self._out, self._info)
