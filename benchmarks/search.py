@@ -72,9 +72,10 @@ class Likeness:
     @property
     def text(self) -> str:
         """One line."""
+        rest = f", the others within {self.largest:.1g}" if self.equal_margins < self.tokens else ""
         return (
-            f"{self.scale}: tokens of {self.equal} of {self.samples} samples, margins of {self.equal_margins} of "
-            f"{self.tokens} tokens to the last bit, the others within {self.largest:.1g}"
+            f"tokens of {self.equal} of {self.samples} samples, margins of {self.equal_margins} of {self.tokens} "
+            f"tokens to the last bit{rest}"
         )
 
 
@@ -134,8 +135,7 @@ class Work:
             say(f"{scale}: {method}")
             if method in OWN_STRATEGIES:
                 strategy = strategy_config(config, method, self.rows().get(scale, {}))
-                probes = bench.probes if method == NODES else 0
-                row = search_row(label, method, strategy, self._folder / "runs" / f"{scale}-{method}", probes=probes)
+                row = search_row(label, method, strategy, self._folder / "runs" / f"{scale}-{method}")
             else:
                 row = bench.row(method)
             add_record(self._rows, row)
@@ -186,7 +186,7 @@ def report(where: str, rows: Mapping[str, Mapping[str, Row]], likenesses: Mappin
         found = [rows[scale][method] for method in METHODS if method in rows[scale]]
         lines += ["", f"**Residual stream times {scale}**" if scale != scale_name(0) else "**The model as it is**"]
         if scale in likenesses:
-            lines += ["", f"Same as the unscaled model in fp32, {likenesses[scale].text}."]
+            lines += ["", f"Same as the unscaled model in fp32: {likenesses[scale].text}."]
         lines += ["", markdown_table(HEADER, [row.cells for row in found])]
         notes = [f"- {row.method}: {row.note}." for row in found if row.note]
         lines += ["", *notes] if notes else []

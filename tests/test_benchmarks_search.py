@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +27,9 @@ from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 from precision_search.runtime.device_profile import load_profile
 from precision_search.runtime.reference import Reference
-from precision_search.search import node_space
 from precision_search.search.latency import EstimatedLatency
 from precision_search.search.pareto import choose_winner
-from precision_search.search.sensitivity import role_noise
+from precision_search.search.sensitivity import RoleProbe
 from precision_search.search.trials import FlipRisk, read_trials
 from tests.checkpoints import saved_checkpoints
 from tests.conftest import DEMO_DATA, ROOT
@@ -338,6 +335,9 @@ class TestReport:
         two = Reference(((1, 2), (4,)), (np.array([1, 2.5], np.float32), np.array([5], np.float32)))
         found = likeness("s", "2^3", [one], [two])
         assert (found.samples, found.equal, found.tokens, found.equal_margins, found.largest) == (2, 1, 2, 1, 0.5)
+        assert "tokens of 1 of 2 samples" in report("here", {"2^3": {}}, {"2^3": found})
+        assert "the others within 0.5" in found.text
+        assert "others" not in likeness("s", "2^3", [one], [one]).text
 
     def test_records_survive_a_line_that_was_cut(self, tmp_path: Path) -> None:
         path = tmp_path / "work" / "rows.jsonl"
@@ -369,24 +369,25 @@ class TestWork:
     ) -> None:
         probed: list[int] = []
 
-        def counting(*arguments: Any, **options: Any) -> Mapping[str, float]:
-            found = role_noise(*arguments, **options)
-            probed.append(len(found))
-            return found
+        measure = RoleProbe.noise
 
-        monkeypatch.setattr(node_space, "role_noise", counting)
+        def counting(probe: RoleProbe, keys: frozenset[str]) -> float:
+            probed.append(len(keys))
+            return measure(probe, keys)
+
+        monkeypatch.setattr(RoleProbe, "noise", counting)
         work = Work(small, tmp_path)
         work.measure(0, ["nodes", "threshold"])
         rows = work.rows()["1"]
         judged = read_trials(tmp_path / "runs/1-nodes/trials.jsonl")
         plans = sum(not trial.is_fp32 for trial in judged)
-        assert rows["nodes"].all_evaluations == plans + probed[0]
-        assert len(probed) == 1
-        assert f"{probed[0]} of its evaluations" in rows["nodes"].note
+        assert len(probed) > 10
+        assert rows["nodes"].all_evaluations == plans + len(probed)
+        assert f"{len(probed)} of all" in rows["nodes"].note
         final = choose_winner(judged, 0.98).trial
         assert final is not None
         assert (rows["nodes"].verdict, rows["nodes"].fp32_nodes) == (final.verdict, final.fp32_nodes)
-        assert rows["nodes"].evaluations == probed[0] + final.id
+        assert final.id <= rows["nodes"].evaluations <= len(probed) + final.id
         assert rows["threshold"].evaluations == 1
         assert 0 < rows["threshold"].fp32_nodes < final.fp32_nodes + final.low_nodes
         before = (tmp_path / "rows.jsonl").read_bytes()
