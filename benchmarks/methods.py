@@ -67,13 +67,6 @@ class Bench:
         fp32 = open_fp32(bundle, settings)
         self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32, lambda text: None)
 
-    @property
-    def probes(self) -> int:
-        """How many roles the node search screens by themselves: those that may be low and fit into the range."""
-        decided = self._space.fixed | self._space.forced_low | self._prepared.space.hard.keys()
-        nodes = (node for graph in self._graphs.values() for node in graph.compute)
-        return len({node.role for node in nodes if node.key not in decided})
-
     def row(self, method: str) -> Row:
         """The method's row."""
         return {EXHAUSTIVE: self._exhaustive, BISECTION: self._bisection, THRESHOLD: self._threshold}[method]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -10,32 +11,29 @@ from pathlib import Path
 from benchmarks.rows import Label, Row, least_match, make_row
 from precision_search.api import search
 from precision_search.config import Config
-from precision_search.errors import InternalError
 from precision_search.output.progress import QuietReporter
 from precision_search.output.run_files import read_run
 from precision_search.search.screen import FIRST_BATCH
 from precision_search.search.trials import Trial
 
-PROBING = "noise of each role"
-"""Part of what a search says when it begins to screen roles one by one, before its first plan."""
+PROBING = re.compile(r"measuring the noise of (\d+) roles")
+"""What a search says when it begins to screen roles one by one."""
 
 
 class Stopwatch(QuietReporter):
-    """Notes when each plan was judged, in seconds from the start of the first, and how long probing took before."""
+    """Notes when each plan was judged, in seconds from the start of the first, and how many probes came before it."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
         self.seconds: list[float] = []
-        self.probing = 0.0
+        self.probes: list[int] = []
+        self._probed = 0
         self._started = 0.0
-        self._probing_since: float | None = None
 
-    def stage(self, text: str) -> None:
-        """Probing is a stage by itself, before the first plan."""
-        now = time.perf_counter()
-        if self._probing_since is not None:
-            self.probing += now - self._probing_since
-        self._probing_since = now if PROBING in text else None
+    def note(self, text: str) -> None:
+        """Counts probes as they are announced."""
+        if found := PROBING.search(text):
+            self._probed += int(found[1])
 
     def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
         """The first plan began its own `seconds` ago."""
@@ -43,37 +41,37 @@ class Stopwatch(QuietReporter):
         if not self.seconds:
             self._started = now - trial.seconds
         self.seconds.append(now - self._started)
+        self.probes.append(self._probed)
 
 
-def search_row(label: Label, method: str, config: Config, run: Path, *, probes: int = 0) -> Row:
+def search_row(label: Label, method: str, config: Config, run: Path) -> Row:
     """Runs a strategy of ours as the command line does; an unfinished run of it in `run` is thrown away.
 
-    `probes` is how many screens it makes before its first plan; each counts as an evaluation.
+    What it screens without judging a plan, probes of single roles, counts as evaluations too.
     """
     shutil.rmtree(run, ignore_errors=True)
     watch = Stopwatch()
     result = search(config, run, reporter=watch)
     if result.interrupted or result.choice.trial is None:
         sys.exit(130)
-    if probes and not watch.probing:
-        raise InternalError(f"the search with strategy {method} reported no stage about {PROBING}")
     trial = result.choice.trial
     place = next(place for place, each in enumerate(result.trials) if each.id == trial.id)
     best = read_run(run).info.best
     test = None if best is None or best.test_match is None else best.test_match.value
     notes = []
-    if probes:
-        notes.append(f"{probes} of its evaluations are probes: one role low, on the {FIRST_BATCH} most fragile samples")
+    if probes := watch.probes[-1]:
+        count = f"{watch.probes[place]} of its evaluations until then, {probes} of all,"
+        notes.append(f"{count} are probes: one role low, on the {FIRST_BATCH} most fragile samples")
     if trial.is_fp32:
         notes.append("no other plan was stable, so that fp32 stays")
     return make_row(
         label,
         method,
         trial,
-        evaluations=probes + sum(not each.is_fp32 for each in result.trials[: place + 1]),
-        seconds=watch.probing + watch.seconds[place],
-        all_evaluations=probes + sum(not each.is_fp32 for each in result.trials),
-        all_seconds=watch.probing + watch.seconds[-1],
+        evaluations=watch.probes[place] + sum(not each.is_fp32 for each in result.trials[: place + 1]),
+        seconds=watch.seconds[place],
+        all_evaluations=watch.probes[-1] + sum(not each.is_fp32 for each in result.trials),
+        all_seconds=watch.seconds[-1],
         test=1.0 if trial.is_fp32 else test,
         min_exact_match=least_match(config),
         judged=result.trials,

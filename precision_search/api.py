@@ -344,13 +344,13 @@ def _strategy(
     config: Config, prepared: Prepared, judge: PlanJudge, estimate: EstimatedLatency, reporter: Reporter
 ) -> Strategy:
     def nodes() -> NodeSpace:
-        reporter.stage("measuring the noise of each role")
         return make_node_space(
             prepared.bundle,
             prepared.space,
             estimate.placement_costs(config.search.dtype),
             screener=judge.screener,
             samples=prepared.sets["calibration"].data,
+            say=reporter.note,
         )
 
     return make_strategy(

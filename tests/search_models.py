@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,10 @@ def every_key(of: SearchSpace) -> frozenset[str]:
 
 
 def node_space(
-    of: SearchSpace, hard: Mapping[str, float] | None = None, noise: Mapping[str, float] | None = None
+    of: SearchSpace,
+    hard: Mapping[str, float] | None = None,
+    noise: Mapping[str, float] | None = None,
+    projection: Iterable[str] = (),
 ) -> NodeSpace:
     """The same space at node level: casts cost nothing, so that every node is low whose price is below its saving."""
     free = every_key(of) - of.fixed - of.forced_low
@@ -79,7 +82,9 @@ def node_space(
         plan = Plan(of.dtype, of.variant, of.fixed | ((fp32 | dear) & free))
         return plan, estimate(plan)
 
-    return NodeSpace(roles, hard or {}, dict.fromkeys(roles.values(), 1.0) | dict(noise or {}), place)
+    sizes = dict.fromkeys(roles.values(), 1.0) | dict(noise or {})
+    projection = frozenset(projection) & free
+    return NodeSpace(roles, hard or {}, projection, lambda wanted: {role: sizes[role] for role in wanted}, place)
 
 
 def estimate(plan: Plan) -> float:

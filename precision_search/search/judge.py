@@ -157,7 +157,9 @@ class PlanJudge:
             validation_match=validated.exact_match if verdict == "stable" and validated is not None else None,
             min_margin=screened.min_margin,
             flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
-            first_divergence=None if where is None else self._explain(plan, where, is_damage(verdict, size)),
+            first_divergence=None
+            if where is None
+            else self._explain(plan, where, is_damage(verdict != "nonfinite", size)),
             latency=self._latency.latency(converted.models) if reported else None,
             size_bytes=converted.size_bytes,
             fp32_nodes=fp32_nodes,

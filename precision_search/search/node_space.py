@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from precision_search.model.bundle import Bundle
 from precision_search.precision.kernels import low_max
 from precision_search.precision.placement import PlacementCosts, Placer
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.search.screen import SampleRows, Screener
-from precision_search.search.sensitivity import role_noise
-from precision_search.search.space import SpaceReport
+from precision_search.search.sensitivity import RoleProbe
+from precision_search.search.space import SpaceReport, output_projection
 from precision_search.search.strategies.base import NodeSpace
 
 
 def make_node_space(
-    bundle: Bundle, report: SpaceReport, costs: PlacementCosts, *, screener: Screener, samples: SampleRows
+    bundle: Bundle,
+    report: SpaceReport,
+    costs: PlacementCosts,
+    *,
+    screener: Screener,
+    samples: SampleRows,
+    say: Callable[[str], None],
 ) -> NodeSpace:
-    """The space at node level; measures the noise of every role.
+    """The space at node level.
 
     Args:
         bundle: the fp32 bundle.
@@ -25,6 +31,7 @@ def make_node_space(
         costs: what the cut weighs.
         screener: of the same bundle.
         samples: the calibration set.
+        say: receives a line before the noise of roles is measured.
     """
     space = report.space
     placer = Placer(bundle.graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
@@ -33,18 +40,20 @@ def make_node_space(
         node.key: node.role for graph in bundle.graphs.values() for node in graph.compute if node.key not in decided
     }
     hard = {key: largest / low_max(space.dtype) for key, largest in report.hard.items() if key in roles}
-    noise = role_noise(
-        screener,
-        samples,
-        bundle.generation,
-        roles={key: role for key, role in roles.items() if key not in hard},
-        every_key=all_compute_keys(bundle.graphs),
-        dtype=space.dtype,
-        variant=space.variant,
-    )
+    soft = {key: role for key, role in roles.items() if key not in hard}
+    fp32 = Plan(space.dtype, space.variant, all_compute_keys(bundle.graphs))
+    probe = RoleProbe(screener, samples, bundle.generation, fp32)
+    known: dict[str, float] = {}
+
+    def noise(wanted: frozenset[str]) -> Mapping[str, float]:
+        if new := wanted - known.keys():
+            say(f"measuring the noise of {len(new)} roles")
+        for role in sorted(new):
+            known[role] = probe.noise(frozenset(key for key, each in soft.items() if each == role))
+        return {role: known[role] for role in wanted}
 
     def place(fp32: frozenset[str], price_ms: Mapping[str, float]) -> tuple[Plan, float]:
         placed = placer.place(fp32, prices={key: ms / 1e3 for key, ms in price_ms.items()})
         return placed.plan, placed.seconds * 1e3
 
-    return NodeSpace(roles, hard, noise, place)
+    return NodeSpace(roles, hard, output_projection(bundle.graphs) & roles.keys(), noise, place)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.precision.plan import LowDtype
-from precision_search.search.trials import Trial, Verdict
+from precision_search.search.trials import Trial
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -68,11 +68,11 @@ def noise(reference: Sequence[FloatArray], plan: Mapping[int, FloatArray], unit:
     return float(np.quantile(moved, TAIL, method="higher")) / unit
 
 
-def is_damage(verdict: Verdict, noise: float | None) -> bool:
-    """Whether a verdict with that noise is damage, and no matter of near-ties."""
-    return verdict == "nonfinite" or (verdict != "error" and noise is not None and noise >= DAMAGE_NOISE)
+def is_damage(is_finite: bool, noise: float | None) -> bool:
+    """Whether a plan with that noise is damaged, which is no matter of near-ties."""
+    return not is_finite or (noise is not None and noise >= DAMAGE_NOISE)
 
 
 def is_damaged(trial: Trial) -> bool:
     """Whether the plan is broken beyond rounding noise, so that keeping even less in fp32 is broken too."""
-    return is_damage(trial.verdict, trial.noise)
+    return is_damage(trial.verdict != "nonfinite", trial.noise)

@@ -76,15 +76,18 @@ class NodeSpace:
         roles: role of each node key that has a choice.
         hard: those of them that exceed the low dtype's range with the safety factor: their largest magnitude as a share
             of the range.
-        noise: of each role that is low by itself, without hard nodes, in rounding units; infinite where that alone is
-            damage (see `search.sensitivity`).
+        projection: those of them that make the logits.
+        noise: gives the noise of roles, each low by itself without its hard nodes, in rounding units; infinite where
+            that alone is damage (see `search.sensitivity`), 0 where all its nodes are hard. Costs a small screen for
+            each role that was not asked about before.
         place: the plan of least estimated latency that keeps given keys in fp32, and that latency as the placement has
             it, in milliseconds. A key with a price, in milliseconds, is low only where that saves more.
     """
 
     roles: Mapping[str, str]
     hard: Mapping[str, float]
-    noise: Mapping[str, float]
+    projection: frozenset[str]
+    noise: Callable[[frozenset[str]], Mapping[str, float]]
     place: Callable[[frozenset[str], Mapping[str, float]], tuple[Plan, float]]
 
 
@@ -114,7 +117,7 @@ class StrategyContext:
         seed: of everything random; the same seed and the same verdicts give the same proposals.
         max_trials: how many plans may be judged in the whole run.
         estimate: the estimated latency of a plan in milliseconds; cheap, and the same at each call.
-        nodes: gives the space at node level; not cheap, so to be called at most once.
+        nodes: gives the space at node level.
         min_validation_match: share of the validation samples that a winner must keep, 0 to 1.
     """
 

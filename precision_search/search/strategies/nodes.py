@@ -3,12 +3,14 @@
 Stages, as the log names them:
 
 1. `fp32`, `all-low`, `classic`: what people compare with;
-2. `cut`: what exceeds the range stays in fp32, and so does a role that alone is damage; the cut decides the rest;
-3. `culprit`: on damage, which of the cut's low nodes cause it (see `culprits`); they are pinned, the cut made again;
-4. `calm`: the fastest good plan on the curve of least latency at each level of noise, which the cut draws when low
-   nodes have a price for the noise they make; and some calmer plans for the Pareto table;
-5. `refine`: between the last plan that flipped too much and the first good one;
-6. `release`: pins against damage that fit into the range after all, those that save most first.
+2. `cut`: what exceeds the range stays in fp32, the minimum cut decides the rest;
+3. `culprit`: on damage, which of the cut's low nodes cause it; they are pinned and the cut is made again. A role that
+   alone is damage is pinned at once, others are found by bisection (see `culprits`);
+4. `projection`: where tokens flip without damage, the output projection in fp32: low logits tie;
+5. `calm`: where that is not enough, the fastest good plan on the curve of least latency at each level of noise, which
+   the cut draws when low nodes have a price for the noise they make, and `refine`, between it and its faster neighbour;
+6. `release`: pins against damage that fit into the range after all, those that save most first;
+7. `front`: corners of the curve on both sides of the best plan, for the Pareto table.
 
 Damage is monotone and is blamed on nodes; flips at near-ties are neither, so that whole plans answer for them.
 """
@@ -22,14 +24,14 @@ from typing import ClassVar
 import numpy as np
 
 from precision_search.precision.plan import Plan
-from precision_search.search.noise import DAMAGE_NOISE, is_damaged
+from precision_search.search.noise import is_damaged
 from precision_search.search.strategies.base import NodeSpace, Proposal, StrategyContext
-from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, split
+from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, keys_of, split
 from precision_search.search.strategies.op_types import CLASSIC
 from precision_search.search.trials import Trial
 
 BEYOND = 4
-"""Plans judged beyond the first good one: the calmer end of the Pareto table."""
+"""Plans judged on each side of the best one: the ends of the Pareto table."""
 
 LEAST_GAIN = 1e-3
 """Share of the latency that a pin must cost to be worth a trial."""
@@ -82,6 +84,7 @@ class NodeSearch:
             self._members.setdefault(role, []).append(key)
         self._trials: dict[str, Trial] = {}
         self._estimates: dict[str, float] = {}
+        self._culprits: set[str] = set()
         self._last: Trial | None = None
         self._proposals = self._search()
 
@@ -105,51 +108,55 @@ class NodeSearch:
         yield from self._ask(self._space.plan_of(frozenset()), "all-low")
         classic = frozenset(choice for choice in choices if choice[1] in CLASSIC)
         yield from self._ask(self._space.plan_of(classic), "classic")
-        point = yield from self._heal(self._point(self._first_pins()))
-        if point is None:
+        start = yield from self._heal(self._point(self._nodes.hard))
+        best = None if start is None else (yield from self._calm(start))
+        if start is None or best is None:
             return
-        best = yield from self._calm(point)
-        if best is not None:
-            yield from self._release(best, point.pins)
-
-    def _first_pins(self) -> Pins:
-        """What exceeds the range, and every role that is damage by itself."""
-        alone = [role for role, noise in self._nodes.noise.items() if noise >= DAMAGE_NOISE]
-        return frozenset(self._nodes.hard) | frozenset(key for role in alone for key in self._members.get(role, ()))
+        best = yield from self._release(best, start.pins)
+        yield from self._front([point for point in self._curve(start) if point.ms < best.ms], best)
+        yield from self._front(self._curve(best)[1:], best)
 
     def _heal(self, point: _Point) -> Generator[Proposal, Trial, _Point | None]:
         """Pins culprits until the cut's plan is not damaged; None where nothing is left to blame."""
-        while True:
-            trial = yield from self._ask_point(point, "cut", None)
-            if not is_damaged(trial):
-                return point
+        while is_damaged(trial := (yield from self._ask_point(point, "cut", None))):
             units = self._worth_keeping_first(point)
             if not units:
                 return None
-            culprits = yield from self._answered(find_culprits(units), point, is_damaged, _Step("culprit", trial.id))
+            noise = self._noise(point)
+            culprits = keys_of([keys for role, keys in self._low_by_role(point.plan).items() if noise[role] == np.inf])
+            if not culprits:
+                step = _Step("culprit", trial.id)
+                culprits = yield from self._answered(find_culprits(units), point, is_damaged, step)
+                self._culprits |= culprits
             point = self._point(point.pins | culprits)
+        return point
 
     def _worth_keeping_first(self, point: _Point) -> list[Unit]:
         """The low nodes of a plan by role, those first that save most latency for the damage they do by themselves."""
-        worth = {}
+        worth, noise = {}, self._noise(point)
         for role, keys in self._low_by_role(point.plan).items():
             saved = max(self._point(point.pins | set(keys)).ms - point.ms, 0.0)
-            worth[keys] = saved / max(self._nodes.noise.get(role, DAMAGE_NOISE), 1e-6)
+            worth[keys] = saved / max(noise[role], 1e-6)
         return sorted(worth, key=lambda keys: (-worth[keys], keys))
 
     def _calm(self, start: _Point) -> Generator[Proposal, Trial, _Point | None]:
-        """The fastest good plan on the curve, refined, then some calmer plans beyond it; gives the fastest."""
+        """The fastest good plan: the one given, else with the projection in fp32, else on the curve from there."""
+        if self._is_good(self._trials[start.plan.digest]):
+            return start
+        if self._nodes.projection - start.plan.fp32:
+            parent, start = self._parent(start), self._point(start.pins | self._nodes.projection)
+            if self._is_good((yield from self._ask_point(start, "projection", parent))):
+                return start
         curve = self._curve(start)
         good = yield from self._first_good(curve)
-        if good is None:
-            return None
-        best = curve[good]
-        if good > 0:
-            best = yield from self._refine(curve[good - 1], best)
-        calmer = curve[good + 1 :]
-        for number in np.unique(np.linspace(0, len(calmer) - 1, min(BEYOND, len(calmer))).round().astype(int)):
-            yield from self._ask_point(calmer[number], "calm", self._parent(start))
-        return best
+        if good is None or good == 0:
+            return None if good is None else curve[0]
+        return (yield from self._refine(curve[good - 1], curve[good]))
+
+    def _front(self, corners: Sequence[_Point], best: _Point) -> Search:
+        """Judges some of the corners, evenly spaced."""
+        for number in np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int)):
+            yield from self._ask_point(corners[number], "front", self._parent(best))
 
     def _first_good(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, int | None]:
         """Index of the fastest good plan: strides that double from the fast end on, then bisection of the last one.
@@ -173,10 +180,10 @@ class NodeSearch:
         Between two plans on it, the cut at the rate of exchange at which both weigh the same finds the one between them
         that sticks out most, or shows that there is none: each plan costs two cuts.
         """
+        noise = self._noise(start)
         low = self._low_by_role(start.plan)
-        variance = {
-            key: self._nodes.noise.get(role, 0.0) ** 2 / len(keys) for role, keys in low.items() for key in keys
-        }
+        quiet = {role: noise[role] if np.isfinite(noise[role]) else 0.0 for role in low}
+        variance = {key: quiet[role] ** 2 / len(keys) for role, keys in low.items() for key in keys}
 
         def of(plan: Plan) -> float:
             return sum(size for key, size in variance.items() if key not in plan.fp32)
@@ -208,13 +215,14 @@ class NodeSearch:
         kept = yield from self._answered(questions, self._point(base), self._is_bad, step)
         return self._fastest_good([good, self._point(before.pins | kept)])
 
-    def _release(self, best: _Point, pins: Pins) -> Search:
-        """Pins against damage that fit into the range after all, as far as plans stay good without them."""
-        fitting = frozenset(key for key in pins if self._nodes.hard.get(key, 0.0) <= 1.0)
+    def _release(self, best: _Point, pins: Pins) -> Generator[Proposal, Trial, _Point]:
+        """Lets go of pins against damage that fit into the range after all, as far as plans stay good without them."""
+        fitting = frozenset(key for key in pins - self._culprits if self._nodes.hard.get(key, 0.0) <= 1.0)
         low: set[str] = set()
         for unit in self._by_saving(best, fitting):
             step = _Step("release", self._parent(best), fitting)
             yield from self._answered(split([unit], low, known=False), best, self._is_bad, step)
+        return self._point(best.pins - low)
 
     def _answered(
         self, questions: Questions, point: _Point, too_much: Callable[[Trial], bool], step: _Step
@@ -260,6 +268,10 @@ class NodeSearch:
 
     def _is_bad(self, trial: Trial) -> bool:
         return not self._is_good(trial)
+
+    def _noise(self, point: _Point) -> Mapping[str, float]:
+        """The noise of each role that has low nodes in the plan; infinite where the role alone is damage."""
+        return self._nodes.noise(frozenset(self._low_by_role(point.plan)))
 
     def _low_by_role(self, plan: Plan) -> dict[str, Unit]:
         found = {role: tuple(key for key in keys if key not in plan.fp32) for role, keys in self._members.items()}
