@@ -72,8 +72,9 @@ def show_state(info: RunInfo, console: Console) -> None:
         _print(console, [f"the run is not complete: these are the {info.counts.judged} plans judged so far"])
     if info.cut is not None:
         plans = "1 plan" if info.cut.plans == 1 else f"{info.cut.plans} plans"
-        most = f"{info.cut.largest_difference:.2%}"
-        _print(console, [f"minimum cut: its cost of {plans} and that of the converted graphs differ by at most {most}"])
+        largest = info.cut.largest_difference
+        most = "less than 0.01%" if largest < 1e-4 else f"at most {largest:.2%}"
+        _print(console, [f"minimum cut: its cost of {plans} and that of the converted graphs differ by {most}"])
 
 
 def show_best(info: RunInfo, console: Console) -> None:

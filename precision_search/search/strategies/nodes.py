@@ -25,6 +25,7 @@ import numpy as np
 
 from precision_search.precision.plan import Plan
 from precision_search.search.noise import is_damaged
+from precision_search.search.pareto import LEAST_SPEEDUP
 from precision_search.search.strategies.base import NodeSpace, Proposal, StrategyContext
 from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, keys_of, split
 from precision_search.search.strategies.op_types import CLASSIC
@@ -153,8 +154,10 @@ class NodeSearch:
             return None if good is None else curve[0]
         return (yield from self._refine(curve[good - 1], curve[good]))
 
-    def _front(self, corners: Sequence[_Point], best: _Point) -> Search:
-        """Judges some of the corners, evenly spaced."""
+    def _front(self, corners: Iterable[_Point], best: _Point) -> Search:
+        """Judges some of the corners that are faster than fp32, evenly spaced."""
+        fp32 = self._space.plan_of(frozenset(self._space.choices))
+        corners = [point for point in corners if point.ms * LEAST_SPEEDUP <= self._estimate(fp32)]
         for number in np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int)):
             yield from self._ask_point(corners[number], "front", self._parent(best))
 
