@@ -359,7 +359,7 @@ def small(export_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
         lines = (DEMO_DATA / f"{name}.txt").read_text().splitlines()[:count]
         (folder / f"{name}.txt").write_text("\n".join(lines))
     sets = [f"{name}.path={folder / name}.txt" for name in ("calibration", "validation", "test")]
-    return load_config(ROOT / "configs/demo.toml", [*sets, f"model.cache={export_cache}", "search.max_trials=6"])
+    return load_config(ROOT / "configs/demo.toml", [*sets, f"model.cache={export_cache}", "search.max_trials=12"])
 
 
 @pytest.mark.slow
@@ -367,12 +367,11 @@ class TestWork:
     def test_rows_are_made_once_and_count_probes_and_plans(
         self, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        probed: list[int] = []
-
+        probed: list[frozenset[str]] = []
         measure = RoleProbe.noise
 
         def counting(probe: RoleProbe, keys: frozenset[str]) -> float:
-            probed.append(len(keys))
+            probed.append(keys)
             return measure(probe, keys)
 
         monkeypatch.setattr(RoleProbe, "noise", counting)
