@@ -11,7 +11,7 @@ from precision_search.search.strategies.op_types import CLASSIC
 FP32, ALL_LOW, RANGES = "fp32", "all-low", "ranges"
 
 LOW_IN_THE_END = frozenset({"MatMul", "Mul", "Relu", "Softmax"})
-"""What the winner of the demo's op-type search makes low in the decoder; the encoder and the projection stay in fp32."""
+"""What the winner of the demo's op-type search makes low in the decoder; encoder and projection stay in fp32."""
 
 
 def named_plans(space: SearchSpace) -> Mapping[str, Plan]:
