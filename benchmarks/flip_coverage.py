@@ -83,7 +83,7 @@ def count_flips(margins: TokenMargins) -> float:
     return 1000.0 * float(np.mean(margins.plan <= 0.0))
 
 
-def is_damaged(sets: Sequence[TokenMargins], limit: float) -> bool:
+def is_beyond_rounding(sets: Sequence[TokenMargins], limit: float) -> bool:
     """Whether a plan does more than round: a margin is not finite, or the median shift exceeds `limit` (logits)."""
     shifts = np.concatenate([np.abs(part.plan - part.reference) for part in sets])
     return bool(not np.isfinite(shifts).all() or np.median(shifts) > limit)

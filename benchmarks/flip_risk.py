@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.flip_coverage import Outcome, PlanMargins, Summary, draw_sets, is_damaged, predict
+from benchmarks.flip_coverage import Outcome, PlanMargins, Summary, draw_sets, is_beyond_rounding, predict
 from benchmarks.flip_plans import DrawnPlan, draw_plans
 from benchmarks.flip_plot import draw_plot
 from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
@@ -118,7 +118,7 @@ class Bench:
         verdicts = []
         for name, screen in self._screens.items():
             # Damage shows on the two small sets; the third takes longest.
-            if name == "unlabelled" and is_damaged(found, DAMAGE):
+            if name == "unlabelled" and is_beyond_rounding(found, DAMAGE):
                 return None
             result = plan.screen(screen, to_the_end=True)
             verdicts.append(result.verdict)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.bisection import bisect
 from benchmarks.enumeration import Verdict, find_optimum, latency_table
 from benchmarks.printing import say
-from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, acceptable, least_match, make_row
+from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, make_row
 from precision_search.config import Config
 from precision_search.errors import InternalError
 from precision_search.model.calibration import load_samples
@@ -21,9 +21,10 @@ from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.search.judge import JudgeSettings, PlanJudge
 from precision_search.search.latency import EstimatedLatency
-from precision_search.search.noise import DAMAGE_NOISE, noise, rounding_unit
+from precision_search.search.noise import is_damage, noise, rounding_unit
+from precision_search.search.pareto import is_acceptable
 from precision_search.search.prepare import LoadedSet, load_set, open_fp32, prepare
-from precision_search.search.screen import SampleScreen, Screener, ScreenResult
+from precision_search.search.screen import SampleScreen, ScreenResult
 from precision_search.search.strategies.base import Proposal
 from precision_search.search.trials import Trial
 
@@ -46,7 +47,7 @@ class Bench:
         bundle, settings = self._prepared.bundle, self._prepared.settings
         self._graphs = bundle.graphs
         self._space = self._prepared.space.space
-        self._min_exact_match = least_match(config)
+        self._min_exact_match = config.min_exact_match
         workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
         self._estimate = EstimatedLatency(bundle, workload, self._prepared.profile)
         size = config.calibration.batch_size
@@ -61,7 +62,7 @@ class Bench:
             weights=WeightCache(),
             settings=JudgeSettings(settings, size, config.search.seed),
         )
-        self._screener = Screener(bundle.graphs, WeightCache(), settings)
+        self._screener = self._judge.screener
         self._calibration = SampleScreen(calibration.data, bundle.generation, size)
         self._validation = SampleScreen(validation.data, bundle.generation, size)
         fp32 = open_fp32(bundle, settings)
@@ -109,7 +110,7 @@ class Bench:
             verdict = self._screened_verdict(plan)
             if verdict == "acceptable":
                 judged.append(self._judge(Proposal(plan, "given"), len(judged)))
-                verdict = "acceptable" if acceptable(judged[-1], self._min_exact_match) else "rejected"
+                verdict = "acceptable" if is_acceptable(judged[-1], self._min_exact_match) else "rejected"
             return verdict
 
         found = find_optimum(table, judge, MOST_EVALUATIONS)
@@ -152,11 +153,9 @@ class Bench:
         return "acceptable" if validated.exact_match >= self._min_exact_match else "rejected"
 
     def _damaged(self, found: ScreenResult) -> bool:
-        if found.verdict == "nonfinite":
-            return True
         wanted = self._calibration.samples.reference.margins
-        moved = noise(wanted, found.margins, rounding_unit(wanted, self._space.dtype))
-        return moved is None or moved >= DAMAGE_NOISE
+        size = noise(wanted, found.margins, rounding_unit(wanted, self._space.dtype))
+        return is_damage(found.verdict != "nonfinite", size)
 
     def _screen(self, plan: Plan, samples: SampleScreen, *, to_the_end: bool = False) -> ScreenResult:
         return self._screener.prepare(plan).screen(samples, to_the_end=to_the_end)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from precision_search.config import Config
 from precision_search.search.json_codec import from_json, to_json
+from precision_search.search.pareto import is_acceptable
 from precision_search.search.trials import FlipRisk, Trial
 
 NODES, OP_TYPES, EXHAUSTIVE, RANDOM = "nodes", "op-types", "exhaustive", "random"
@@ -137,22 +137,12 @@ class Target:
         return self.scale, self.asked, self.numbers, self.result
 
 
-def least_match(config: Config) -> float:
-    """Share of the validation samples that a winner must keep."""
-    return 0.0 if config.validation is None else config.validation.min_exact_match
-
-
-def acceptable(trial: Trial, min_exact_match: float) -> bool:
-    """Whether a plan may win: stable, and enough of the validation samples kept."""
-    return trial.verdict == "stable" and (trial.validation_match is None or trial.validation_match >= min_exact_match)
-
-
 def points_of(trials: Sequence[Trial], min_exact_match: float) -> tuple[Point, ...]:
     """The acceptable plans; one whose flip risk is not known is left out."""
     return tuple(
         Point(trial.latency.p50_ms, trial.flip_risk.value)
         for trial in trials
-        if acceptable(trial, min_exact_match) and trial.latency is not None and trial.flip_risk is not None
+        if is_acceptable(trial, min_exact_match) and trial.latency is not None and trial.flip_risk is not None
     )
 
 
@@ -181,7 +171,7 @@ def make_row(
         all_evaluations=all_evaluations,
         all_seconds=all_seconds,
         verdict=trial.verdict,
-        acceptable=acceptable(trial, min_exact_match),
+        acceptable=is_acceptable(trial, min_exact_match),
         fp32_nodes=trial.fp32_nodes,
         casts=trial.casts,
         ms=None if latency is None else latency.p50_ms,

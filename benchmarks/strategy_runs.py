@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.rows import Label, Row, least_match, make_row
+from benchmarks.rows import Label, Row, make_row
 from precision_search.api import search
 from precision_search.config import Config
 from precision_search.output.progress import QuietReporter
@@ -73,7 +73,7 @@ def search_row(label: Label, method: str, config: Config, run: Path) -> Row:
         all_evaluations=watch.probes[-1] + sum(not each.is_fp32 for each in result.trials),
         all_seconds=watch.seconds[-1],
         test=1.0 if trial.is_fp32 else test,
-        min_exact_match=least_match(config),
+        min_exact_match=config.min_exact_match,
         judged=result.trials,
         note="; ".join(notes),
     )

@@ -19,7 +19,7 @@ from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
 from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
 from precision_search.output.run_record import RunRecorder
-from precision_search.output.table import ParetoTable, pareto_table
+from precision_search.output.table import ParetoTable, pareto_table, rejection
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
@@ -37,6 +37,7 @@ from precision_search.runtime.session import SessionSettings, resolve_device
 from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.search.latency import EstimatedLatency, MeasuredLatency
 from precision_search.search.node_space import make_node_space
+from precision_search.search.noise import is_damaged
 from precision_search.search.pareto import Choice, choose_winner
 from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_fp32, prepare
 from precision_search.search.strategies import make_strategy
@@ -140,6 +141,8 @@ def _search(
     def on_trial(trial: Trial) -> None:
         recorder.judged(log.trials, judge.statistics)
         study.add(trial)
+        if trial.stage == "forced-low" and is_damaged(trial):
+            reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
         reporter.trial(trial, judge.statistics.per_second)
 
     given = isinstance(strategy, GivenPlan)
@@ -152,7 +155,7 @@ def _search(
         baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
         on_trial=on_trial,
     )
-    choice = choose_winner(outcome.trials, _min_exact_match(config))
+    choice = choose_winner(outcome.trials, config.min_exact_match)
     interrupted = outcome.stopped == "interrupted"
     try:
         if interrupted:
@@ -188,7 +191,7 @@ def dry_run(config: Config, reporter: Reporter) -> str:
 def pareto(run: Path) -> ParetoTable:
     """The Pareto table of a run, from its files alone."""
     found = run_files.read_run(run)
-    share = _min_exact_match(load_config(run / run_files.CONFIG_FILE))
+    share = load_config(run / run_files.CONFIG_FILE).min_exact_match
     return pareto_table(found.trials, share, pinned=found.info.model.pinned)
 
 
@@ -203,7 +206,7 @@ def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> P
     """
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
     if candidate is None:
-        trial = choose_winner(found.trials, _min_exact_match(config)).trial
+        trial = choose_winner(found.trials, config.min_exact_match).trial
     else:
         trial = next((trial for trial in found.trials if trial.id == candidate), None)
     if trial is None or trial.verdict != "stable":
@@ -292,10 +295,6 @@ def doctor() -> DoctorReport:
     return examine()
 
 
-def _min_exact_match(config: Config) -> float:
-    return 0.0 if config.validation is None else config.validation.min_exact_match
-
-
 def _given_blocklist(config: Config, path: Path) -> Blocklist:
     found = read_blocklist(path, config.search.dtype)
     if found.dtype != config.search.dtype:
@@ -361,7 +360,7 @@ def _strategy(
             max_trials=config.search.max_trials,
             estimate=estimate.plan_ms,
             nodes=nodes,
-            min_validation_match=_min_exact_match(config),
+            min_validation_match=config.min_exact_match,
         ),
     )
 

@@ -165,6 +165,11 @@ class Config:
     workload: WorkloadSection
     latency: LatencySection
 
+    @property
+    def min_exact_match(self) -> float:
+        """Share of the validation samples that a winner must keep; 0 without validation."""
+        return 0.0 if self.validation is None else self.validation.min_exact_match
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, checks and resolves the config file `path`.

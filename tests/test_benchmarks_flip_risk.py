@@ -15,7 +15,7 @@ from benchmarks.flip_coverage import (
     Summary,
     count_flips,
     draw_sets,
-    is_damaged,
+    is_beyond_rounding,
     rank_correlation,
     smallest_margins,
     take,
@@ -67,12 +67,12 @@ def test_nothing_is_counted_where_a_screen_stopped_early() -> None:
 @pytest.mark.parametrize(("plan", "damaged"), [(1.01, False), (0.7, False), (0.2, True), (2.0, True), (-INF, True)])
 def test_damage_is_a_value_not_finite_or_margins_moved_far(plan: float, damaged: bool) -> None:
     sound = margins_of([(1.0, 1.0)])
-    assert is_damaged([sound, margins_of([(1.0, plan)] * 9)], 0.5) is damaged
+    assert is_beyond_rounding([sound, margins_of([(1.0, plan)] * 9)], 0.5) is damaged
 
 
 def test_one_far_token_is_no_damage_but_one_not_finite_is() -> None:
-    assert not is_damaged([margins_of([(1.0, 1.0)] * 9 + [(9.0, 1.0)])], 0.5)
-    assert is_damaged([margins_of([(1.0, 1.0)] * 9 + [(9.0, -INF)])], 0.5)
+    assert not is_beyond_rounding([margins_of([(1.0, 1.0)] * 9 + [(9.0, 1.0)])], 0.5)
+    assert is_beyond_rounding([margins_of([(1.0, 1.0)] * 9 + [(9.0, -INF)])], 0.5)
 
 
 def test_ends_of_an_interval_are_inside_it() -> None:

@@ -19,13 +19,21 @@ from precision_search.runtime.session import SessionSettings
 from precision_search.search import judge as module
 from precision_search.search.confirm import ConfirmResult
 from precision_search.search.damage import DamagedNode, DamageFinder
-from precision_search.search.judge import LANDMARKS, JudgeSettings, PlanJudge
+from precision_search.search.judge import JudgeSettings, PlanJudge
 from precision_search.search.noise import DAMAGE_NOISE
 from precision_search.search.screen import Divergence as ScreenDivergence
 from precision_search.search.screen import SampleRows
 from precision_search.search.strategies.base import Proposal
 from precision_search.search.study import guarded
-from precision_search.search.trials import Divergence, FlipRisk, Trial, TrialLatency, trial_from_line, trial_to_line
+from precision_search.search.trials import (
+    LANDMARKS,
+    Divergence,
+    FlipRisk,
+    Trial,
+    TrialLatency,
+    trial_from_line,
+    trial_to_line,
+)
 from tests.plans import NORMS, SETTINGS, WO, keeping, lowering, sample_rows
 
 Rows = tuple[tuple[int, ...], ...]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from precision_search.runtime.device_profile import load_profile
 from precision_search.runtime.timing import Timing
 from precision_search.search import latency as module
 from precision_search.search.latency import EstimatedLatency, MeasuredLatency
+from tests.conftest import DEMO_MODEL
 from tests.plans import NORMS, SETTINGS, WO, keeping, lowering
 
 OFFLINE, SINGLE = Workload(1024, 16, 16), Workload(1, 16, 16)
@@ -138,3 +143,36 @@ def test_both_sides_generate_the_whole_workload(demo_bundle: Bundle, monkeypatch
     for generation in fake.returned:
         assert generation.lengths.tolist() == [TARGET_LENGTH] * 3
         np.testing.assert_array_equal(generation.tokens, fake.returned[0].tokens)
+
+
+SAY_ESTIMATES = """
+import sys
+from pathlib import Path
+from precision_search.model.bundle import open_bundle
+from precision_search.precision.cost import Workload
+from precision_search.precision.plan import Plan, all_compute_keys
+from precision_search.runtime.device_profile import load_profile
+from precision_search.search.latency import EstimatedLatency
+
+bundle = open_bundle(sys.argv[1], Path(sys.argv[2]))
+latency = EstimatedLatency(bundle, Workload(8, 16, 16), load_profile("t4"))
+keys = sorted(all_compute_keys(bundle.graphs))
+for step in range(2, 12):
+    print(latency.plan_ms(Plan("float16", "base", frozenset(keys[::step]))).hex())
+"""
+
+
+@pytest.mark.slow
+def test_estimates_are_the_same_to_the_last_bit_in_every_process(export_cache: Path, demo_bundle: Bundle) -> None:
+    """A search sorts by them: a last bit that depends on the order of a set would make a resumed run another one."""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", SAY_ESTIMATES, str(DEMO_MODEL), str(export_cache)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in (0, 1, 2)
+    }
+    assert len(said) == 1

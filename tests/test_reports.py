@@ -130,6 +130,10 @@ def test_the_winner_is_said_to_keep_what_was_tried_and_no_more() -> None:
 
 def test_an_unfinished_run_says_so_and_the_cut_what_it_is_worth() -> None:
     assert shown(lambda console: show_state(run_info(), console)) == ""
+    limited = run_info(stopped="max_trials")
+    assert shown(lambda console: show_state(limited, console)).splitlines() == [
+        "search.max_trials ended the search: --resume with a larger one (--set search.max_trials=...) goes on"
+    ]
     running = run_info(status="interrupted", cut=CutCheck(12, 0.00171))
     assert shown(lambda console: show_state(running, console)).splitlines() == [
         f"the run is not complete: these are the {running.counts.judged} plans judged so far",

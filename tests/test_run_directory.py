@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
-from precision_search.output.run_directory import new_run_directory, replace_model, sole_writer, sweep
+from precision_search.output.run_directory import new_run_directory, replace_model, sole_writer, sweep_leftovers
 from precision_search.output.run_files import TRIALS_FILE
 
 
@@ -64,7 +64,7 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name / "deep").mkdir(parents=True)
     for name in (".run.json.77.tmp", "run.json", "notes.tmp", ".gitignore", "study.journal", "study.journal.lock"):
         (tmp_path / name).touch()
-    sweep(tmp_path)
+    sweep_leftovers(tmp_path)
     assert names(tmp_path) == [".gitignore", ".mine", "model", "notes.tmp", "run.json", "study.journal"]
 
 

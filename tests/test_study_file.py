@@ -82,7 +82,7 @@ def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> No
     assert stable.values == [1.0, 2.0]
     assert rejected.values == [7.5, 1000.0]
     assert rejected.user_attrs["verdict"] == "nonfinite"
-    assert study_of(tmp_path).directions == [study_of(tmp_path).directions[0]] * 2
+    assert [direction.name for direction in study_of(tmp_path).directions] == ["MINIMIZE", "MINIMIZE"]
 
 
 def test_a_session_writes_the_file_anew_whatever_a_kill_left_of_it(tmp_path: Path) -> None:

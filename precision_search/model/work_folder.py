@@ -8,6 +8,7 @@ cache do not see each other's processes.
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import tempfile
 import time
@@ -61,7 +62,7 @@ def work_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 def sweep(parent: Path, prefix: str) -> None:
     """Removes the folders of that prefix in `parent` that no living process works in."""
-    for folder in parent.glob(f"{prefix}*"):
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
         if _is_left_behind(folder):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -67,9 +67,11 @@ def show_inspect(report: InspectReport, console: Console) -> None:
 
 
 def show_state(info: RunInfo, console: Console) -> None:
-    """Prints how far the run got, if it is not complete, and how well the minimum cut knew its plans."""
+    """Prints how far the run got, if not to its end, and how well the minimum cut knew its plans."""
     if info.status != "complete":
         _print(console, [f"the run is not complete: these are the {info.counts.judged} plans judged so far"])
+    if limit := {"max_trials": "search.max_trials", "timeout": "search.timeout"}.get(info.stopped or ""):
+        _print(console, [f"{limit} ended the search: --resume with a larger one (--set {limit}=...) goes on"])
     if info.cut is not None:
         plans = "1 plan" if info.cut.plans == 1 else f"{info.cut.plans} plans"
         largest = info.cut.largest_difference

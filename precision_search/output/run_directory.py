@@ -65,7 +65,7 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def sweep(run_dir: Path) -> None:
+def sweep_leftovers(run_dir: Path) -> None:
     """Removes what a killed session left half-written; to be called by the sole writer only."""
     for pattern in LEFTOVERS:
         for path in run_dir.glob(pattern):
@@ -118,12 +118,29 @@ def _check_resumable(config: Config, out: Path) -> None:
     with sole_writer(out):
         pass
     stored = out / run_files.CONFIG_FILE
-    if _judging_part(load_config(stored)) != _judging_part(config):
+    if changes := _changes(_judging_part(load_config(stored)), _judging_part(config)):
         raise UsageError(
             f"the run in {out} cannot go on",
-            why="the config changed since it began, so its verdicts hold for something else",
+            why=f"the config changed since it began ({'; '.join(changes)}), so its verdicts hold for something else",
             fix=f"start a new run, or resume with the config in {stored}",
         )
+
+
+def _changes(before: Config, now: Config) -> list[str]:
+    """What differs between two configs, as `table.key: old, now new`."""
+    changes = []
+    for table in dataclasses.fields(Config):
+        if not table.compare:
+            continue
+        old, new = getattr(before, table.name), getattr(now, table.name)
+        if old == new:
+            continue
+        if old is None or new is None:
+            changes.append(f"[{table.name}] {'added' if old is None else 'removed'}")
+            continue
+        pairs = ((each.name, getattr(old, each.name), getattr(new, each.name)) for each in dataclasses.fields(old))
+        changes += [f"{table.name}.{name}: {was}, now {value}" for name, was, value in pairs if was != value]
+    return changes
 
 
 def _judging_part(config: Config) -> Config:

@@ -16,7 +16,7 @@ from statistics import median
 from precision_search.config import Config, to_toml
 from precision_search.errors import UsageError
 from precision_search.output import run_files
-from precision_search.output.run_directory import new_run_directory, sole_writer, sweep
+from precision_search.output.run_directory import new_run_directory, sole_writer, sweep_leftovers
 from precision_search.output.run_info import (
     SCHEMA_VERSION,
     Best,
@@ -54,7 +54,7 @@ class RunRecorder:
         self._config = config
         self._prepared = prepared
         self._given = given
-        self._share = 0.0 if config.validation is None else config.validation.min_exact_match
+        self._share = config.min_exact_match
         self._best_id: int | None = None
         self._shown: tuple[int | None, ...] = ()
         self._started = time.monotonic()
@@ -168,7 +168,7 @@ class RunRecorder:
                 why=f"{' and '.join(changed)} changed since it began, so its verdicts hold for something else",
                 fix="start a new run",
             )
-        sweep(self._out)
+        sweep_leftovers(self._out)
         self._seconds_before = before.seconds
         self._info = dataclasses.replace(now, started=before.started)
         run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))

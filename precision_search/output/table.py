@@ -14,10 +14,7 @@ from typing import Any, cast
 from precision_search.errors import UsageError
 from precision_search.output.kept import kept_text
 from precision_search.search.pareto import Choice, choose_winner, pareto_front
-from precision_search.search.trials import Trial
-
-LANDMARKS = frozenset({"fp32", "all-low", "classic", "ranges", "given"})
-"""Stages whose plans people compare with, and which are shown when they were rejected, too."""
+from precision_search.search.trials import LANDMARKS, Trial
 
 SHOWN_OTHERS = 10
 """Stable plans beside the front that a table shows unless asked for all."""

@@ -18,6 +18,7 @@ from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
 from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype
 from precision_search.precision.shapes import Point, Shapes, infer_shapes
+from precision_search.precision.weights import IR_DTYPES
 from precision_search.precision.wiring import wiring_of
 from precision_search.precision.work import VIEWS, Work, node_work, place
 from precision_search.runtime.device_profile import DeviceProfile, FloatName
@@ -25,8 +26,7 @@ from precision_search.runtime.device_profile import DeviceProfile, FloatName
 Floats = NDArray[np.float64]
 DTypes = tuple[ir.DataType | None, ...]
 
-_LOW: Mapping[LowDtype, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_RATES: Mapping[ir.DataType, FloatName] = {dtype: name for name, dtype in _LOW.items()}
+_RATES: Mapping[ir.DataType, FloatName] = {dtype: name for name, dtype in IR_DTYPES.items()}
 
 STORING = 1e-15
 """Seconds that a byte of an initializer counts for if it is stored in both dtypes. Nobody waits for it: at hundreds of
@@ -158,7 +158,7 @@ class CostModel:
         Raises:
             ConfigError: `dtype` is bfloat16 and the device has none.
         """
-        return self._graphs[graph_name].node_costs(_LOW[dtype])
+        return self._graphs[graph_name].node_costs(IR_DTYPES[dtype])
 
     def cast_cost(self, graph_name: GraphName, value_name: str) -> float:
         """Seconds that a cast of the value between fp32 and a low dtype takes in one generated batch.

@@ -31,11 +31,8 @@ from precision_search.search.screen import (
     ScreenResult,
 )
 from precision_search.search.strategies.base import Proposal
+from precision_search.search.trials import LANDMARKS, FlipRisk, PlanRecord, Trial, TrialLatency, Verdict, VerdictSource
 from precision_search.search.trials import Divergence as TrialDivergence
-from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency, Verdict, VerdictSource
-
-LANDMARKS = frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"})
-"""Stages whose plans are screened to the end even when the verdict is certain: people compare with them."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -152,7 +149,8 @@ class PlanJudge:
             stage=proposal.stage,
             plan=self.record(plan),
             verdict=verdict,
-            verdict_source=self.source,
+            # What the screen rejects never ran as converted.
+            verdict_source=self.source if screened.verdict == "exact" else "emulated",
             exact_match=exact_match,
             validation_match=validated.exact_match if verdict == "stable" and validated is not None else None,
             min_margin=screened.min_margin,

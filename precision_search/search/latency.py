@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -44,12 +45,13 @@ class EstimatedLatency:
         """What `latency` would estimate for the plan, in milliseconds, without converting anything."""
         costs = self.placement_costs(plan.dtype)
         assignments = assign(self._graphs, plan)
-        seconds = 0.0
+        seconds = []
         for name, graph in self._graphs.items():
             low, casts = assignments[name].low_nodes, costs.casts[name]
-            seconds += sum(pair[key in low] for key, pair in costs.nodes[name].items())
-            seconds += sum(casts[value] for value, _ in planned_casts(graph, assignments[name]))
-        return seconds * 1e3
+            seconds += [pair[key in low] for key, pair in costs.nodes[name].items()]
+            seconds += [casts[value] for value, _ in planned_casts(graph, assignments[name])]
+        # Exact whatever the order: that of a set differs from process to process, and a search must not.
+        return math.fsum(seconds) * 1e3
 
     def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
         """The estimate for converted graphs, labelled as one."""

@@ -58,6 +58,12 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     return tuple(sorted(chosen, key=_by_speed))
 
 
+def is_acceptable(trial: Trial, min_exact_match: float) -> bool:
+    """Whether a plan may win: stable, and at least that share of the validation samples kept, if there are any."""
+    kept = trial.validation_match is None or trial.validation_match >= min_exact_match
+    return trial.verdict == "stable" and kept
+
+
 def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
     """Chooses the plan to publish.
 
@@ -72,7 +78,7 @@ def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
         others = any(not trial.is_fp32 for trial in trials)
         reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
         return Choice(fp32, reason, faster=False)
-    good = [t for t in candidates if t.validation_match is None or t.validation_match >= min_exact_match]
+    good = [trial for trial in candidates if is_acceptable(trial, min_exact_match)]
     if good:
         trial = min(good, key=_by_speed)
         kept = (

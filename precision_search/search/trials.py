@@ -22,6 +22,10 @@ Verdict = Literal["nonfinite", "mismatch", "stable", "error"]
 VerdictSource = Literal["emulated", "cuda"]
 
 
+LANDMARKS = frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"})
+"""Stages whose plans people compare with: screened to the end, and shown when they were rejected, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
     """A plan as the log keeps it.

@@ -10,7 +10,8 @@ Stages, as the log names them:
 5. `calm`: where that is not enough, the fastest good plan on the curve of least latency at each level of noise, which
    the cut draws when low nodes have a price for the noise they make, and `refine`, between it and its faster neighbour;
 6. `release`: pins against damage that fit into the range after all, those that save most first;
-7. `front`: corners of the curve on both sides of the best plan, for the Pareto table.
+7. `calm` again, on what the curve without the projection has that is faster;
+8. `front`: calmer corners of the curve, for the Pareto table.
 
 Damage is monotone and is blamed on nodes; flips at near-ties are neither, so that whole plans answer for them.
 """
@@ -24,21 +25,25 @@ from typing import ClassVar
 import numpy as np
 
 from precision_search.precision.plan import Plan
-from precision_search.search.noise import is_damaged
-from precision_search.search.pareto import LEAST_SPEEDUP
+from precision_search.search.noise import DAMAGE_NOISE, is_damaged
+from precision_search.search.pareto import LEAST_SPEEDUP, is_acceptable
 from precision_search.search.strategies.base import NodeSpace, Proposal, StrategyContext
 from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, keys_of, split
 from precision_search.search.strategies.op_types import CLASSIC
 from precision_search.search.trials import Trial
 
 BEYOND = 4
-"""Plans judged on each side of the best one: the ends of the Pareto table."""
+"""Plans judged that are calmer than the best one: the slow end of the Pareto table."""
 
 LEAST_GAIN = 1e-3
 """Share of the latency that a pin must cost to be worth a trial."""
 
 CURVE_STEP = 2e-3
 """Share of the latency by which neighbours on the curve differ at least."""
+
+SUMMED = 6.0
+"""Noise of a plan, as a multiple of the root of its roles' summed squares, up to which roundings alone explain it: the
+99th percentile of a normal distribution is 2.6 times its root mean square (2.4 on the demo), and that twice over."""
 
 Pins = frozenset[str]
 Search = Generator[Proposal, Trial, None]
@@ -105,29 +110,36 @@ class NodeSearch:
 
     def _search(self) -> Search:
         choices = frozenset(self._space.choices)
-        yield from self._ask(self._space.plan_of(choices), self._space.stage_of_everything)
+        everything = yield from self._ask(self._space.plan_of(choices), self._space.stage_of_everything)
         yield from self._ask(self._space.plan_of(frozenset()), "all-low")
         classic = frozenset(choice for choice in choices if choice[1] in CLASSIC)
         yield from self._ask(self._space.plan_of(classic), "classic")
-        start = yield from self._heal(self._point(self._nodes.hard))
+        # What is forced low may be the damage; then no plan is sound, and no node of a choice is to blame.
+        start = None if is_damaged(everything) else (yield from self._heal(self._point(self._nodes.hard)))
         best = None if start is None else (yield from self._calm(start))
         if start is None or best is None:
             return
         best = yield from self._release(best, start.pins)
-        yield from self._front([point for point in self._curve(start) if point.ms < best.ms], best)
-        yield from self._front(self._curve(best)[1:], best)
+        better = yield from self._fastest_on([point for point in self._curve(start) if point.ms < best.ms])
+        if better is not None:
+            best = yield from self._release(better, start.pins)
+        if self._trials[best.plan.digest].flip_risk is not None:  # without it there is nothing to trade latency for
+            yield from self._front(self._curve(best)[1:], best)
 
     def _heal(self, point: _Point) -> Generator[Proposal, Trial, _Point | None]:
         """Pins culprits until the cut's plan is not damaged; None where nothing is left to blame."""
-        while is_damaged(trial := (yield from self._ask_point(point, "cut", None))):
-            units = self._worth_keeping_first(point)
-            if not units:
+        parent = None
+        while is_damaged(trial := (yield from self._ask_point(point, "cut", parent))):
+            parent = trial.id
+            low, noise = self._low_by_role(point.plan), self._noise(point)
+            if not low:
                 return None
-            noise = self._noise(point)
-            culprits = keys_of([keys for role, keys in self._low_by_role(point.plan).items() if noise[role] == np.inf])
+            if trial.noise is not None and trial.noise <= SUMMED * sum(noise[role] ** 2 for role in low) ** 0.5:
+                return point  # no node of it is to blame: it is all of them together that are too loud
+            culprits = keys_of([keys for role, keys in low.items() if noise[role] == np.inf])
             if not culprits:
-                step = _Step("culprit", trial.id)
-                culprits = yield from self._answered(find_culprits(units), point, is_damaged, step)
+                questions = find_culprits(self._worth_keeping_first(point))
+                culprits = yield from self._answered(questions, point, is_damaged, _Step("culprit", trial.id))
                 self._culprits |= culprits
             point = self._point(point.pins | culprits)
         return point
@@ -148,11 +160,14 @@ class NodeSearch:
             parent, start = self._parent(start), self._point(start.pins | self._nodes.projection)
             if self._is_good((yield from self._ask_point(start, "projection", parent))):
                 return start
-        curve = self._curve(start)
-        good = yield from self._first_good(curve)
-        if good is None or good == 0:
-            return None if good is None else curve[0]
-        return (yield from self._refine(curve[good - 1], curve[good]))
+        return (yield from self._fastest_on(self._curve(start)))
+
+    def _fastest_on(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, _Point | None]:
+        """The fastest good plan on a curve, refined; None if none was found."""
+        good = (yield from self._first_good(curve)) if curve else None
+        if good is None:
+            return None
+        return curve[0] if good == 0 else (yield from self._refine(curve[good - 1], curve[good]))
 
     def _front(self, corners: Iterable[_Point], best: _Point) -> Search:
         """Judges some of the corners that are faster than fp32, evenly spaced."""
@@ -183,10 +198,7 @@ class NodeSearch:
         Between two plans on it, the cut at the rate of exchange at which both weigh the same finds the one between them
         that sticks out most, or shows that there is none: each plan costs two cuts.
         """
-        noise = self._noise(start)
-        low = self._low_by_role(start.plan)
-        quiet = {role: noise[role] if np.isfinite(noise[role]) else 0.0 for role in low}
-        variance = {key: quiet[role] ** 2 / len(keys) for role, keys in low.items() for key in keys}
+        variance = self._variance(start)
 
         def of(plan: Plan) -> float:
             return sum(size for key, size in variance.items() if key not in plan.fp32)
@@ -216,7 +228,7 @@ class NodeSearch:
         questions = find_culprits(units)
         step = _Step("refine", self._parent(good), apart)
         kept = yield from self._answered(questions, self._point(base), self._is_bad, step)
-        return self._fastest_good([good, self._point(before.pins | kept)])
+        return self._fastest_good([good, self._point(base - (keys_of(units) - kept))])
 
     def _release(self, best: _Point, pins: Pins) -> Generator[Proposal, Trial, _Point]:
         """Lets go of pins against damage that fit into the range after all, as far as plans stay good without them."""
@@ -265,9 +277,7 @@ class NodeSearch:
         return min(good, key=lambda point: point.ms)
 
     def _is_good(self, trial: Trial) -> bool:
-        if trial.verdict != "stable":
-            return False
-        return trial.validation_match is None or trial.validation_match >= self._context.min_validation_match
+        return is_acceptable(trial, self._context.min_validation_match)
 
     def _is_bad(self, trial: Trial) -> bool:
         return not self._is_good(trial)
@@ -275,6 +285,18 @@ class NodeSearch:
     def _noise(self, point: _Point) -> Mapping[str, float]:
         """The noise of each role that has low nodes in the plan; infinite where the role alone is damage."""
         return self._nodes.noise(frozenset(self._low_by_role(point.plan)))
+
+    def _variance(self, point: _Point) -> dict[str, float]:
+        """Each low node's share of its role's squared noise; what nobody measured, or is damage alone, goes first."""
+        noise = self._noise(point)
+        measured = {role: [key for key in keys if key not in self._nodes.hard] for role, keys in self._members.items()}
+        return {
+            key: noise[role] ** 2 / len(measured[role])
+            if key not in self._nodes.hard and np.isfinite(noise[role])
+            else DAMAGE_NOISE**2
+            for role, keys in self._low_by_role(point.plan).items()
+            for key in keys
+        }
 
     def _low_by_role(self, plan: Plan) -> dict[str, Unit]:
         found = {role: tuple(key for key in keys if key not in plan.fp32) for role, keys in self._members.items()}

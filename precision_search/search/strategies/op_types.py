@@ -20,7 +20,7 @@ from typing import ClassVar
 from precision_search.model.graph import Family
 from precision_search.precision.plan import FAMILIES
 from precision_search.search.noise import is_damaged
-from precision_search.search.pareto import choose_winner, front
+from precision_search.search.pareto import choose_winner, front, is_acceptable
 from precision_search.search.strategies.base import (
     OpTypeSteps,
     Proposal,
@@ -204,9 +204,7 @@ class OpTypeSearch:
         return any(is_damaged(trial) and selection <= self._selections[d] for d, trial in self._trials.items())
 
     def _acceptable(self, trial: Trial | None) -> bool:
-        if trial is None or trial.verdict != "stable":
-            return False
-        return trial.validation_match is None or trial.validation_match >= self._context.min_validation_match
+        return trial is not None and is_acceptable(trial, self._context.min_validation_match)
 
     def _trial(self, selection: Selection) -> Trial | None:
         return self._trials.get(self._space.plan_of(selection).digest)
