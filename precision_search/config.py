@@ -85,7 +85,7 @@ class DataSection:
 
 @dataclass(frozen=True, slots=True)
 class ValidationSection(DataSection):
-    """`[validation]`: sentences the search never sees, and the share of them a winner must still get exactly right."""
+    """`[validation]`: unfiltered sentences, and the share of them a winner must get exactly right."""
 
     min_exact_match: float = field(default=0.99, metadata=between(0.0, 1.0))
 
