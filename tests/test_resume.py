@@ -326,7 +326,7 @@ def test_other_sentences_are_refused(changeable: Path, name: str) -> None:
 @pytest.mark.parametrize("override", ["search.seed=5", "search.dtype=bfloat16", "calibration.batch_size=3"])
 def test_another_config_is_refused(changeable: Path, override: str) -> None:
     message = refusal(changeable, "--set", override)
-    assert "the config changed since it began" in message
+    assert f"the config changed since it began ({override.partition('=')[0]}: " in message
     assert run_files.CONFIG_FILE in message
 
 

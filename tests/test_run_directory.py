@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.config import load_config, to_toml
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
-from precision_search.output.run_directory import new_run_directory, replace_model, sole_writer, sweep_leftovers
-from precision_search.output.run_files import TRIALS_FILE
+from precision_search.output.run_directory import (
+    check_run_directory,
+    new_run_directory,
+    replace_model,
+    sole_writer,
+    sweep_leftovers,
+)
+from precision_search.output.run_files import CONFIG_FILE, RUN_FILE, TRIALS_FILE
 
 
 def names(folder: Path) -> list[str]:
@@ -78,3 +85,59 @@ def test_a_model_is_replaced_whole(tmp_path: Path, has_old: bool) -> None:
     replace_model(tmp_path)
     assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == ["new"]
+
+
+CONFIG = """
+[model]
+path = "org/model"
+cache = "cache"
+
+[calibration]
+path = "calibration.txt"
+
+[validation]
+path = "validation.txt"
+
+[test]
+path = "test.txt"
+"""
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A config file; beside it a run directory that began with it."""
+    (tmp_path / "mine.toml").write_text(CONFIG)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CONFIG_FILE).write_text(to_toml(load_config(tmp_path / "mine.toml")))
+    (run / RUN_FILE).touch()
+    (run / TRIALS_FILE).touch()
+    return tmp_path / "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("search.seed=3", "search.seed: 0, now 3"),
+        ("workload.batch=8", "workload.batch: 1, now 8"),
+        ("validation.min_exact_match=0.5", "validation.min_exact_match: 0.99, now 0.5"),
+    ],
+)
+def test_a_refused_resume_names_what_changed(stored: Path, override: str, named: str) -> None:
+    with pytest.raises(UsageError, match="cannot go on") as caught:
+        check_run_directory(load_config(stored, [override]), stored.parent / "run", resume=True)
+    assert named in caught.value.why
+
+
+def test_a_section_that_came_or_went_is_named(stored: Path) -> None:
+    stored.write_text(CONFIG.replace('[validation]\npath = "validation.txt"\n', ""))
+    with pytest.raises(UsageError) as caught:
+        check_run_directory(load_config(stored), stored.parent / "run", resume=True)
+    assert "[validation] removed" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "override", ["search.max_trials=9", "search.timeout=5", "device.threads=1", "model.cache=x", "test.path=other.txt"]
+)
+def test_limits_and_test_sentences_may_change(stored: Path, override: str) -> None:
+    check_run_directory(load_config(stored, [override]), stored.parent / "run", resume=True)
