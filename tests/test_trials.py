@@ -71,7 +71,8 @@ def test_the_keys_are_the_documented_ones() -> None:
     data = json.loads(trial_to_line(full))
     assert ", ".join(data) == (
         "id, parent, stage, plan, verdict, verdict_source, exact_match, validation_match, min_margin, flip_risk, "
-        "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened"
+        "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened, noise, "
+        "expected_ms"
     )
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
