@@ -28,18 +28,24 @@ for path, kind, dtype, options in json.loads(sys.argv[1]):
     model.to(getattr(torch, dtype)).save_pretrained(path)
 """
 
-TOKENIZER = json.dumps(
-    {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "</s>": 1, "<unk>": 2}, "unk_token": "<unk>"},
-    }
-)
-"""The smallest tokenizer.json that one can load."""
+
+def word_tokenizer(*words: str) -> str:
+    """A tokenizer.json that knows these words, numbered from 3 on; without any the smallest that one can load."""
+    vocabulary = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": None,
+            "decoder": None,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+        }
+    )
+
+
+TOKENIZER = word_tokenizer()
 
 Spec = tuple[str, str, str, dict[str, object]]
 """Directory name, model type, dtype it is stored in, and options of its config."""

@@ -195,6 +195,25 @@ def test_damage_by_what_is_forced_low_is_blamed_on_nobody(tmp_path: Path) -> Non
     assert stages(outcome) == ["forced-low", "all-low", "classic"]
 
 
+def test_finite_damage_by_one_role_is_blamed_on_it_and_not_on_noise(tmp_path: Path) -> None:
+    of = space()
+    role = "decoder.*/Relu"
+    bad = frozenset(key for key, each in node_space(of).roles.items() if each == role)
+    oracle = Oracle(of, frozenset())
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        found = oracle(proposal, trial_id)
+        if bad <= proposal.plan.fp32:
+            return found
+        return replace(found, verdict="mismatch", exact_match=0.0, noise=2 * DAMAGE_NOISE, validation_match=None)
+
+    outcome = search(context(of, node_space(of, {"encoder.0/Pow": 2.0}, {role: INF})), judge, tmp_path / "log")
+    cuts = [trial for trial in outcome.trials if trial.stage == "cut"]
+    assert [trial.verdict for trial in cuts] == ["mismatch", "stable"]
+    assert cuts[1].parent == cuts[0].id
+    assert winner(outcome).id == cuts[1].id
+
+
 def test_what_refining_finds_was_judged_and_is_built_upon(tmp_path: Path) -> None:
     """Three roles go to fp32 together though one would do; of the two others one saves too little to be asked about."""
     of = space()

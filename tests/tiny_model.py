@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from precision_search.model.bundle import graph_file
+from tests.checkpoints import word_tokenizer
 from tests.graphs import HEAD_WIDTH, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, tiny_t5_protos
 
 WORDS = tuple("abcdefghij")
@@ -32,23 +33,10 @@ SIZES = {
 def write_tiny_model(directory: Path, seed: int = 0) -> Path:
     """The three graphs and the files beside them; another seed is another model."""
     directory.mkdir(parents=True)
-    vocabulary = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
-    tokenizer: dict[str, object] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    }
     settings = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "max_new_tokens": 6}
-    for name, content in (
-        ("config.json", SIZES),
-        ("generation_config.json", settings),
-        ("tokenizer.json", tokenizer),
-    ):
+    for name, content in (("config.json", SIZES), ("generation_config.json", settings)):
         (directory / name).write_text(json.dumps(content))
+    (directory / "tokenizer.json").write_text(word_tokenizer(*WORDS))
     for name, proto in tiny_t5_protos(seed).items():
         for weight in proto.graph.initializer:
             if weight.name == LOUD:

@@ -8,7 +8,7 @@ else fp32, so that the three graphs always agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs
+from precision_search.model.graph import Graph, GraphName, NodeKind
 from precision_search.precision.kernels import low_max, round_to
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, crossing_name, wiring_of
@@ -70,12 +70,6 @@ def planned_casts(graph: Graph, assignment: Assignment) -> frozenset[tuple[str, 
         if (name in low_values) != wanted:
             found.add((name, wanted))
     return frozenset(found)
-
-
-def movement_inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """The float inputs of a movement node: all of them carry data of the output's dtype."""
-    for _, value in float_inputs(node):
-        yield value
 
 
 def _check_opsets(graphs: Mapping[GraphName, Graph], plan: Plan) -> None:

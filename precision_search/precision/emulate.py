@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from precision_search.errors import InputError
-from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, node_kind, retype
-from precision_search.precision.dtypes import Assignment, movement_inputs
+from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, float_inputs, node_kind, retype
+from precision_search.precision.dtypes import Assignment
 from precision_search.precision.lowering import Rounding, describe_value, kernel_of, lower, round_constants, take_over
 from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan
 from precision_search.precision.weights import IR_DTYPES, WeightCache
@@ -43,7 +43,7 @@ def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCac
         facts = graph.nodes[str(node.name)]
         if facts.kind is NodeKind.MOVEMENT and facts.key in assignment.low_nodes:
             round_constants(model.graph, node, plan.dtype, weights)
-            if all(value in rounded for value in movement_inputs(node) if not value.is_initializer()):
+            if all(value in rounded for _, value in float_inputs(node) if not value.is_initializer()):
                 rounded.update(node.outputs)
         elif facts.kind is NodeKind.COMPUTE and facts.key not in plan.fp32:
             round_constants(model.graph, node, plan.dtype, weights)

@@ -56,10 +56,6 @@ class SearchSpace:
         """The choices that the range profile suggests to keep in fp32."""
         return frozenset(choice for choice in self.choices if choice[1] in self.hard.get(choice[0], frozenset()))
 
-    def plan(self, fp32_op_types: Mapping[Family, frozenset[str]]) -> Plan:
-        """The plan that keeps these op types in fp32; types that are no choice are ignored."""
-        return self.plan_of(frozenset((family, op) for family, ops in fp32_op_types.items() for op in ops))
-
     def plan_of(self, selection: Selection) -> Plan:
         """The plan that keeps the selected op types in fp32."""
         keys: set[str] = set()

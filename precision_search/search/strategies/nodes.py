@@ -88,6 +88,8 @@ class NodeSearch:
         self._members: dict[str, list[str]] = {}
         for key, role in sorted(self._nodes.roles.items()):
             self._members.setdefault(role, []).append(key)
+        # Nothing of a choice low: fp32 itself, unless something is forced low.
+        self._kept = self._space.plan_of(frozenset(self._space.choices))
         self._trials: dict[str, Trial] = {}
         self._estimates: dict[str, float] = {}
         self._culprits: set[str] = set()
@@ -109,10 +111,9 @@ class NodeSearch:
         self._last = trial
 
     def _search(self) -> Search:
-        choices = frozenset(self._space.choices)
-        everything = yield from self._ask(self._space.plan_of(choices), self._space.stage_of_everything)
+        everything = yield from self._ask(self._kept, self._space.stage_of_everything)
         yield from self._ask(self._space.plan_of(frozenset()), "all-low")
-        classic = frozenset(choice for choice in choices if choice[1] in CLASSIC)
+        classic = frozenset(choice for choice in self._space.choices if choice[1] in CLASSIC)
         yield from self._ask(self._space.plan_of(classic), "classic")
         # What is forced low may be the damage; then no plan is sound, and no node of a choice is to blame.
         start = None if is_damaged(everything) else (yield from self._heal(self._point(self._nodes.hard)))
@@ -134,10 +135,10 @@ class NodeSearch:
             low, noise = self._low_by_role(point.plan), self._noise(point)
             if not low:
                 return None
-            if trial.noise is not None and trial.noise <= SUMMED * sum(noise[role] ** 2 for role in low) ** 0.5:
-                return point  # no node of it is to blame: it is all of them together that are too loud
             culprits = keys_of([keys for role, keys in low.items() if noise[role] == np.inf])
             if not culprits:
+                if trial.noise is not None and trial.noise <= SUMMED * sum(noise[role] ** 2 for role in low) ** 0.5:
+                    return point  # no node of it is to blame: it is all of them together that are too loud
                 questions = find_culprits(self._worth_keeping_first(point))
                 culprits = yield from self._answered(questions, point, is_damaged, _Step("culprit", trial.id))
                 self._culprits |= culprits
@@ -171,8 +172,7 @@ class NodeSearch:
 
     def _front(self, corners: Iterable[_Point], best: _Point) -> Search:
         """Judges some of the corners that are faster than fp32, evenly spaced."""
-        fp32 = self._space.plan_of(frozenset(self._space.choices))
-        corners = [point for point in corners if point.ms * LEAST_SPEEDUP <= self._estimate(fp32)]
+        corners = [point for point in corners if point.ms * LEAST_SPEEDUP <= self._estimate(self._kept)]
         for number in np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int)):
             yield from self._ask_point(corners[number], "front", self._parent(best))
 
@@ -214,8 +214,8 @@ class NodeSearch:
                 return []
             return [*between(fast, found), found, *between(found, calm)]
 
-        fp32 = self._space.plan_of(frozenset(self._space.choices))
-        last = _Point(fp32, start.pins, self._estimate(fp32), self._estimate(fp32))
+        slowest = self._estimate(self._kept)
+        last = _Point(self._kept, start.pins, slowest, slowest)
         return [start, *between(start, last)]
 
     def _refine(self, before: _Point, good: _Point) -> Generator[Proposal, Trial, _Point]:
