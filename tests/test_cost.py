@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName, is_weight
+from precision_search.model.host_side import place
 from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import node_work, place
+from precision_search.precision.work import node_work
 from precision_search.runtime.device_profile import Assumptions, Datasheet, DeviceProfile, load_profile
 
 Models = Mapping[GraphName, ir.Model]

@@ -4,8 +4,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from precision_search.model.host_side import place
 from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import Work, node_work, place
+from precision_search.precision.work import Work, node_work
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "vendor" : 1]>'
 

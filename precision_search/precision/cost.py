@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
+from precision_search.model.host_side import VIEWS, place
 from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype
 from precision_search.precision.shapes import Point, Shapes, infer_shapes
 from precision_search.precision.weights import IR_DTYPES
 from precision_search.precision.wiring import wiring_of
-from precision_search.precision.work import VIEWS, Work, node_work, place
+from precision_search.precision.work import Work, node_work
 from precision_search.runtime.device_profile import DeviceProfile, FloatName
 
 Floats = NDArray[np.float64]

@@ -11,13 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from precision_search.model.host_side import HOST_INPUTS, UNLAUNCHED, VIEWS
 from precision_search.precision.shapes import Dims, Shapes
-
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Dropout"})
-"""Outputs that share their input's buffer."""
-
-UNLAUNCHED = frozenset({"Shape", "Size", "Constant"})
-"""Answered by the host without touching the device."""
 
 MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 """One library call each; Gemm launches one more kernel to spread its bias."""
@@ -46,26 +41,6 @@ than the last is transposed there and back."""
 MODELLED = ONE_PASS | MATRIX_PRODUCTS | GATHERS | LAUNCHES.keys() | VIEWS | UNLAUNCHED
 """Op types of which this module knows what they do; any other is taken to be one pass over its tensors."""
 
-HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
-    "ConstantOfShape": (0,),
-    "CumSum": (1,),
-    "Expand": (1,),
-    "Pad": (1, 3),
-    "Range": (0, 1, 2),
-    "ReduceMax": (1,),
-    "ReduceMean": (1,),
-    "ReduceMin": (1,),
-    "ReduceSum": (1,),
-    "Reshape": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Squeeze": (1,),
-    "Tile": (1,),
-    "Trilu": (1,),
-    "Unsqueeze": (1,),
-}
-"""Inputs that a device kernel reads in host memory: they move no device bytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -82,44 +57,6 @@ class Work:
     moved: tuple[int, ...]
     flops: int
     modelled: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the nodes of a graph run, as far as that makes them free.
-
-    Attributes:
-        idle: nodes that launch nothing.
-        constants: names of initializers and of values that the session folds into constants when it is made.
-    """
-
-    idle: frozenset[ir.Node]
-    constants: frozenset[str]
-
-
-def place(model: ir.Model) -> Placement:
-    """Finds the nodes that launch nothing: views, folded constants and shape arithmetic.
-
-    The last as ONNX Runtime decides it: a node whose operands are all constants or on the host already runs on the
-    host, unless its device kernel wants one of them there (a Range over a computed length stays on the device).
-    """
-    idle: set[ir.Node] = set()
-    constants = set(model.graph.initializers) - {str(value.name) for value in model.graph.inputs}
-    host: set[str] = set()
-    for node in model.graph:
-        inputs = [(index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None]
-        wanted = HOST_INPUTS.get(node.op_type, ())
-        if all(name in constants for _, name in inputs):
-            idle.add(node)
-            constants.update(str(value.name) for value in node.outputs)
-        elif node.op_type in UNLAUNCHED or all(
-            name in constants or (name in host and index not in wanted) for index, name in inputs
-        ):
-            idle.add(node)
-            host.update(str(value.name) for value in node.outputs)
-        elif node.op_type in VIEWS:
-            idle.add(node)
-    return Placement(frozenset(idle), frozenset(constants))
 
 
 def node_work(node: ir.Node, shapes: Shapes, *, idle: bool) -> Work:
