@@ -98,7 +98,7 @@ def _watched(recorder: Recorder, base: Any, profile_folder: Path | None) -> Any:
             sess_options.enable_profiling = True
             sess_options.profile_file_prefix = str(profile_folder / "profile")
         base.__init__(self, graph, sess_options, **options)
-        self.graph_name = self.get_modelmeta().graph_name
+        self.graph_name = _graph_name(self)
         recorder.cut("session", self.graph_name)
         if profile_folder is not None:
             recorder.profiled(self.graph_name, self)
@@ -116,6 +116,16 @@ def _watched(recorder: Recorder, base: Any, profile_folder: Path | None) -> Any:
 
     body: Mapping[str, Any] = {"__init__": init, "run": run, "run_with_iobinding": run_with_iobinding}
     return types.new_class("WatchedSession", (base,), exec_body=lambda namespace: namespace.update(body))
+
+
+def _graph_name(session: Any) -> str:
+    """Which of a bundle's graphs a session runs, told by its inputs; else the graph's own name."""
+    inputs = {value.name for value in session.get_inputs()}
+    if any(name.startswith("past_key_values.") for name in inputs):
+        return "decoder_with_past"
+    if "encoder_hidden_states" in inputs:
+        return "decoder"
+    return "encoder" if "attention_mask" in inputs else str(session.get_modelmeta().graph_name)
 
 
 def _read_profile(path: Path) -> list[tuple[str, str, str]]:
