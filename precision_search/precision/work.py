@@ -20,9 +20,10 @@ MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 GATHERS = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 """Read of their first input only what they write."""
 
-LAUNCHES: Mapping[str, int] = {"ReduceMean": 2, "GatherND": 2, "ScatterND": 2}
-"""Op types with more than one launch: a column reduction and a Div; slice offsets and the gather; a copy and the
-scatter. Everything else on the device is one launch, or one copy; shapes may add to that (see `node_work`)."""
+LAUNCHES: Mapping[str, int] = {"GatherND": 2, "ReduceMax": 2, "ReduceMean": 2, "ReduceMin": 2, "ScatterND": 2}
+"""Op types with more than one launch: slice offsets and the gather; cuDNN's reduction into a cleared result; a column
+reduction and a Div; a copy and the scatter. Everything else on the device is one launch, or one copy; shapes may add to
+that (see `node_work`)."""
 
 SUMS = frozenset({"ReduceMean", "ReduceSum"})
 """Over leading axes, or over all elements (one token), these add up into a result that is set to zero first."""

@@ -119,7 +119,7 @@ def _library(
     if versioned:  # the provider asks for symbols of this version
         (out / f"{soname}.map").write_text(f"{soname} {{ global: *; }};\n")
         script = [f"-Wl,--version-script={out / soname}.map"]
-    shared = ["-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{soname}", "-I", SOURCES]
+    shared = ["-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{soname}", "-I", str(SOURCES)]
     _gcc(*shared, *script, "-o", out / soname, generated, *objects, *flags)
 
 
@@ -146,7 +146,7 @@ def _symbols(which: str, library: Path) -> dict[str, str]:
 
 
 def _gcc(*arguments: str | Path) -> None:
-    _run("gcc", *(str(argument) for argument in arguments))
+    _run("gcc", *map(str, arguments))
 
 
 def _run(*command: str) -> str:

@@ -26,13 +26,26 @@ FOLDER_VARIABLE = "DRY_CUDA_LIBRARIES"
 def load_libraries() -> ctypes.CDLL:
     """Loads the stand-ins before anything can load real ones of the same name; returns the CUDA runtime."""
     folder = Path(os.environ[FOLDER_VARIABLE])
-    loaded = {path.name: ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in sorted(folder.glob("lib*.so.[0-9]*"))
-              if path.suffix not in {".c", ".map"}}  # fmt: skip
+    names = sorted(path.name for path in folder.glob("lib*.so.*") if path.suffix[1:].isdigit())
+    loaded = {name: ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in names}
     (runtime,) = (library for name, library in loaded.items() if name.startswith("libcudart"))
-    runtime.dry_take.restype = ctypes.c_char_p
-    runtime.dry_kernel_name.restype = ctypes.c_char_p
+    for function in ("dry_take", "dry_kernel_name", "dry_first_error"):
+        getattr(runtime, function).restype = ctypes.c_char_p
+    runtime.dry_errors.restype = ctypes.c_long
     runtime.dry_set_memory.argtypes = [ctypes.c_size_t]
     return runtime
+
+
+def check_errors() -> None:
+    """Fails if the device was given memory that is not what it takes."""
+    runtime = load_libraries()
+    count = runtime.dry_errors()
+    assert count == 0, f"{count} errors, the first: {runtime.dry_first_error().decode()}"
+
+
+def forgive_errors() -> None:
+    """Forgets the errors so far, which a test provoked."""
+    load_libraries().dry_forgive()
 
 
 @functools.cache
@@ -44,7 +57,7 @@ class Recorder:
     """Cuts the log into sections.
 
     Attributes:
-        sections: what was recorded since the recorder opened, or since `reset`.
+        sections: what was recorded since the recorder opened, or since `take`.
         nodes: with `profile`, after the recorder closed: by graph name, for each run the nodes as ONNX Runtime's
             profile lists them: name, op type and provider.
     """
@@ -68,10 +81,12 @@ class Recorder:
         for graph, session in self._profiled:
             self.nodes.setdefault(graph, []).extend(_read_profile(Path(session.end_profiling())))
 
-    def reset(self) -> None:
-        """Forgets what was recorded so far."""
-        self._runtime.dry_take()
+    def take(self) -> tuple[Section, ...]:
+        """The sections since the last call; the recorder starts again without them."""
+        self.cut("binding", "")
+        taken = tuple(self.sections)
         self.sections.clear()
+        return taken
 
     def cut(self, phase: Phase, graph: str) -> None:
         """Ends a section: what was logged since the last one belongs to it. Empty ones are left out."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime import InferenceSession, OrtValue
+from onnxruntime import OrtValue
 
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import GraphName
@@ -28,18 +28,21 @@ from tests.plans import NORMS, WO, keeping
 
 SETTINGS = SessionSettings(device="cuda")
 
-PLANS: dict[str, Callable[[Bundle], Plan]] = {
-    "fp32": lambda bundle: Plan("float16", "base", all_compute_keys(bundle.graphs)),
-    "all low": keeping,
-    "op types": lambda bundle: keeping(bundle, NORMS, WO),
-    "cut": lambda bundle: cut(bundle),
-}
-"""A plan by name: none low, all low, a classic mixture, and the placement that costs least for the same hard nodes."""
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Where a child finds the demo model: its directory and the cache with its export."""
+
+    model: Path
+    cache: Path
+
+    def open(self) -> Bundle:
+        return open_bundle(str(self.model), self.cache)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as ONNX Runtime's profile lists it."""
+    """A node that ran, as ONNX Runtime's profile lists it."""
 
     name: str
     op_type: str
@@ -48,13 +51,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one plain graph of a plan.
-
-    Attributes:
-        point: its sizes.
-        section: what it asked.
-        nodes: what ran, in order.
-    """
+    """One run of one plain graph of a plan: its sizes, what it asked of the device, and the nodes in order."""
 
     point: Point
     section: Section
@@ -62,90 +59,106 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    """A call of the generator: which plan, how many rows, tokens of the source, steps, steps between looks."""
+
+    plan: str
+    batch: int
+    source: int = 16
+    steps: int = 9
+    check_every: int = 4
+    with_margins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
-    """One call of the generator.
+    """What one generator did.
 
     Attributes:
-        making: while sessions were made.
-        warm_up: of a first call with the longest source.
-        call: of a second one.
-        nodes: by graph, what ran in all calls.
+        making: while its sessions were made.
+        warm_up: in a first call.
+        call: in a second one with a source three tokens shorter.
+        nodes: by graph, what ran in both.
     """
 
-    making: list[Section]
-    warm_up: list[Section]
-    call: list[Section]
-    nodes: dict[str, list[Node]]
-
-
-def demo(path: str, cache: str) -> Bundle:
-    """The demo bundle; it was exported before the child started."""
-    return open_bundle(path, Path(cache))
+    making: tuple[Section, ...]
+    warm_up: tuple[Section, ...]
+    call: tuple[Section, ...]
+    nodes: Mapping[str, tuple[Node, ...]]
 
 
 def cut(bundle: Bundle) -> Plan:
-    """The cheapest plan that keeps the residual stream of the encoder and what overflows in fp32."""
+    """The cheapest plan that keeps the encoder's squares, their means and what overflows in fp32."""
     model = CostModel(bundle.models, Workload(64, 32, 32), load_profile("a100"))
-    costs = placement_costs(model, bundle.graphs, "float16")
-    fixed = frozenset(WO) | frozenset(
-        node.key for node in bundle.graphs["encoder"].compute if node.op_type in {"Pow", "ReduceMean"}
+    squares = {node.key for node in bundle.graphs["encoder"].compute if node.op_type in {"Pow", "ReduceMean"}}
+    placer = Placer(
+        bundle.graphs,
+        "float16",
+        "base",
+        placement_costs(model, bundle.graphs, "float16"),
+        fixed=frozenset(WO) | squares,
+        forced_low=frozenset(),
     )
-    placer = Placer(bundle.graphs, "float16", "base", costs, fixed=fixed, forced_low=frozenset())
     return placer.place().plan
 
 
-def run_plain(
-    path: str, cache: str, plans: Collection[str], points: Sequence[Point]
-) -> dict[tuple[str, GraphName], list[Run]]:
+PLANS: Mapping[str, Callable[[Bundle], Plan]] = {
+    "fp32": lambda bundle: Plan("float16", "base", all_compute_keys(bundle.graphs)),
+    "all low": keeping,
+    "op types": lambda bundle: keeping(bundle, NORMS, WO),
+    "cut": cut,
+}
+"""A plan by name: none low, all low, a classic mixture, and the placement that costs least for its hard nodes."""
+
+
+def run_plain(demo: Demo, points: Collection[Point]) -> dict[tuple[str, GraphName, Point], Run]:
     """Runs each plain graph of each plan at each point, inputs and outputs on the device."""
-    bundle = demo(path, cache)
-    found: dict[tuple[str, GraphName], list[Run]] = {}
-    for plan in plans:
-        models = convert(bundle.graphs, PLANS[plan](bundle)).models
-        for name, model in models.items():
-            found[plan, name] = [_run_once(model, point) for point in points]
+    bundle = demo.open()
+    found = {}
+    for plan, make in PLANS.items():
+        for name, model in convert(bundle.graphs, make(bundle)).models.items():
+            for point in points:
+                found[plan, name, point] = _run_once(model, point)
     return found
 
 
-def generate(
-    path: str, cache: str, plan: str, batch: int, source: int, limit: int, check_every: int, with_margins: bool = False
-) -> Generated:
-    """Generates twice: a warm-up with the longest source, then a shorter one."""
-    bundle = demo(path, cache)
-    models = convert(bundle.graphs, PLANS[plan](bundle)).models
+def generate(demo: Demo, cases: Collection[Case]) -> dict[Case, Generated]:
+    """Generates twice for each case."""
+    bundle = demo.open()
+    models = {plan: convert(bundle.graphs, PLANS[plan](bundle)).models for plan in {case.plan for case in cases}}
+    return {case: _generate(bundle, models[case.plan], case) for case in cases}
+
+
+def _generate(bundle: Bundle, models: Mapping[GraphName, ir.Model], case: Case) -> Generated:
+    gc.collect()  # what an earlier generator leaves behind is not this one's to give back
     with tempfile.TemporaryDirectory() as folder, Recorder(Path(folder)) as recorder:
-        generator = Generator(models, bundle.generation, SETTINGS, check_every=check_every)
-        parts = [_taken(recorder)]
-        for length in (source, source - 3):
-            ids = np.full((batch, length), 5, np.int64)
-            generator.generate(ids, np.ones_like(ids), max_new_tokens=limit, with_margins=with_margins)
-            recorder.cut("binding", "")
-            parts.append(_taken(recorder))
-    nodes = {graph: [Node(*node) for node in found] for graph, found in recorder.nodes.items()}
-    return Generated(*parts, nodes)
+        generator = Generator(models, bundle.generation, SETTINGS, check_every=case.check_every)
+        making = recorder.take()
+        calls = []
+        for length in (case.source, case.source - 3):
+            ids = np.full((case.batch, length), 5, np.int64)
+            generator.generate(ids, np.ones_like(ids), max_new_tokens=case.steps, with_margins=case.with_margins)
+            calls.append(recorder.take())
+    nodes = {graph: _nodes(found) for graph, found in recorder.nodes.items()}
+    return Generated(making, warm_up=calls[0], call=calls[1], nodes=nodes)
 
 
 def _run_once(model: ir.Model, point: Point) -> Run:
-    dims = infer_shapes(model, point)
+    dims = infer_shapes(model, point).dims
     with tempfile.TemporaryDirectory() as folder, Recorder(Path(folder)) as recorder:
         session = create_session(model, SETTINGS)
-        _bind_and_run(session, {str(v.name): (dims.dims[str(v.name)], v.dtype) for v in model.graph.inputs})
+        binding = session.io_binding()
+        for value in model.graph.inputs:
+            name, dtype = str(value.name), value.dtype or ir.DataType.FLOAT
+            tensor = OrtValue.ortvalue_from_shape_and_type(list(dims[name]), int(dtype), "cuda", 0)
+            binding.bind_ortvalue_input(name, tensor)
+        for output in session.get_outputs():
+            binding.bind_output(output.name, "cuda")
+        session.run_with_iobinding(binding)
     (section,) = (section for section in recorder.sections if section.phase == "run")
     (nodes,) = recorder.nodes.values()
-    return Run(point, section, tuple(Node(*node) for node in nodes))
+    return Run(point, section, _nodes(nodes))
 
 
-def _bind_and_run(session: InferenceSession, inputs: dict[str, tuple[tuple[int, ...], ir.DataType | None]]) -> None:
-    binding = session.io_binding()
-    for name, (shape, dtype) in inputs.items():
-        value = OrtValue.ortvalue_from_shape_and_type(list(shape), int(dtype or ir.DataType.FLOAT), "cuda", 0)
-        binding.bind_ortvalue_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cuda")
-    session.run_with_iobinding(binding)
-
-
-def _taken(recorder: Recorder) -> list[Section]:
-    sections = list(recorder.sections)
-    recorder.sections.clear()
-    return sections
+def _nodes(found: Collection[tuple[str, str, str]]) -> tuple[Node, ...]:
+    return tuple(Node(*node) for node in found)

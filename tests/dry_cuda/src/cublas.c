@@ -157,3 +157,16 @@ int cublasSgemmBatched(Handle *handle, int ta, int tb, int m, int n, int k, cons
   return batched(handle, "cublasSgemmBatched", k, matrix(a, ta, m, k, FLOAT32, lda, 0),
                  matrix(b, tb, k, n, FLOAT32, ldb, 0), matrix(c, 0, m, n, FLOAT32, ldc, 0), batch, "float32");
 }
+
+/* Transposes, and adds; onnxruntime transposes fp32 matrices with it. */
+int cublasSgeam(Handle *handle, int ta, int tb, int m, int n, const float *alpha, const float *a, int lda,
+                const float *beta, const float *b, int ldb, float *c, int ldc) {
+  Matrix left = matrix(a, ta, m, n, FLOAT32, lda, 0), right = matrix(b, tb, m, n, FLOAT32, ldb, 0);
+  Matrix result = matrix(c, 0, m, n, FLOAT32, ldc, 0);
+  (void)handle, (void)alpha, (void)beta;
+  check(&left, 1, "cublasSgeam", "the left matrix");
+  if (b != c) check(&right, 1, "cublasSgeam", "the right matrix");
+  check(&result, 1, "cublasSgeam", "the result");
+  dry_log("L\tcublasSgeam");
+  return 0;
+}
