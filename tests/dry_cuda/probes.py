@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from onnxruntime import OrtValue
 from precision_search.errors import PrecisionSearchError
 from precision_search.precision.shapes import Point, infer_shapes
 from precision_search.runtime.session import SessionSettings, create_session
-from tests.dry_cuda.recorder import Recorder, forgive_errors, set_device_memory
+from tests.dry_cuda.recorder import Recorder, forgive_errors, load_libraries, set_device_memory
 from tests.dry_cuda.trace import Section
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
@@ -42,7 +44,7 @@ def _run(text: str) -> Section | None:
                 ir.to_proto(model).SerializeToString(), options, providers=["CUDAExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime raises classes of its own
-            assert "CUDA" in str(error) or "type" in str(error).lower() or "NOT_IMPLEMENTED" in str(error), error
+            assert "Provider type for" in str(error), error  # … was not set: no provider has a kernel
             return None
         _bind_and_run(session, model)
     (section,) = (section for section in recorder.sections if section.phase == "run")
@@ -85,6 +87,28 @@ def round_trip(values: Sequence[float]) -> tuple[list[float], list[Section]]:
         array = np.array(values, np.float32)
         back = OrtValue.ortvalue_from_numpy(array, "cuda", 0).numpy().tolist()
     return back, recorder.sections
+
+
+def misuse() -> dict[str, list[str]]:
+    """The errors of calls that a device would not survive."""
+    runtime = load_libraries()
+    host, device = (ctypes.c_char * 64)(), ctypes.c_void_p()
+    h2d, d2h, size = 1, 2, ctypes.c_size_t(64)
+    found = {}
+
+    def note(name: str, *call: Any) -> None:
+        call[0](*call[1:])
+        found[name] = [line for line in runtime.dry_take().decode().splitlines() if line.startswith("E")]
+
+    note("allocate", runtime.cudaMalloc, ctypes.byref(device), size)
+    note("upload", runtime.cudaMemcpy, device, host, size, h2d)
+    note("wrong direction", runtime.cudaMemcpy, device, host, size, d2h)
+    note("host as device", runtime.cudaMemcpy, host, host, size, h2d)
+    note("too long", runtime.cudaMemset, ctypes.c_void_p((device.value or 0) + 32), 0, size)
+    note("free", runtime.cudaFree, device)
+    note("free again", runtime.cudaFree, device)
+    forgive_errors()
+    return found
 
 
 def math_modes(text: str) -> dict[bool, list[int]]:

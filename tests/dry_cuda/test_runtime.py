@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.dry_cuda.build import UnavailableError, build
 from tests.dry_cuda.host import DryCuda
-from tests.dry_cuda.probes import bind_host_memory, math_modes, round_trip, run_each, with_little_memory
+from tests.dry_cuda.probes import bind_host_memory, math_modes, misuse, round_trip, run_each, with_little_memory
 from tests.dry_cuda.trace import TF32_MATH, Copy, Gemm, parse, peak, short_name
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,16 @@ def test_host_memory_given_to_the_device_is_noticed(dry_cuda: DryCuda) -> None:
     assert any("Concat" in error and "not device memory" in error for error in joined)
     assert any("cublasSgemm: the right matrix" in error and "not device memory" in error for error in product)
     assert any("cublasSgeam: the left matrix" in error and "not device memory" in error for error in transposed)
+
+
+def test_copies_and_frees_that_a_device_would_not_survive_are_noticed(dry_cuda: DryCuda) -> None:
+    found = dry_cuda.call(misuse)
+    fine = {"allocate", "upload", "free"}
+    assert {name for name, errors in found.items() if not errors} == fine
+    assert "called d2h but is h2d" in found["wrong direction"][0]
+    assert "called h2d but is h2h" in found["host as device"][0]
+    assert "needs 64 bytes of device memory, there are 32" in found["too long"][0]
+    assert "was not allocated" in found["free again"][0]
 
 
 def test_an_error_fails_the_child(dry_cuda: DryCuda) -> None:

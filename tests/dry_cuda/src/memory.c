@@ -179,7 +179,7 @@ cudaError_t cudaMemsetAsync(void *target, int value, size_t bytes, cudaStream_t 
   (void)stream;
   dry_need_device(target, bytes, "cudaMemset", "the target");
   dry_log("Z\t%zu", bytes);
-  memset(target, value, bytes);
+  if (dry_is_device(target, bytes)) memset(target, value, bytes);
   return cudaSuccess;
 }
 
