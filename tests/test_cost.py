@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName, is_weight
+from precision_search.model.host_side import place
 from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import node_work, place
+from precision_search.precision.work import node_work
 from precision_search.runtime.device_profile import Assumptions, Datasheet, DeviceProfile, load_profile
 
 Models = Mapping[GraphName, ir.Model]
@@ -250,7 +251,7 @@ def test_interpolating_over_the_past_is_exact(batch: int, source: int, target: i
 
 @settings(max_examples=12, deadline=None)
 @given(
-    batch=st.integers(1, 300),
+    batch=st.integers(2, 300),  # a single token takes one launch more in each sum (tests/dry_cuda)
     more=st.integers(1, 300),
     lengths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     name=st.sampled_from(["t4", "a10g", "l4", "a100", "h100"]),

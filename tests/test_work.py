@@ -4,8 +4,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from precision_search.model.host_side import place
 from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import Work, node_work, place
+from precision_search.precision.work import Work, node_work
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "vendor" : 1]>'
 
@@ -63,6 +64,24 @@ def test_a_mean_is_a_reduction_and_a_division_of_the_sums() -> None:
     assert found == Work(2, (24, 0, 18), 0)
 
 
+@pytest.mark.parametrize("shape", ["1, 1, 24", "2, 3, 4"])
+def test_a_sum_of_everything_is_set_to_zero_first(shape: str) -> None:
+    axes = "-1" if shape.startswith("1") else "0, 1, 2"
+    count = axes.count(",") + 1
+    assert work(f"float[{shape}] a", f"int64[{count}] axes = {{{axes}}}", "z = ReduceMean (a, axes)").launches == 3
+    assert work(f"float[{shape}] a", f"int64[{count}] axes = {{{axes}}}", "z = ReduceSum (a, axes)").launches == 2
+
+
+def test_a_sum_over_the_first_axis_is_set_to_zero_first() -> None:
+    assert work("float[2, 3] a", "int64[1] axes = {0}", "z = ReduceSum (a, axes)") == Work(2, (6, 0, 6), 0)
+
+
+def test_an_expansion_to_the_same_size_is_copied_as_well() -> None:
+    found = works("float[2, 3] a", "int64[2] same = {2, 3}, int64[2] more = {2, 6}", "z = Expand (a, same)")
+    assert found == [Work(2, (12, 0, 12), 0)]
+    assert work("float[2, 1] a", "int64[2] more = {2, 6}", "z = Expand (a, more)") == Work(1, (2, 0, 12), 0)
+
+
 @pytest.mark.parametrize(("axis", "launches", "factor"), [(-1, 1, 1), (2, 1, 1), (1, 3, 3)])
 def test_a_softmax_over_another_axis_is_transposed_there_and_back(axis: int, launches: int, factor: int) -> None:
     found = work("float[2, 3, 4] a", "", f"z = Softmax <axis = {axis}> (a)")
@@ -95,17 +114,18 @@ def test_what_depends_on_constants_only_is_folded() -> None:
 def test_arithmetic_on_shapes_runs_on_the_host() -> None:
     body = """
       s = Shape <start = 0, end = 1> (a)
+      u = Shape <start = 1, end = 2> (a)
       n = Squeeze (s)
       m = Add (n, one)
-      both = Concat <axis = 0> (s, s)
+      both = Concat <axis = 0> (s, u)
       r = Range (zero, m, one)
       k = Neg (r)
       e = Expand (r, both)
       z = Reshape (a, both)
     """
-    found = works("float[3, 3] a", "int64 one = {1}, int64 zero = {0}", body)
+    found = works("float[3, 4] a", "int64 one = {1}, int64 zero = {0}", body)
     # The kernel of Range reads its operands on the host, which is why it need not run there: the device gets the rest.
-    assert [each.launches for each in found] == [0, 0, 0, 0, 1, 1, 1, 0]
+    assert [each.launches for each in found] == [0, 0, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_an_integer_input_is_not_on_the_host() -> None:

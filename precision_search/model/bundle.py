@@ -26,6 +26,7 @@ from precision_search.model.generation_config import (
     read_model_config,
 )
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.host_side import compute_sizes_on_device
 from precision_search.model.model_files import data_files, read_model
 from precision_search.model.tokenizer import VOCABULARY_FILES, load_tokenizer
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
@@ -155,6 +156,7 @@ def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, chec
         path = directory / graph_file(name)
         model = read_model(path)
         _check_names(name, model, config, path)
+        compute_sizes_on_device(model)
         graphs[name] = describe(name, model)
     _check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
     paths = [directory / graph_file(name) for name in GRAPH_NAMES]

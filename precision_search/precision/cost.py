@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
+from precision_search.model.host_side import VIEWS, place
 from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype
 from precision_search.precision.shapes import Point, Shapes, infer_shapes
 from precision_search.precision.weights import IR_DTYPES
 from precision_search.precision.wiring import wiring_of
-from precision_search.precision.work import VIEWS, Work, node_work, place
+from precision_search.precision.work import Work, node_work
 from precision_search.runtime.device_profile import DeviceProfile, FloatName
 
 Floats = NDArray[np.float64]
@@ -152,6 +153,10 @@ class CostModel:
             profile=self._profile.name,
         )
 
+    def launches(self, models: Mapping[GraphName, ir.Model]) -> Mapping[GraphName, int]:
+        """Kernels, copies and library calls of one run of each graph of a converted version (see `estimate`)."""
+        return {name: self._graphs[name].launches(model) for name, model in models.items()}
+
     def node_costs(self, graph_name: GraphName, dtype: LowDtype = "float16") -> Mapping[str, tuple[float, float]]:
         """Seconds that each node takes in one generated batch: as in the original, and with all its floats low.
 
@@ -238,6 +243,17 @@ class _GraphCost:
             launching += found.launching
             working += found.working
         return _Seconds(launching, working)
+
+    def launches(self, model: ir.Model) -> int:
+        """Launches in one run of a converted version of the graph."""
+        found = 0
+        for node in model.graph:
+            cost = self._original(node)
+            if cost is not None:
+                found += cost.launches
+            elif node.op_type == "Cast" and self._inserted_cast(node) != _Seconds():
+                found += 1
+        return found
 
     def node_costs(self, low: ir.DataType) -> Mapping[str, tuple[float, float]]:
         costs = {}

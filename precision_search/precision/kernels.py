@@ -106,7 +106,8 @@ _TABLE: tuple[Kernel, ...] = (
         "Gelu",
         Internals.STEPS,
         _BOTH,
-        'OP_Gelu<T>; with approximate="tanh" FastGeluKernel2 (fp16) and FastGeluKernel<BFloat16>',
+        "_UnaryElementWise<T, T, OP_Gelu<T>>; "
+        'with approximate="tanh" FastGeluKernel2 (fp16) and FastGeluKernel<BFloat16>',
     ),
     Kernel("MatMul", Internals.ACCUMULATE_FP32, _BOTH, _GEMM, _GEMM_NOTE),
     Kernel("Gemm", Internals.ACCUMULATE_FP32, _BOTH, f"BroadcastBiasKernel<T>, then {_GEMM}, beta 1", _GEMM_NOTE),
@@ -133,7 +134,8 @@ _TABLE: tuple[Kernel, ...] = (
         "ReduceMean",
         Internals.SUM_STORED_LOW,
         _BOTH,
-        "reduce_matrix_columns_kernel<T, T, float>, then _UnaryElementWise<T, T, OP_Div<T>>",
+        "reduce_matrix_columns_kernel<T, T, float> (of one token: reduce_matrix_rows_kernel<T, T, float>), "
+        "then _UnaryElementWise<T, T, OP_Div<T>>",
         f"{_ATOMIC_NOTE} Over axes in the middle cuDNN averages in fp32 and nothing is stored.",
     ),
     *_elementwise(("ReduceMax", "ReduceMin"), "cudnnReduceTensor, selects and rounds nothing", _FLOAT16),

@@ -11,13 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from precision_search.model.host_side import HOST_INPUTS, UNLAUNCHED, VIEWS
 from precision_search.precision.shapes import Dims, Shapes
-
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Dropout"})
-"""Outputs that share their input's buffer."""
-
-UNLAUNCHED = frozenset({"Shape", "Size", "Constant"})
-"""Answered by the host without touching the device."""
 
 MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 """One library call each; Gemm launches one more kernel to spread its bias."""
@@ -25,9 +20,13 @@ MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 GATHERS = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 """Read of their first input only what they write."""
 
-LAUNCHES: Mapping[str, int] = {"ReduceMean": 2, "GatherND": 2, "ScatterND": 2}
-"""Op types with more than one launch: a column reduction and a Div; slice offsets and the gather; a copy and the
-scatter. Everything else on the device is one launch, or one copy."""
+LAUNCHES: Mapping[str, int] = {"GatherND": 2, "ReduceMax": 2, "ReduceMean": 2, "ReduceMin": 2, "ScatterND": 2}
+"""Op types with more than one launch: slice offsets and the gather; cuDNN's reduction into a cleared result; a column
+reduction and a Div; a copy and the scatter. Everything else on the device is one launch, or one copy; shapes may add to
+that (see `node_work`)."""
+
+SUMS = frozenset({"ReduceMean", "ReduceSum"})
+"""Over leading axes, or over all elements (one token), these add up into a result that is set to zero first."""
 
 _ARITHMETIC = frozenset({"Abs", "Add", "Ceil", "Clip", "Div", "Exp", "Floor", "Log", "Max", "Min", "Mod", "Mul", "Neg"})
 _MORE_ARITHMETIC = frozenset({"CumSum", "Erf", "Pow", "Reciprocal", "Round", "Sign", "Sqrt", "Sub", "Sum"})
@@ -45,26 +44,6 @@ than the last is transposed there and back."""
 
 MODELLED = ONE_PASS | MATRIX_PRODUCTS | GATHERS | LAUNCHES.keys() | VIEWS | UNLAUNCHED
 """Op types of which this module knows what they do; any other is taken to be one pass over its tensors."""
-
-HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
-    "ConstantOfShape": (0,),
-    "CumSum": (1,),
-    "Expand": (1,),
-    "Pad": (1, 3),
-    "Range": (0, 1, 2),
-    "ReduceMax": (1,),
-    "ReduceMean": (1,),
-    "ReduceMin": (1,),
-    "ReduceSum": (1,),
-    "Reshape": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Squeeze": (1,),
-    "Tile": (1,),
-    "Trilu": (1,),
-    "Unsqueeze": (1,),
-}
-"""Inputs that a device kernel reads in host memory: they move no device bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,41 +64,27 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the nodes of a graph run, as far as that makes them free.
+class Product:
+    """The sizes of a matrix product: [rows, inner] times [inner, columns], the rows of all products of a batch."""
 
-    Attributes:
-        idle: nodes that launch nothing.
-        constants: names of initializers and of values that the session folds into constants when it is made.
-    """
+    rows: int
+    columns: int
+    inner: int
 
-    idle: frozenset[ir.Node]
-    constants: frozenset[str]
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition for each term."""
+        return 2 * self.rows * self.columns * self.inner
 
 
-def place(model: ir.Model) -> Placement:
-    """Finds the nodes that launch nothing: views, folded constants and shape arithmetic.
-
-    The last as ONNX Runtime decides it: a node whose operands are all constants or on the host already runs on the
-    host, unless its device kernel wants one of them there (a Range over a computed length stays on the device).
-    """
-    idle: set[ir.Node] = set()
-    constants = set(model.graph.initializers) - {str(value.name) for value in model.graph.inputs}
-    host: set[str] = set()
-    for node in model.graph:
-        inputs = [(index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None]
-        wanted = HOST_INPUTS.get(node.op_type, ())
-        if all(name in constants for _, name in inputs):
-            idle.add(node)
-            constants.update(str(value.name) for value in node.outputs)
-        elif node.op_type in UNLAUNCHED or all(
-            name in constants or (name in host and index not in wanted) for index, name in inputs
-        ):
-            idle.add(node)
-            host.update(str(value.name) for value in node.outputs)
-        elif node.op_type in VIEWS:
-            idle.add(node)
-    return Placement(frozenset(idle), frozenset(constants))
+def matrix_product(node: ir.Node, shapes: Shapes) -> Product | None:
+    """The matrix product that `node` is with these shapes, or None for other nodes."""
+    if node.op_type not in MATRIX_PRODUCTS:
+        return None
+    dims = shapes.dims[str(node.outputs[0].name)]
+    columns = dims[-1] if dims else 1
+    rows = math.prod(dims) // columns if columns else 0
+    return Product(rows, columns, _inner(node, shapes))
 
 
 def node_work(node: ir.Node, shapes: Shapes, *, idle: bool) -> Work:
@@ -133,14 +98,19 @@ def node_work(node: ir.Node, shapes: Shapes, *, idle: bool) -> Work:
         if index < n_inputs:
             sizes[index] = 0
     launches, flops = LAUNCHES.get(op_type, 1), 0
-    if op_type in MATRIX_PRODUCTS:
-        flops = 2 * sizes[n_inputs] * _inner(node, shapes)
+    if product := matrix_product(node, shapes):
+        flops = product.flops
         if n_inputs > 2 and node.inputs[2] is not None:  # the bias is written to the output, which the product reads
             launches, sizes[n_inputs] = 2, 3 * sizes[n_inputs]
     elif op_type in GATHERS:
         sizes[0] = sizes[n_inputs]
-    elif op_type == "ReduceMean":  # the sums are written, then read, divided and written
-        sizes[n_inputs] *= 3
+    elif op_type in SUMS:
+        passes = 3 if op_type == "ReduceMean" else 1  # the sums are written, then read, divided and written
+        if _over_leading_axes(node, shapes):
+            launches, passes = launches + 1, passes + 1
+        sizes[n_inputs] *= passes
+    elif op_type == "Expand" and sizes[0] == sizes[n_inputs]:  # copied, and then expanded all the same
+        launches, sizes = 2, [2 * size for size in sizes]
     elif op_type in {"Softmax", "LogSoftmax"} and not _over_last_axis(node, shapes):
         launches, sizes = 3, [3 * size for size in sizes]
     return Work(launches, tuple(sizes), flops, op_type in MODELLED)
@@ -158,3 +128,20 @@ def _over_last_axis(node: ir.Node, shapes: Shapes) -> bool:
     value = node.inputs[0]
     rank = 0 if value is None else len(shapes.dims[str(value.name)])
     return node.attributes.get_int("axis", -1) in {-1, rank - 1}
+
+
+def _over_leading_axes(node: ir.Node, shapes: Shapes) -> bool:
+    """Whether a reduction leaves nothing before the axes it reduces, or nothing at all; axes of size 1 do not count."""
+    source, axes = node.inputs[0], _axes(node)
+    dims: Dims = () if source is None else shapes.dims[str(source.name)]
+    reduced = {axis % len(dims) for axis in axes} if axes and dims else set(range(len(dims)))
+    long = [index in reduced for index, size in enumerate(dims) if size > 1]
+    return bool(long) and long[0] and long == sorted(long, reverse=True)
+
+
+def _axes(node: ir.Node) -> tuple[int, ...]:
+    """The axes a reduction names, none if it does not or if they are not constant."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    if value is not None and value.const_value is not None:
+        return tuple(int(axis) for axis in value.const_value.numpy().reshape(-1))
+    return tuple(int(axis) for axis in node.attributes.get_ints("axes", ()))

@@ -1,0 +1,154 @@
+"""Reads the dry CUDA runtime from the process that runs on it, section by section.
+
+While a recorder is open, `onnxruntime.InferenceSession` is one that tells it when a session is made and when it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import onnxruntime
+
+from tests.dry_cuda.trace import Phase, Section, parse, short_name
+
+FOLDER_VARIABLE = "DRY_CUDA_LIBRARIES"
+"""Where the libraries are, for the child process."""
+
+
+@functools.cache
+def load_libraries() -> ctypes.CDLL:
+    """Loads the stand-ins before anything can load real ones of the same name; returns the CUDA runtime."""
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    names = sorted(path.name for path in folder.glob("lib*.so.*") if path.suffix[1:].isdigit())
+    loaded = {name: ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL) for name in names}
+    (runtime,) = (library for name, library in loaded.items() if name.startswith("libcudart"))
+    for function in ("dry_take", "dry_kernel_name", "dry_first_error"):
+        getattr(runtime, function).restype = ctypes.c_char_p
+    runtime.dry_errors.restype = ctypes.c_long
+    runtime.dry_set_memory.argtypes = [ctypes.c_size_t]
+    return runtime
+
+
+def check_errors() -> None:
+    """Fails if the device was given memory that is not what it takes."""
+    runtime = load_libraries()
+    count = runtime.dry_errors()
+    assert count == 0, f"{count} errors, the first: {runtime.dry_first_error().decode()}"
+
+
+def forgive_errors() -> None:
+    """Forgets the errors so far, which a test provoked."""
+    load_libraries().dry_forgive()
+
+
+@functools.cache
+def _kernel_name(number: int) -> str:
+    return short_name(load_libraries().dry_kernel_name(number).decode())
+
+
+class Recorder:
+    """Cuts the log into sections.
+
+    Attributes:
+        sections: what was recorded since the recorder opened, or since `take`.
+        nodes: with `profile`, after the recorder closed: by graph name, for each run the nodes as ONNX Runtime's
+            profile lists them: name, op type and provider.
+    """
+
+    def __init__(self, profile_folder: Path | None = None) -> None:
+        self.sections: list[Section] = []
+        self.nodes: dict[str, list[tuple[str, str, str]]] = {}
+        self._runtime = load_libraries()
+        self._profile_folder = profile_folder
+        self._profiled: list[tuple[str, Any]] = []
+        self._original = onnxruntime.InferenceSession
+
+    def __enter__(self) -> Self:
+        self._runtime.dry_take()
+        onnxruntime.InferenceSession = _watched(self, self._original, self._profile_folder)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cut("binding", "")
+        onnxruntime.InferenceSession = self._original
+        for graph, session in self._profiled:
+            self.nodes.setdefault(graph, []).extend(_read_profile(Path(session.end_profiling())))
+
+    def take(self) -> tuple[Section, ...]:
+        """The sections since the last call; the recorder starts again without them."""
+        self.cut("binding", "")
+        taken = tuple(self.sections)
+        self.sections.clear()
+        return taken
+
+    def cut(self, phase: Phase, graph: str) -> None:
+        """Ends a section: what was logged since the last one belongs to it. Empty ones are left out."""
+        log = self._runtime.dry_take().decode()
+        if log or phase == "run":
+            self.sections.append(parse(log, phase, graph, _kernel_name))
+
+    def profiled(self, graph: str, session: Any) -> None:
+        """Notes a session whose profile is read at the end."""
+        self._profiled.append((graph, session))
+
+
+def set_device_memory(size: int) -> None:
+    """How many bytes the device has from now on."""
+    load_libraries().dry_set_memory(size)
+
+
+def _watched(recorder: Recorder, base: Any, profile_folder: Path | None) -> Any:
+    """A subclass of InferenceSession that cuts the recorder's log around what a session does."""
+
+    def init(self: Any, graph: Any, sess_options: Any = None, **options: Any) -> None:
+        recorder.cut("binding", "")
+        if profile_folder is not None and sess_options is not None:
+            sess_options.enable_profiling = True
+            sess_options.profile_file_prefix = str(profile_folder / "profile")
+        base.__init__(self, graph, sess_options, **options)
+        self.graph_name = _graph_name(self)
+        recorder.cut("session", self.graph_name)
+        if profile_folder is not None:
+            recorder.profiled(self.graph_name, self)
+
+    def run(self: Any, *arguments: Any) -> Any:
+        recorder.cut("binding", "")
+        result = base.run(self, *arguments)
+        recorder.cut("run", self.graph_name)
+        return result
+
+    def run_with_iobinding(self: Any, *arguments: Any) -> None:
+        recorder.cut("binding", "")
+        base.run_with_iobinding(self, *arguments)
+        recorder.cut("run", self.graph_name)
+
+    body: Mapping[str, Any] = {"__init__": init, "run": run, "run_with_iobinding": run_with_iobinding}
+    return types.new_class("WatchedSession", (base,), exec_body=lambda namespace: namespace.update(body))
+
+
+def _graph_name(session: Any) -> str:
+    """Which of a bundle's graphs a session runs, told by its inputs; else the graph's own name."""
+    inputs = {value.name for value in session.get_inputs()}
+    if any(name.startswith("past_key_values.") for name in inputs):
+        return "decoder_with_past"
+    if "encoder_hidden_states" in inputs:
+        return "decoder"
+    return "encoder" if "attention_mask" in inputs else str(session.get_modelmeta().graph_name)
+
+
+def _read_profile(path: Path) -> list[tuple[str, str, str]]:
+    """Name, op type and provider of every node that ran, in order."""
+    events = json.loads(path.read_text())
+    path.unlink()
+    return [
+        (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["args"]["provider"])
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
