@@ -292,7 +292,7 @@ class _Runner:
     """A session and its binding, which keeps what is bound until it is bound anew; the model is used up."""
 
     def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
-        self._session = create_session(model, settings, consume=True)
+        self._session = create_session(model, settings, consume=True, changing_shapes=True)
         self.binding = self._session.io_binding()
         self.inputs = frozenset(value.name for value in self._session.get_inputs())
 
