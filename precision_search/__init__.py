@@ -1,7 +1,7 @@
 """Finds the fastest mixed-precision version of an encoder-decoder transformer that gives exactly the tokens of fp32.
 
-The functions are in `precision_search.api`: `search`, `pareto`, `export`, `verify`, `inspect`, `doctor`. What is named
-here is loaded when it is first used.
+The functions are in `precision_search.api`: `search`, `pareto`, `export`, `verify`, `inspect`, `doctor`. What they
+leave is run with `Seq2SeqGenerator`. What is named here is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ if TYPE_CHECKING:
     from precision_search import api
     from precision_search.config import Config, load_config
     from precision_search.errors import PrecisionSearchError
+    from precision_search.generate import Generated, Seq2SeqGenerator, Step
 
     __version__: str
 
-__all__ = ["Config", "PrecisionSearchError", "__version__", "api", "load_config"]
+__all__ = [
+    "Config",
+    "Generated",
+    "PrecisionSearchError",
+    "Seq2SeqGenerator",
+    "Step",
+    "__version__",
+    "api",
+    "load_config",
+]
 
 _HOMES = {
     "Config": "precision_search.config",
+    "Generated": "precision_search.generate",
     "PrecisionSearchError": "precision_search.errors",
+    "Seq2SeqGenerator": "precision_search.generate",
+    "Step": "precision_search.generate",
     "load_config": "precision_search.config",
 }
 

@@ -84,6 +84,13 @@ def widen(model: ir.Model, weights: WeightCache) -> ir.Model:
     return model
 
 
+def is_mixed(model: ir.Model) -> bool:
+    """Whether a graph computes or keeps anything in a low dtype."""
+    return any(_low_dtype(node) is not None for node in model.graph) or any(
+        value.dtype in DTYPE_NAMES for value in (*model.graph.inputs, *model.graph.initializers.values())
+    )
+
+
 def _widen_source(model: ir.Model, node: ir.Node, dtype: LowDtype, weights: WeightCache) -> None:
     """A node that makes low numbers out of something else: a cast keeps rounding, a constant becomes fp32."""
     match node.op_type:

@@ -6,6 +6,7 @@ shape of the moment, so that a tensor that grows by one position a step is alloc
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ class Buffer:
         """A host copy of the whole buffer, one-dimensional."""
         assert self._value is not None, "reserve() comes before use"
         return np.asarray(self._value.numpy())
+
+    def move_rows(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], size: int) -> None:
+        """Copies rows of `size` elements to other places in host memory; no row is both a source and a target."""
+        assert self._place[0] == "cpu", "device memory has no host address"
+        width = size * self._item_size
+        count = self._capacity * self._item_size // width
+        # As bytes, since numpy knows no bfloat16.
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * (count * width)).from_address(self._address))
+        rows = memory.reshape(count, width)
+        rows[targets] = rows[sources]
 
     def bind_input(self, binding: IOBinding, name: str, shape: Sequence[int], *, offset: int = 0) -> None:
         """Lets a session read the elements from `offset` on as its input `name` of `shape`."""

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import InputError
@@ -119,6 +121,19 @@ class Cache:
             if step > 0:
                 pair[(step - 1) % 2].bind_input(binding, tensor.past, self._shape(tensor, step))
             pair[step % 2].bind_output(binding, tensor.present, self._shape(tensor, step + 1))
+
+    def shrink(
+        self, batch: int, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], positions: int
+    ) -> None:
+        """Goes on with the first `batch` rows once the rows `sources` have replaced the rows `targets`; CPU only.
+
+        `positions` were written by the last step. Cross-attention inputs are to be bound anew.
+        """
+        for tensor, pair in self._self:
+            pair[(positions - 1) % 2].move_rows(sources, targets, tensor.heads * positions * tensor.head_size)
+        for tensor, buffer in self._cross:
+            buffer.move_rows(sources, targets, tensor.heads * self._source * tensor.head_size)
+        self._batch = batch
 
     def _shape(self, tensor: CacheTensor, positions: int) -> tuple[int, int, int, int]:
         return self._batch, tensor.heads, positions, tensor.head_size

@@ -28,6 +28,9 @@ ENCODER_STATES = "encoder_hidden_states"
 _ROW_ALIGNMENT = 64
 """Rows of a history start at multiples of this many elements: at 256 bytes or more, as CUDA's own allocations do."""
 
+_SHRINK_AT = 7 / 8
+"""Share of rows not finished at which the others are left out: fewer copies than after every end, and as fast."""
+
 _INT64, _FLOAT, _BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
 
 
@@ -48,6 +51,21 @@ class Encoded:
     mask: OrtValue
     states: Buffer
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one decoder step chose, for the B rows of a batch as they were given.
+
+    Attributes:
+        index: from 0.
+        tokens: int64 [B], pad in rows that had ended before.
+        finished: bool [B], rows that have ended, this step included.
+    """
+
+    index: int
+    tokens: npt.NDArray[np.int64]
+    finished: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,7 @@ class Encoder:
     def run(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Encoded:
         """Encodes a batch, both arrays int64 [B, S]."""
         batch, source = input_ids.shape
-        ids, mask = self._upload(input_ids), self._upload(attention_mask)
+        ids, mask = upload(input_ids, self._settings), upload(attention_mask, self._settings)
         self._states.reserve(batch * source * self._width)
         self._check.reserve(batch * source)
         self._runner.bind_value(head.INPUT_IDS, ids)
@@ -94,12 +112,6 @@ class Encoder:
         check = self._check.read()[: attention_mask.size].reshape(attention_mask.shape)
         damaged: npt.NDArray[np.bool_] = (np.isnan(check) & (attention_mask != 0)).any(axis=1)
         return damaged
-
-    def _upload(self, array: npt.NDArray[np.int64]) -> OrtValue:
-        from onnxruntime import OrtValue
-
-        contiguous = np.ascontiguousarray(array)
-        return OrtValue.ortvalue_from_numpy(contiguous, self._settings.device, self._settings.device_id)
 
 
 class Decoder:
@@ -119,6 +131,7 @@ class Decoder:
         self._later = _Runner(head.with_token_head(later, generation, with_margin=with_margins), settings)
         self._generation = generation
         self._cache = cache
+        self._settings = settings
         self._start = Buffer(_INT64, settings, fill=generation.decoder_start_token_id)
         self._nobody = Buffer(_BOOL, settings, fill=False)
         self._finished = (Buffer(_BOOL, settings), Buffer(_BOOL, settings))
@@ -127,11 +140,15 @@ class Decoder:
         self._margins = Buffer(_FLOAT, settings) if with_margins else None
         forced = {head.NOT_FORCED, generation.forced_bos_token_id, generation.forced_eos_token_id} - {None}
         self._forced = {token: Buffer(_INT64, settings, fill=token) for token in forced}
-        self._batch = self._stride = self._limit = 0
+        self._limit = 0
 
     def start(self, encoded: Encoded, limit: int) -> None:
         """Prepares for at most `limit` steps on a batch."""
-        self._batch, self._limit = encoded.batch, limit
+        self._limit, self._encoded = limit, encoded
+        self._batch, self._mask = encoded.batch, encoded.mask
+        self._rows = np.arange(encoded.batch)
+        self._done: list[_Span] = []
+        self._begin = 0
         self._stride = -(-encoded.batch // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
         for buffer in (self._start, self._nobody, *self._finished):
             buffer.reserve(encoded.batch)
@@ -141,13 +158,9 @@ class Decoder:
             buffer.reserve(1)
         self._cache.reserve(encoded.batch, encoded.source, limit)
         self._cache.bind_cross_outputs(self._first.binding)
+        self._bind_encoded(self._first)
         self._cache.bind_cross_inputs(self._later.binding)
-        for runner in (self._first, self._later):
-            runner.bind_value(ENCODER_MASK, encoded.mask)
-            if ENCODER_STATES in runner.inputs:
-                encoded.states.bind_input(
-                    runner.binding, ENCODER_STATES, (encoded.batch, encoded.source, encoded.width)
-                )
+        self._bind_encoded(self._later)
 
     def step(self, step: int) -> None:
         """Runs step number `step`; the first is 0 and reads the start token."""
@@ -155,10 +168,10 @@ class Decoder:
         binding, column, row = runner.binding, (self._batch, 1), step * self._stride
         if step:
             self._tokens.bind_input(binding, head.INPUT_IDS, column, offset=row - self._stride)
-            self._finished[(step - 1) % 2].bind_input(binding, head.FINISHED_IN, column)
         else:
             self._start.bind_input(binding, head.INPUT_IDS, column)
-            self._nobody.bind_input(binding, head.FINISHED_IN, column)
+        before = self._finished[(step - 1) % 2] if step > self._begin else self._nobody
+        before.bind_input(binding, head.FINISHED_IN, column)
         if head.FORCED_TOKEN in runner.inputs:
             self._forced[forced_token(self._generation, step, self._limit)].bind_input(binding, head.FORCED_TOKEN, (1,))
         self._cache.bind_step(binding, step)
@@ -171,16 +184,88 @@ class Decoder:
 
     def all_finished(self, step: int) -> bool:
         """Whether every row had ended after step number `step`, the last one run."""
-        return bool(self._finished[step % 2].read()[: self._batch].all())
+        return bool(self._flags(step).all())
+
+    def result(self, step: int) -> Step:
+        """What step number `step`, the last one run, chose."""
+        tokens = np.full(self._encoded.batch, self._generation.pad_token_id, np.int64)
+        tokens[self._rows] = self._columns(self._tokens, step, step + 1)[:, 0]
+        finished = np.ones(self._encoded.batch, np.bool_)
+        finished[self._rows] = self._flags(step)
+        return Step(step, tokens, finished)
+
+    def leave_out_finished(self, step: int) -> None:
+        """On a CPU: goes on without the rows that had ended after step `step`, the last one run, if they are enough.
+
+        Rows that go on take the places of those that do not, at the end of which the batch is cut.
+        """
+        finished = self._flags(step)
+        batch = self._batch - int(finished.sum())
+        if batch > _SHRINK_AT * self._batch or batch == 0:
+            return
+        self._done.append(self._span(step + 1))
+        targets = np.flatnonzero(finished[:batch])
+        sources = batch + np.flatnonzero(~finished[batch:])
+        self._begin = step + 1
+        self._rows[targets] = self._rows[sources]
+        self._rows = self._rows[:batch]
+        row = self._tokens.read()[step * self._stride :]
+        row[targets] = row[sources]
+        self._mask = upload(self._encoded.mask.numpy()[self._rows], self._settings)
+        if ENCODER_STATES in self._later.inputs:
+            self._encoded.states.move_rows(sources, targets, self._encoded.source * self._encoded.width)
+        self._cache.shrink(batch, sources, targets, step + 1)
+        self._batch = batch
+        self._cache.bind_cross_inputs(self._later.binding)
+        self._bind_encoded(self._later)
 
     def history(self, steps: int) -> History:
-        """What the first `steps` steps gave."""
-        margins = None if self._margins is None else self._columns(self._margins, steps)
-        return History(self._columns(self._tokens, steps), np.isnan(self._columns(self._checks, steps)), margins)
+        """What the first `steps` steps gave; in rows that were left out pad, not damaged, and infinite margins."""
+        last = self._span(steps)
+        if not self._done:
+            return last.history
+        shape = self._encoded.batch, steps
+        whole = History(
+            np.full(shape, self._generation.pad_token_id, np.int64),
+            np.zeros(shape, np.bool_),
+            None if self._margins is None else np.full(shape, np.inf, np.float32),
+        )
+        for span in (*self._done, last):
+            place = span.rows[:, None], np.arange(span.begin, span.begin + span.history.tokens.shape[1])
+            whole.tokens[place] = span.history.tokens
+            whole.damaged[place] = span.history.damaged
+            if whole.margins is not None:
+                whole.margins[place] = span.history.margins
+        return whole
 
-    def _columns(self, buffer: Buffer, steps: int) -> npt.NDArray[Any]:
-        rows = buffer.read()[: steps * self._stride].reshape(steps, self._stride)
+    def _bind_encoded(self, runner: _Runner) -> None:
+        runner.bind_value(ENCODER_MASK, self._mask)
+        if ENCODER_STATES in runner.inputs:
+            shape = self._batch, self._encoded.source, self._encoded.width
+            self._encoded.states.bind_input(runner.binding, ENCODER_STATES, shape)
+
+    def _flags(self, step: int) -> npt.NDArray[np.bool_]:
+        flags: npt.NDArray[np.bool_] = self._finished[step % 2].read()[: self._batch]
+        return flags
+
+    def _span(self, end: int) -> _Span:
+        """What the rows that still go on have given since rows were last left out."""
+        margins = None if self._margins is None else self._columns(self._margins, self._begin, end)
+        tokens, checks = (self._columns(buffer, self._begin, end) for buffer in (self._tokens, self._checks))
+        return _Span(self._rows.copy(), self._begin, History(tokens, np.isnan(checks), margins))
+
+    def _columns(self, buffer: Buffer, begin: int, end: int) -> npt.NDArray[Any]:
+        rows = buffer.read()[begin * self._stride : end * self._stride].reshape(end - begin, self._stride)
         return rows[:, : self._batch].T.copy()  # on the CPU the rows are the buffer itself
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Steps that ran on the same rows: which rows of the batch, the first step, and what the steps gave."""
+
+    rows: npt.NDArray[np.int64]
+    begin: int
+    history: History
 
 
 def forced_token(generation: GenerationSettings, step: int, limit: int) -> int:
@@ -196,11 +281,18 @@ def forced_token(generation: GenerationSettings, step: int, limit: int) -> int:
     return head.NOT_FORCED
 
 
+def upload(array: npt.NDArray[np.int64], settings: SessionSettings) -> OrtValue:
+    """An array on the device; on a CPU it shares the array's memory where that is contiguous."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), settings.device, settings.device_id)
+
+
 class _Runner:
     """A session and its binding, which keeps what is bound until it is bound anew; the model is used up."""
 
     def __init__(self, model: ir.Model, settings: SessionSettings) -> None:
-        self._session = create_session(model, settings, consume=True)
+        self._session = create_session(model, settings, consume=True, changing_shapes=True)
         self.binding = self._session.io_binding()
         self.inputs = frozenset(value.name for value in self._session.get_inputs())
 

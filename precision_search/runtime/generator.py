@@ -11,15 +11,16 @@ trimmed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, UsageError
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GRAPH_NAMES, GraphName
 from precision_search.runtime import decoding, head
@@ -70,6 +71,7 @@ class Generator:
         settings: SessionSettings,
         *,
         check_every: int | None = None,
+        leave_out_finished: bool = False,
     ) -> None:
         """Makes the sessions; `models` are kept for `with_margins` and not modified.
 
@@ -78,6 +80,8 @@ class Generator:
             generation: how decoding starts, stops, and what it forces.
             settings: where and how the sessions run.
             check_every: steps between looks at the finished flags; None takes what suits the device.
+            leave_out_finished: on a CPU, go on without rows that have ended. Rows then run in batches of changing size,
+                which moves logits by fp32's own rounding.
 
         Raises:
             InputError: a graph is missing, has inputs unknown here, or does not fit the others.
@@ -91,7 +95,9 @@ class Generator:
         self._cache = Cache(cache_tensors(models["decoder"], models["decoder_with_past"]), settings)
         self._encoder = decoding.Encoder(models["encoder"], settings)
         self._decoders = {False: self._make_decoder(with_margins=False)}
+        self._leave_out_finished = leave_out_finished and settings.device == "cpu"
         self._lock = threading.Lock()
+        self._owner: int | None = None
 
     def generate(
         self,
@@ -100,6 +106,7 @@ class Generator:
         *,
         max_new_tokens: int | None = None,
         with_margins: bool = False,
+        on_step: Callable[[decoding.Step], None] | None = None,
     ) -> Generation:
         """Decodes greedily until every row has ended or has `max_new_tokens` tokens.
 
@@ -108,14 +115,18 @@ class Generator:
             attention_mask: int64 [B, S], 1 where a token counts, 0 where it is padding.
             max_new_tokens: at least 1; None takes it from the generation settings.
             with_margins: also returns margins; makes two more sessions the first time.
+            on_step: called after every step until all rows have ended; on CUDA that waits for each step. What it
+                raises ends the generation.
 
         Raises:
             InputError: the arrays or the limit are not as said above.
+            UsageError: called from `on_step`.
             DeviceError: the device has no memory left for the buffers.
         """
         limit = self._generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         _check_arrays(input_ids, attention_mask, limit)
-        with self._lock:
+        check_every = 1 if on_step is not None else self._check_every
+        with self._exclusive():
             decoder = self._decoders.get(with_margins)
             if decoder is None:
                 decoder = self._decoders[with_margins] = self._make_decoder(with_margins=True)
@@ -123,10 +134,30 @@ class Generator:
             decoder.start(encoded, limit)
             for step in range(limit):
                 decoder.step(step)
-                due = (step + 1) % self._check_every == 0 and step + 1 < limit
-                if due and decoder.all_finished(step):
+                if on_step is not None:
+                    on_step(decoder.result(step))
+                if (step + 1) % check_every or step + 1 == limit:
+                    continue
+                if decoder.all_finished(step):
                     break
+                if self._leave_out_finished:
+                    decoder.leave_out_finished(step)
             return self._collect(self._encoder.damaged(attention_mask), decoder.history(step + 1), limit)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if self._owner == threading.get_ident():
+            raise UsageError(
+                "generate was called while it runs in the same thread.",
+                why="Its own callback called it, and the two would share buffers.",
+                fix="Let the callback only note what it is given, or use a second generator.",
+            )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def _make_decoder(self, *, with_margins: bool) -> decoding.Decoder:
         first, later = self._models["decoder"], self._models["decoder_with_past"]

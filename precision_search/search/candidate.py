@@ -1,6 +1,6 @@
-"""A model directory to verify: three graphs in any mixture of precisions, checked before they are trusted.
+"""A model directory to run or to verify: three graphs in any mixture of precisions, checked before they are trusted.
 
-In: a directory, ours or anybody's, and the fp32 bundle it claims to be a version of. Out: a `Candidate`.
+In: a directory, ours or anybody's; to verify, the fp32 bundle that it claims to be a version of. Out: a `Candidate`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OTHER_REFERENCE = "give the fp32 model that it was made from with --reference"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model directory to verify.
+    """A model directory as found.
 
     Attributes:
         path: the directory.
@@ -39,6 +39,7 @@ class Candidate:
         tokenizer: its tokenizer.
         optimization_level: what it was judged at, None where it does not say.
         use_tf32: likewise.
+        gemm_options: `ORT_CUDA_GEMM_OPTIONS` it was judged with, None where unset or not said.
         content_hash: of the fp32 model it was made from, None where it does not say.
     """
 
@@ -47,6 +48,7 @@ class Candidate:
     tokenizer: Tokenizer
     optimization_level: OptimizationLevel | None
     use_tf32: bool | None
+    gemm_options: str | None
     content_hash: str | None
 
 
@@ -54,19 +56,28 @@ def open_candidate(path: Path, reference: Bundle) -> Candidate:
     """Reads a model directory and checks that it can be compared with the reference.
 
     Raises:
-        InputError: a file is missing or corrupt, the graphs break ONNX's typing rules, or vocabulary or cache differ
-            from the reference's.
+        InputError: see `load_candidate`; or vocabulary or cache differ from the reference's.
+    """
+    found = load_candidate(path)
+    _check_sizes(path, reference)
+    last: GraphName = "decoder_with_past"
+    _check_cache(path / graph_file(last), found.graphs[last], reference.graphs[last].model)
+    return found
+
+
+def load_candidate(path: Path) -> Candidate:
+    """Reads a model directory.
+
+    Raises:
+        InputError: a file is missing or corrupt, or the graphs break ONNX's typing rules.
     """
     if not path.is_dir():
         raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
     graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
-    _check_sizes(path, reference)
-    last: GraphName = "decoder_with_past"
-    _check_cache(path / graph_file(last), graphs[last], reference.graphs[last].model)
     facts = _read_facts(path / FACTS_FILE)
     settings = facts.get("settings")
     settings = settings if isinstance(settings, dict) else {}
-    level, tf32 = settings.get("optimization_level"), settings.get("use_tf32")
+    level, tf32, gemm = (settings.get(name) for name in ("optimization_level", "use_tf32", "gemm_options"))
     made_from = facts.get("content_hash")
     return Candidate(
         path=path,
@@ -74,6 +85,7 @@ def open_candidate(path: Path, reference: Bundle) -> Candidate:
         tokenizer=load_tokenizer(path),
         optimization_level=level if level in get_args(OptimizationLevel) else None,
         use_tf32=tf32 if isinstance(tf32, bool) else None,
+        gemm_options=gemm if isinstance(gemm, str) else None,
         content_hash=made_from if isinstance(made_from, str) else None,
     )
 
