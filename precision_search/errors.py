@@ -7,7 +7,8 @@
     │   └── OutputExistsError           2  the output directory is already there
     ├── EnvironmentProblemError         3  this machine cannot do what was asked
     │   ├── MissingPackageError         3  a Python package or a system library is not installed
-    │   └── DeviceError                 3  a device is absent, does not start, or is out of memory
+    │   └── DeviceError                 3  a device is absent or does not start
+    │       └── DeviceMemoryError       3  a device has no memory left
     ├── VerificationError               1  the work is complete and its result is "no"
     └── InternalError                   4  a postcondition of ours does not hold: a bug
 
@@ -79,7 +80,14 @@ class MissingPackageError(EnvironmentProblemError):
 
 
 class DeviceError(EnvironmentProblemError):
-    """A device is absent, does not start, or ran out of memory."""
+    """A device is absent or does not start."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device (the host's memory included) has none left for a graph, a run or a buffer.
+
+    Says nothing about a plan: who may choose the batch tries a smaller one.
+    """
 
 
 class VerificationError(PrecisionSearchError):

@@ -16,6 +16,7 @@ EXIT_CODES = {
     errors.EnvironmentProblemError: 3,
     errors.MissingPackageError: 3,
     errors.DeviceError: 3,
+    errors.DeviceMemoryError: 3,
     errors.VerificationError: 1,
     errors.InternalError: 4,
 }

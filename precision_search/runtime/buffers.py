@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceError
+from precision_search.errors import DeviceMemoryError
 from precision_search.runtime.session import SessionSettings, first_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Buffer:
         """Makes room for `count` elements; growing loses the contents.
 
         Raises:
-            DeviceError: the device has no memory left.
+            DeviceMemoryError: the device has no memory left.
         """
         if count <= self._capacity:
             return
@@ -49,7 +49,7 @@ class Buffer:
         try:
             self._value = self._allocate(count)
         except Exception as error:  # ONNX Runtime raises classes of its own
-            raise DeviceError(
+            raise DeviceMemoryError(
                 f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
                 why=first_line(error),
                 fix="Use a smaller batch or fewer new tokens.",

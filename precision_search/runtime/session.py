@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceError, InputError, MissingPackageError, PrecisionSearchError
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, MissingPackageError, PrecisionSearchError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -73,7 +73,8 @@ def create_session(
 
     Raises:
         InputError: ONNX Runtime does not accept the graph.
-        DeviceError: the device has no memory left, or CUDA was asked for and does not start.
+        DeviceMemoryError: the device has no memory left.
+        DeviceError: CUDA was asked for and does not start.
         MissingPackageError: CUDA was asked for and its libraries are missing (see `require_cuda`).
     """
     import onnxruntime
@@ -90,7 +91,7 @@ def create_session(
             session = onnxruntime.InferenceSession(graph, options, providers=_providers(settings), enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
         if is_out_of_memory(error):
-            raise DeviceError(
+            raise DeviceMemoryError(
                 f"No memory for the graph {model.graph.name or '(unnamed)'!r} on {settings.device}.",
                 why=first_line(error),
                 fix="Free memory there, or run on another device.",
@@ -120,7 +121,7 @@ def run_session(
     A session keeps the host memory of its runs for later ones; with `release` it gives back what this one leaves free.
 
     Raises:
-        DeviceError: the memory is used up.
+        DeviceMemoryError: the memory is used up.
         InputError: the graph does not run on these inputs.
     """
     try:
@@ -140,9 +141,9 @@ def _run_options(release: bool) -> onnxruntime.RunOptions | None:
 
 
 def run_error(error: Exception) -> PrecisionSearchError:
-    """What to raise for an ONNX Runtime error while a graph runs: DeviceError without memory, else InputError."""
+    """What to raise for an ONNX Runtime error while a graph runs: DeviceMemoryError without memory, else InputError."""
     if is_out_of_memory(error):
-        return DeviceError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
+        return DeviceMemoryError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
     return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
 
 
