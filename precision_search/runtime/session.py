@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceError, DeviceMemoryError, InputError, MissingPackageError, PrecisionSearchError
+from precision_search.errors import (
+    DeviceError,
+    DeviceMemoryError,
+    InputError,
+    MissingPackageError,
+    PrecisionSearchError,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
