@@ -93,7 +93,7 @@ def test_an_error_fails_the_child(dry_cuda: DryCuda) -> None:
 
 def test_a_full_device_is_a_device_error(dry_cuda: DryCuda) -> None:
     kind, text = dry_cuda.call(with_little_memory, text=PRODUCT_WITH_WEIGHT, size=1000)
-    assert kind == "DeviceError"
+    assert kind == "DeviceMemoryError"
     assert "memory" in text
 
 
