@@ -17,6 +17,12 @@ static cudaError_t destroy(void *handle) {
   return cudaSuccess;
 }
 
+/* What every question about the device is answered with: 0, or an error code that a test wants to see. */
+static cudaError_t state(void) {
+  const char *failure = getenv("DRY_CUDA_FAILURE");
+  return failure ? (cudaError_t)atoi(failure) : cudaSuccess;
+}
+
 static cudaError_t wait_for(const char *what) {
   dry_log("Y\t%s", what);
   return cudaSuccess;
@@ -24,6 +30,7 @@ static cudaError_t wait_for(const char *what) {
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
   size_t free_bytes;
+  if (state()) return state();
   if (device) return cudaErrorInvalidDevice;
   memset(found, 0, sizeof *found);
   strcpy(found->name, "Dry CUDA");
@@ -62,9 +69,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
   return cudaSuccess;
 }
 
-cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *count) { return *count = !state(), state(); }
+cudaError_t cudaGetDevice(int *device) { return *device = 0, state(); }
+cudaError_t cudaSetDevice(int device) { return state() ? state() : device ? cudaErrorInvalidDevice : cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDA_VERSION_, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDA_VERSION_, cudaSuccess; }
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
