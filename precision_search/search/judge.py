@@ -40,8 +40,8 @@ FloatArray = npt.NDArray[np.float32]
 class LatencySource(Protocol):
     """Measures or estimates what a converted plan costs."""
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
-        """The latency of the whole workload with these graphs."""
+    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency | None:
+        """The latency of the whole workload with these graphs; None where the workload does not fit on the device."""
 
 
 @dataclass(frozen=True, slots=True)
