@@ -14,7 +14,9 @@ from precision_search.output.reports import report_json, show_best, show_doctor,
 from precision_search.output.run_info import CutCheck
 from precision_search.precision.inspect import inspect_bundle
 from precision_search.precision.ranges import NodeRange
-from precision_search.runtime.doctor import CudaState, DoctorReport, Package
+from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
+from precision_search.runtime.cuda_libraries import CudaLibrary
+from precision_search.runtime.doctor import CudaState, DoctorReport, Package, Variable
 from precision_search.search.verify import DifferingSample, VerifyReport
 from tests.output_models import run_info
 
@@ -102,7 +104,50 @@ def test_the_doctor_says_what_to_do_last() -> None:
     assert "cuda      does not start: no driver" in lines
     assert "latency   estimated (profiles: l4, t4)" in lines
     assert "cores     2, memory 8.0 GiB" in lines
+    assert "driver    none" in lines
     assert lines[-1] == "to do     buy a GPU"
+
+
+def test_the_doctor_lists_libraries_and_devices_one_by_one() -> None:
+    libraries = (
+        CudaLibrary("libcudart.so.13", "nvidia-cuda-runtime", "13.5", "/packages/libcudart.so.13"),
+        CudaLibrary("libcurand.so.10", "nvidia-curand", None, "/usr/lib/libcurand.so.10"),
+        CudaLibrary("libcudnn.so.9", "nvidia-cudnn-cu13", None, None),
+    )
+    devices = (
+        CudaDevice(0, "Tesla T4", "7.5", 2**34, None, bfloat16=False),
+        CudaDevice(1, "NVIDIA A10G", "8.6", 3 * 2**33, 2**33, bfloat16=True),
+    )
+    machine = replace(
+        MACHINE,
+        cuda=CudaState(True, "Tesla T4"),
+        latency="measured",
+        cuda_build="13.0",
+        libraries=libraries,
+        driver=CudaDriver("580.65.06", "13.0", devices, None),
+        profile="t4",
+        variables=(Variable("ORT_CUDA_GEMM_OPTIONS", "1"),),
+    )
+
+    lines = shown(lambda console: show_doctor(machine, console)).splitlines()
+
+    assert lines[3:] == [
+        "providers CPUExecutionProvider (built for CUDA 13.0)",
+        "library   libcudart.so.13 nvidia-cuda-runtime 13.5",
+        "library   libcurand.so.10 /usr/lib/libcurand.so.10",
+        "library   libcudnn.so.9 MISSING (nvidia-cudnn-cu13)",
+        "driver    580.65.06, runs CUDA up to 13.0",
+        "device 0  Tesla T4, compute capability 7.5 (no bfloat16), 16.0 GiB",
+        "device 1  NVIDIA A10G, compute capability 8.6 (float16 and bfloat16), 8.0 GiB free of 24.0 GiB",
+        "set       ORT_CUDA_GEMM_OPTIONS=1",
+        "cuda      Tesla T4: works",
+        "latency   measured (the estimates that order proposals fit with latency.profile t4)",
+    ]
+    assert json.loads(report_json(machine))["driver"]["devices"][1]["compute_capability"] == "8.6"
+    failing = replace(machine, driver=CudaDriver(None, None, (), "it has no device"), latency="estimated")
+    lines = shown(lambda console: show_doctor(failing, console)).splitlines()
+    assert "driver    of unknown version, runs CUDA up to unknown: it has no device" in lines
+    assert "latency   estimated (profiles: l4, t4; t4 is this device's)" in lines
 
 
 def test_a_healthy_machine_has_nothing_to_do() -> None:

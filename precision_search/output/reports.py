@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from precision_search.output.run_info import RunInfo
     from precision_search.precision.inspect import GroupFacts, InspectReport
-    from precision_search.runtime.doctor import DoctorReport
+    from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
+    from precision_search.runtime.cuda_libraries import CudaLibrary
+    from precision_search.runtime.doctor import CudaState, DoctorReport
     from precision_search.search.verify import DifferingSample, VerifyReport
 
 UNKNOWN = "-"
@@ -94,21 +96,60 @@ def show_best(info: RunInfo, console: Console) -> None:
 
 
 def show_doctor(report: DoctorReport, console: Console) -> None:
-    """Prints what is there, then what to do."""
-    cuda = "works" if report.cuda.works else f"does not start: {report.cuda.why or report.cuda.problem}"
-    memory = "unknown" if report.memory_bytes is None else f"{report.memory_bytes / 2**30:.1f} GiB"
+    """Prints what is there, part by part, then what to do."""
+    memory = "unknown" if report.memory_bytes is None else _gib(report.memory_bytes)
     packages = [f"{package.name} {package.version or 'MISSING'}" for package in report.packages]
-    device = f"{report.cuda.device}: " if report.cuda.device else ""
+    build = "" if report.cuda_build is None else f" (built for CUDA {report.cuda_build})"
     lines = [
         f"python    {report.python}, {report.platform}",
         f"cores     {report.cores}, memory {memory}",
         f"packages  {', '.join(packages)}",
-        f"providers {', '.join(report.providers) or 'none'}",
-        f"cuda      {device}{cuda}",
-        f"latency   {report.latency}" + ("" if report.cuda.works else f" (profiles: {', '.join(report.profiles)})"),
+        f"providers {', '.join(report.providers) or 'none'}{build}",
+        *(f"library   {_library(library)}" for library in report.libraries),
+        f"driver    {_driver(report.driver)}",
+        *(f"device {device.number}  {_device(device)}" for device in (report.driver.devices if report.driver else ())),
+        *(f"set       {variable.name}={variable.value}" for variable in report.variables),
+        f"cuda      {_cuda(report.cuda)}",
+        f"latency   {_latency(report)}",
     ]
     lines += [f"to do     {fix}" for fix in report.fixes]
     _print(console, lines)
+
+
+def _library(library: CudaLibrary) -> str:
+    if library.path is None:
+        return f"{library.name} MISSING ({library.package})"
+    return f"{library.name} {f'{library.package} {library.version}' if library.version else library.path}"
+
+
+def _driver(driver: CudaDriver | None) -> str:
+    if driver is None:
+        return "none"
+    problem = "" if driver.problem is None else f": {driver.problem}"
+    return f"{driver.version or 'of unknown version'}, runs CUDA up to {driver.cuda or 'unknown'}{problem}"
+
+
+def _device(device: CudaDevice) -> str:
+    free = "" if device.free_bytes is None else f"{_gib(device.free_bytes)} free of "
+    units = "float16 and bfloat16" if device.bfloat16 else "no bfloat16"
+    return f"{device.name}, compute capability {device.compute_capability} ({units}), {free}{_gib(device.memory_bytes)}"
+
+
+def _cuda(cuda: CudaState) -> str:
+    device = f"{cuda.device}: " if cuda.device else ""
+    return device + ("works" if cuda.works else f"does not start: {cuda.why or cuda.problem}")
+
+
+def _latency(report: DoctorReport) -> str:
+    if report.latency == "measured":
+        fitting = f" (the estimates that order proposals fit with latency.profile {report.profile})"
+        return "measured" + (fitting if report.profile else "")
+    here = f"; {report.profile} is this device's" if report.profile else ""
+    return f"estimated (profiles: {', '.join(report.profiles)}{here})"
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB"
 
 
 def _sample_lines(sample: DifferingSample) -> list[str]:

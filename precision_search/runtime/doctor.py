@@ -6,16 +6,18 @@ imported before it is known to be there.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from precision_search.errors import EnvironmentProblemError, PrecisionSearchError
+from precision_search.errors import EnvironmentProblemError, MissingPackageError
+from precision_search.runtime import cuda_driver
+from precision_search.runtime.cuda_driver import CudaDriver, read_driver
+from precision_search.runtime.cuda_libraries import CudaLibrary, find_libraries
+from precision_search.runtime.device_profile import available_profiles, load_profile
 
 REQUIRED = (
     "onnx",
@@ -33,7 +35,11 @@ _INSTALL = "pip install precision-search"
 _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 """Distributions that bring the same package."""
 
-_CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "ORT_CUDA_GEMM_OPTIONS", "NVIDIA_TF32_OVERRIDE")
+"""Of the environment: which devices there are, and how their matrix products round."""
+
+cuda_device_name = cuda_driver.cuda_device_name
+
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -55,6 +61,7 @@ class CudaState:
         problem: what went wrong, None if nothing did.
         why: the cause.
         fix: what to do.
+        lacking: what is in the way: a package, or a driver with a device; None if nothing is.
     """
 
     works: bool
@@ -62,6 +69,15 @@ class CudaState:
     problem: str | None = None
     why: str | None = None
     fix: str | None = None
+    lacking: Literal["package", "driver"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable that is set."""
+
+    name: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,11 @@ class DoctorReport:
         memory_bytes: memory this process may use (the machine's or its container's), None where unknown.
         latency: whether a run here measures latency or estimates it.
         profiles: device profiles that an estimate can use.
+        cuda_build: the CUDA version that ONNX Runtime was built for, None if for none.
+        libraries: the CUDA libraries that this ONNX Runtime loads.
+        driver: the NVIDIA driver and its devices, None where there is none.
+        profile: the built-in profile of the first device's kind, None if there is none.
+        variables: those of `VARIABLES` that are set.
     """
 
     python: str
@@ -89,6 +110,11 @@ class DoctorReport:
     memory_bytes: int | None
     latency: Literal["measured", "estimated"]
     profiles: tuple[str, ...]
+    cuda_build: str | None = None
+    libraries: tuple[CudaLibrary, ...] = ()
+    driver: CudaDriver | None = None
+    profile: str | None = None
+    variables: tuple[Variable, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -104,9 +130,9 @@ class DoctorReport:
 
 def examine() -> DoctorReport:
     """Looks at the machine; starts a one-node CUDA session where ONNX Runtime offers CUDA."""
-    from precision_search.runtime.device_profile import available_profiles
-
-    cuda = _cuda_state()
+    cuda_build = _cuda_build()
+    driver = read_driver()
+    cuda = _cuda_state(driver, cuda_build)
     return DoctorReport(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -117,23 +143,27 @@ def examine() -> DoctorReport:
         memory_bytes=_memory_bytes(),
         latency="measured" if cuda.works else "estimated",
         profiles=available_profiles(),
+        cuda_build=cuda_build,
+        # After the session, which has loaded what it could.
+        libraries=() if cuda_build is None else find_libraries(cuda_build),
+        driver=driver,
+        profile=None if cuda.device is None else matching_profile(cuda.device),
+        variables=tuple(Variable(name, os.environ[name]) for name in VARIABLES if name in os.environ),
     )
 
 
-def cuda_device_name(device_id: int = 0) -> str | None:
-    """The name of a CUDA device as its driver gives it, for example `Tesla T4`; None without driver or device."""
-    try:
-        driver = ctypes.CDLL(_CUDA_DRIVER)
-        device = ctypes.c_int()
-        name = ctypes.create_string_buffer(256)
-        failed = (
-            driver.cuInit(0)
-            or driver.cuDeviceGet(ctypes.byref(device), device_id)
-            or driver.cuDeviceGetName(name, len(name), device)
-        )
-    except (OSError, AttributeError):
-        return None
-    return None if failed else name.value.decode(errors="replace")
+def matching_profile(device: str) -> str | None:
+    """The built-in profile of a device's kind, by its model among the words of its name, as in `NVIDIA L4`.
+
+    Variants (memory size, PCIe or SXM) are not told apart: a profile describes one of them.
+    """
+    words = set(_words(device))
+    models = {name: _words(load_profile(name).datasheet.device)[1] for name in available_profiles()}
+    return next((name for name, model in models.items() if model in words), None)
+
+
+def _words(device: str) -> list[str]:
+    return device.lower().replace("-", " ").split()
 
 
 def _package(name: str) -> Package:
@@ -153,25 +183,45 @@ def _providers() -> tuple[str, ...]:
     return tuple(onnxruntime.get_available_providers())
 
 
-def _cuda_state() -> CudaState:
+def _cuda_build() -> str | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    return getattr(onnxruntime, "cuda_version", None) or None
+
+
+def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
+    name = driver.devices[0].name if driver is not None and driver.devices else None
     try:
         from precision_search.runtime.session import SessionSettings, require_cuda
 
         require_cuda(SessionSettings(device="cuda"))
     except EnvironmentProblemError as error:
-        return _broken(error)
+        if not isinstance(error, MissingPackageError):
+            return CudaState(False, name, error.what, error.why or None, error.fix or None, "driver")
+        # The libraries are gigabytes: nobody should install them where no driver would run them.
+        driver_first = _driver_fix(driver, cuda_build)
+        fix = error.fix if driver_first is None else f"{driver_first}, then {error.fix}"
+        return CudaState(
+            False, name, error.what, error.why or None, fix or None, "package" if driver_first is None else "driver"
+        )
     except ImportError as error:
-        return CudaState(False, cuda_device_name(), "CUDA cannot be tried.", str(error), _INSTALL)
-    return CudaState(True, cuda_device_name())
+        return CudaState(False, name, "CUDA cannot be tried.", str(error), _INSTALL, "package")
+    return CudaState(True, name)
 
 
-def _broken(error: PrecisionSearchError) -> CudaState:
-    device = cuda_device_name()
-    fix = error.fix
-    if device is None:
-        # The libraries are gigabytes: nobody should install them where there is no GPU to use them.
-        fix = f"no NVIDIA driver answers here; on a machine with a GPU install its driver, then {error.fix}"
-    return CudaState(False, device, error.what, error.why or None, fix or None)
+def _driver_fix(driver: CudaDriver | None, cuda_build: str | None) -> str | None:
+    """What is wrong with the driver, so that no package would help, and what to do; None if nothing is."""
+    if driver is None:
+        return "no NVIDIA driver answers here; on a machine with a GPU install its driver"
+    if driver.problem is not None:
+        return f"the NVIDIA driver gives no device ({driver.problem}); see what nvidia-smi says"
+    if driver.cuda and cuda_build and int(driver.cuda.partition(".")[0]) < int(cuda_build.partition(".")[0]):
+        return (
+            f"the NVIDIA driver runs CUDA up to {driver.cuda}, this ONNX Runtime needs {cuda_build}; update the driver"
+        )
+    return None
 
 
 def _cores() -> int:

@@ -91,7 +91,7 @@ def _build(out: Path, provider: Path, include: Path) -> None:
     uses = [*flags, f"-l:{cudart}"]
     _library(out, cublas, named("cublas(?!Lt)"), ("cublas.c",), uses, versioned=True)
     _library(out, f"libcublasLt.so.{CUDA}", named("cublasLt"), (), uses, versioned=True)
-    _library(out, "libcuda.so.1", named("cu[A-Z]"), (), uses)
+    _library(out, "libcuda.so.1", named("cu[A-Z]"), ("driver.c",), uses)
     _library(out, "libcurand.so.10", named("curand"), (), uses)
     _library(out, "libcudnn.so.9", cudnn, (), uses)
     (out / "libcudnn.so").symlink_to("libcudnn.so.9")
