@@ -92,8 +92,8 @@ def round_trip(values: Sequence[float]) -> tuple[list[float], list[Section]]:
 def misuse() -> dict[str, list[str]]:
     """The errors of calls that a device would not survive."""
     runtime = load_libraries()
-    host, device = (ctypes.c_char * 64)(), ctypes.c_void_p()
-    h2d, d2h, size = 1, 2, ctypes.c_size_t(64)
+    host, device = (ctypes.c_char * 128)(), ctypes.c_void_p()
+    h2d, d2h, size, pitch = 1, 2, ctypes.c_size_t(64), ctypes.c_size_t(24)
     found = {}
 
     def note(name: str, *call: Any) -> None:
@@ -102,9 +102,13 @@ def misuse() -> dict[str, list[str]]:
 
     note("allocate", runtime.cudaMalloc, ctypes.byref(device), size)
     note("upload", runtime.cudaMemcpy, device, host, size, h2d)
+    rows = (ctypes.c_size_t(16), ctypes.c_size_t(3), h2d, None)
+    note("upload rows", runtime.cudaMemcpy2DAsync, device, pitch, host, pitch, *rows)
+    note("rows too far apart", runtime.cudaMemcpy2DAsync, device, ctypes.c_size_t(25), host, pitch, *rows)
     note("wrong direction", runtime.cudaMemcpy, device, host, size, d2h)
     note("host as device", runtime.cudaMemcpy, host, host, size, h2d)
     note("too long", runtime.cudaMemset, ctypes.c_void_p((device.value or 0) + 32), 0, size)
+    note("read too much", runtime.cudaMemcpy, host, device, ctypes.c_size_t(65), d2h)
     note("free", runtime.cudaFree, device)
     note("free again", runtime.cudaFree, device)
     forgive_errors()

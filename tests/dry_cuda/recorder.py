@@ -1,6 +1,7 @@
 """Reads the dry CUDA runtime from the process that runs on it, section by section.
 
-While a recorder is open, `onnxruntime.InferenceSession` is one that tells it when a session is made and when it runs.
+While a recorder is open, `onnxruntime.InferenceSession` is one that tells it when a session is made and when it runs,
+and the functions of `onnxruntime.OrtValue` that make tensors tell it their sizes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import functools
 import json
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import onnxruntime
+import pytest
 
 from tests.dry_cuda.trace import Phase, Section, parse, short_name
 
 FOLDER_VARIABLE = "DRY_CUDA_LIBRARIES"
 """Where the libraries are, for the child process."""
+
+
+_RUNS = ("run", "run_with_iobinding", "run_with_ort_values")
+_MAKERS = ("ortvalue_from_numpy", "ortvalue_from_numpy_with_onnx_type", "ortvalue_from_shape_and_type")
 
 
 @functools.cache
@@ -68,16 +74,20 @@ class Recorder:
         self._runtime = load_libraries()
         self._profile_folder = profile_folder
         self._profiled: list[tuple[str, Any]] = []
-        self._original = onnxruntime.InferenceSession
+        self._tensors: list[int] = []
+        self._patches = pytest.MonkeyPatch()
 
     def __enter__(self) -> Self:
         self._runtime.dry_take()
-        onnxruntime.InferenceSession = _watched(self, self._original, self._profile_folder)
+        watched = _watched(self, onnxruntime.InferenceSession, self._profile_folder)
+        self._patches.setattr(onnxruntime, "InferenceSession", watched)
+        for maker in _MAKERS:
+            self._patches.setattr(onnxruntime.OrtValue, maker, staticmethod(_counting(self._tensors, maker)))
         return self
 
     def __exit__(self, *error: object) -> None:
         self.cut("binding", "")
-        onnxruntime.InferenceSession = self._original
+        self._patches.undo()
         for graph, session in self._profiled:
             self.nodes.setdefault(graph, []).extend(_read_profile(Path(session.end_profiling())))
 
@@ -90,9 +100,10 @@ class Recorder:
 
     def cut(self, phase: Phase, graph: str) -> None:
         """Ends a section: what was logged since the last one belongs to it. Empty ones are left out."""
-        log = self._runtime.dry_take().decode()
-        if log or phase == "run":
-            self.sections.append(parse(log, phase, graph, _kernel_name))
+        log, tensors = self._runtime.dry_take().decode(), tuple(self._tensors)
+        self._tensors.clear()
+        if log or tensors or phase == "run":
+            self.sections.append(parse(log, phase, graph, _kernel_name, tensors))
 
     def profiled(self, graph: str, session: Any) -> None:
         """Notes a session whose profile is read at the end."""
@@ -118,19 +129,31 @@ def _watched(recorder: Recorder, base: Any, profile_folder: Path | None) -> Any:
         if profile_folder is not None:
             recorder.profiled(self.graph_name, self)
 
-    def run(self: Any, *arguments: Any) -> Any:
-        recorder.cut("binding", "")
-        result = base.run(self, *arguments)
-        recorder.cut("run", self.graph_name)
-        return result
+    def watch(name: str) -> Callable[..., Any]:
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            recorder.cut("binding", "")
+            try:
+                return getattr(base, name)(self, *arguments, **options)
+            finally:
+                recorder.cut("run", self.graph_name)
 
-    def run_with_iobinding(self: Any, *arguments: Any) -> None:
-        recorder.cut("binding", "")
-        base.run_with_iobinding(self, *arguments)
-        recorder.cut("run", self.graph_name)
+        return call
 
-    body: Mapping[str, Any] = {"__init__": init, "run": run, "run_with_iobinding": run_with_iobinding}
+    body: Mapping[str, Any] = {"__init__": init, **{name: watch(name) for name in _RUNS}}
     return types.new_class("WatchedSession", (base,), exec_body=lambda namespace: namespace.update(body))
+
+
+def _counting(tensors: list[int], maker: str) -> Callable[..., Any]:
+    """A function of OrtValue that notes the bytes of each tensor it makes on a device."""
+    make = getattr(onnxruntime.OrtValue, maker)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        value = make(*arguments, **options)
+        if value.device_name() != "cpu":
+            tensors.append(value.tensor_size_in_bytes())
+        return value
+
+    return counted
 
 
 def _graph_name(session: Any) -> str:

@@ -88,12 +88,15 @@ def test_the_cost_model_knows_every_matrix_product(
 def test_exactly_the_low_matrix_products_have_low_operands(
     demo_bundle: Bundle, mixed: dict[str, Mixed], plain_runs: PlainRuns, plan: str, name: GraphName
 ) -> None:
-    keys = [node.key for node in demo_bundle.graphs[name].compute if node.op_type == "MatMul"]
-    kept = sum(key in mixed[plan].plan.fp32 for key in keys)
+    keys = {node.key for node in demo_bundle.graphs[name].compute if node.op_type == "MatMul"}
+    wanted = {key: "float32" if key in mixed[plan].plan.fp32 else "float16" for key in keys}
     for point in POINTS:
-        gemms = plain_runs[plan, name, point].section.gemms
-        assert Counter(gemm.left for gemm in gemms) == +Counter({"float32": kept, "float16": len(keys) - kept})
-        for gemm in gemms:
+        run = plain_runs[plan, name, point]
+        nodes = [node.name for node in run.nodes if node.op_type == "MatMul"]
+        operands = [(node, gemm.left) for node, gemm in zip(nodes, run.section.gemms, strict=True)]
+        assert len(operands) == len(keys)
+        assert dict(operands) == wanted
+        for gemm in run.section.gemms:
             assert gemm.left == gemm.right == gemm.result
             assert gemm.compute == "float32"
             assert gemm.math != TF32_MATH

@@ -42,6 +42,7 @@ def test_copies_are_real_and_counted(dry_cuda: DryCuda) -> None:
     assert back == [1.0, -2.5, 3.25]
     assert [copy for section in sections for copy in section.copies] == [Copy("h2d", 12), Copy("d2h", 12)]
     assert peak(sections) >= 12
+    assert [size for section in sections for size in section.tensors] == [12]
 
 
 def test_a_launch_is_recorded_with_its_types(dry_cuda: DryCuda) -> None:
@@ -78,11 +79,13 @@ def test_host_memory_given_to_the_device_is_noticed(dry_cuda: DryCuda) -> None:
 
 def test_copies_and_frees_that_a_device_would_not_survive_are_noticed(dry_cuda: DryCuda) -> None:
     found = dry_cuda.call(misuse)
-    fine = {"allocate", "upload", "free"}
+    fine = {"allocate", "upload", "upload rows", "free"}
     assert {name for name, errors in found.items() if not errors} == fine
     assert "called d2h but is h2d" in found["wrong direction"][0]
     assert "called h2d but is h2h" in found["host as device"][0]
     assert "needs 64 bytes of device memory, there are 32" in found["too long"][0]
+    assert "the target needs 66 bytes of device memory, there are 64" in found["rows too far apart"][0]
+    assert "the source needs 65 bytes of device memory, there are 64" in found["read too much"][0]
     assert "was not allocated" in found["free again"][0]
 
 
@@ -107,6 +110,14 @@ def test_a_log_is_read_line_by_line() -> None:
     )
     assert (section.taken, section.freed, section.sets, section.pinned) == ((64,), (16,), (4,), (32,))
     assert (section.waits, section.errors, section.launches) == (("stream",), ("bad",), 3)
+
+
+def test_the_peak_is_seen_in_the_middle_of_a_section() -> None:
+    logs = ("M\t8\nM\t64\nF\t64\n", "M\t16\nF\t16\nF\t8\n", "M\t2\n")
+    sections = [parse(log, "run", "encoder", str) for log in logs]
+    assert [section.highest for section in sections] == [72, 16, 2]
+    assert peak(sections) == 72
+    assert peak(sections[1:]) == 16
 
 
 def test_kernel_names_lose_namespaces_and_parameters() -> None:

@@ -66,8 +66,11 @@ class Section:
         sets: bytes of each piece of device memory set to a value.
         taken: bytes of each piece of device memory allocated.
         freed: of each given back.
+        highest: by how many bytes the device memory in use rose, at most, above what it was at the start.
         pinned: bytes of each piece of pinned host memory allocated.
         waits: what the host waited for.
+        tensors: bytes of each tensor that Python asked for on the device, whether or not a piece had to be allocated:
+            ONNX Runtime keeps what was given back, and takes it again.
         errors: what a device would not have survived.
     """
 
@@ -80,8 +83,10 @@ class Section:
     sets: tuple[int, ...]
     taken: tuple[int, ...]
     freed: tuple[int, ...]
+    highest: int
     pinned: tuple[int, ...]
     waits: tuple[str, ...]
+    tensors: tuple[int, ...]
     errors: tuple[str, ...]
 
     @property
@@ -98,12 +103,18 @@ class Section:
         return sum(part in name for name in self.kernels)
 
 
-def parse(log: str, phase: Phase, graph: str, kernel_name: Callable[[int], str]) -> Section:
+def parse(
+    log: str, phase: Phase, graph: str, kernel_name: Callable[[int], str], tensors: tuple[int, ...] = ()
+) -> Section:
     """Reads a log; `kernel_name` gives the short name of a kernel by its number."""
     lines: dict[str, list[list[str]]] = {letter: [] for letter in "KGLCZMFHYE"}
+    in_use = highest = 0
     for line in log.splitlines():
         letter, *fields = line.split("\t")
         lines[letter].append(fields)
+        if letter in "MF":
+            in_use += int(fields[0]) if letter == "M" else -int(fields[0])
+            highest = max(highest, in_use)
     return Section(
         phase,
         graph,
@@ -114,8 +125,10 @@ def parse(log: str, phase: Phase, graph: str, kernel_name: Callable[[int], str])
         sets=_sizes(lines["Z"]),
         taken=_sizes(lines["M"]),
         freed=_sizes(lines["F"]),
+        highest=highest,
         pinned=_sizes(lines["H"]),
         waits=tuple(what for (what,) in lines["Y"]),
+        tensors=tensors,
         errors=tuple(message for (message,) in lines["E"]),
     )
 
@@ -138,11 +151,11 @@ def short_name(demangled: str) -> str:
 
 
 def peak(sections: Iterable[Section]) -> int:
-    """The most device memory in use at the end of a section, in bytes, counted from the first one on."""
+    """The most device memory in use at any time, in bytes, counted from the first section on."""
     most = in_use = 0
     for section in sections:
+        most = max(most, in_use + section.highest)
         in_use += sum(section.taken) - sum(section.freed)
-        most = max(most, in_use)
     return most
 
 

@@ -20,7 +20,7 @@ void dry_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Whether all of [pointer, pointer + bytes) lies in one piece of device memory. */
 int dry_is_device(const void *pointer, size_t bytes);
 
-/* Logs an error unless that is so; a null pointer and nothing to read are fine. */
-void dry_need_device(const void *pointer, size_t bytes, const char *who, const char *what);
+/* Logs an error unless that is so, and says whether it is; a null pointer and nothing to read are fine. */
+int dry_need_device(const void *pointer, size_t bytes, const char *who, const char *what);
 
 #endif

@@ -21,10 +21,13 @@ void dry_log(const char *format, ...) {
   size_t size = written < 0 ? 0 : (size_t)written < sizeof line - 1 ? (size_t)written : sizeof line - 2;
   line[size++] = '\n';
   pthread_mutex_lock(&lock);
-  if (line[0] == 'E' && !errors++) {
-    size_t shown = size - 1 < sizeof first_error - 1 ? size - 1 : sizeof first_error - 1;
-    memcpy(first_error, line, shown);
-    first_error[shown] = 0;
+  if (line[0] == 'E') {
+    fprintf(stderr, "dry CUDA: %.*s", (int)size - 2, line + 2); /* at once: what follows may end the process */
+    if (!errors++) {
+      size_t shown = size - 1 < sizeof first_error - 1 ? size - 1 : sizeof first_error - 1;
+      memcpy(first_error, line, shown);
+      first_error[shown] = 0;
+    }
   }
   if (length + size + 1 > capacity) {
     capacity = 2 * (length + size + 1) + 65536;

@@ -49,13 +49,14 @@ int dry_is_device(const void *pointer, size_t bytes) {
   return left >= 0 && (size_t)left >= bytes;
 }
 
-void dry_need_device(const void *pointer, size_t bytes, const char *who, const char *what) {
-  if (!pointer || !bytes) return;
+int dry_need_device(const void *pointer, size_t bytes, const char *who, const char *what) {
+  if (!pointer || !bytes) return 1;
   long long left = device_bytes(pointer);
   if (left < 0)
     dry_log("E\t%s: %s is %p, not device memory", who, what, pointer);
   else if ((size_t)left < bytes)
     dry_log("E\t%s: %s needs %zu bytes of device memory, there are %lld", who, what, bytes, left);
+  return left >= 0 && (size_t)left >= bytes;
 }
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
@@ -132,36 +133,43 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all_bytes) {
   return cudaSuccess;
 }
 
-/* Logs a copy; where the two sides are not what `kind` says, also an error. */
-static void log_copy(const char *who, const void *target, const void *source, size_t bytes, enum cudaMemcpyKind kind) {
+/* Logs a copy of rows of `width` bytes that begin `pitch` bytes apart; whether both sides are what `kind` says. */
+static int log_copy(const char *who, const void *target, size_t target_pitch, const void *source, size_t source_pitch,
+                    size_t width, size_t height, enum cudaMemcpyKind kind) {
   static const char *const names[] = {"h2h", "h2d", "d2h", "d2d"};
-  int to = dry_is_device(target, 1), from = dry_is_device(source, 1);
-  if (!bytes) return;
-  if (to) dry_need_device(target, bytes, who, "the target");
-  if (from) dry_need_device(source, bytes, who, "the source");
+  int to = dry_is_device(target, 1), from = dry_is_device(source, 1), fine = 1;
+  if (!width || !height) return 1;
+  if (to) fine &= dry_need_device(target, target_pitch * (height - 1) + width, who, "the target");
+  if (from) fine &= dry_need_device(source, source_pitch * (height - 1) + width, who, "the source");
   int found = 2 * from + to;
-  if (kind != cudaMemcpyDefault && found != (int)kind)
+  if (kind != cudaMemcpyDefault && found != (int)kind) {
     dry_log("E\t%s: the copy is called %s but is %s", who, kind <= 3 ? names[kind] : "?", names[found]);
-  dry_log("C\t%s\t%zu", names[found], bytes);
+    fine = 0;
+  }
+  dry_log("C\t%s\t%zu", names[found], width * height);
+  return fine;
+}
+
+static cudaError_t copy(const char *who, void *target, const void *source, size_t bytes, enum cudaMemcpyKind kind) {
+  if (!log_copy(who, target, bytes, source, bytes, bytes, 1, kind)) return cudaErrorInvalidValue;
+  memmove(target, source, bytes);
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void *target, const void *source, size_t bytes, enum cudaMemcpyKind kind) {
-  log_copy("cudaMemcpy", target, source, bytes, kind);
-  memmove(target, source, bytes);
-  return cudaSuccess;
+  return copy("cudaMemcpy", target, source, bytes, kind);
 }
 
 cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
   (void)s;
-  log_copy("cudaMemcpyAsync", target, source, bytes, kind);
-  memmove(target, source, bytes);
-  return cudaSuccess;
+  return copy("cudaMemcpyAsync", target, source, bytes, kind);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *source, size_t source_pitch, size_t width,
                               size_t height, enum cudaMemcpyKind kind, cudaStream_t stream) {
   (void)stream;
-  log_copy("cudaMemcpy2DAsync", target, source, width * height, kind);
+  if (!log_copy("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, height, kind))
+    return cudaErrorInvalidValue;
   for (size_t row = 0; row < height; row++)
     memmove((char *)target + row * target_pitch, (const char *)source + row * source_pitch, width);
   return cudaSuccess;
@@ -177,9 +185,9 @@ cudaError_t cudaMemcpyFromSymbol(void *target, const void *symbol, size_t bytes,
 
 cudaError_t cudaMemsetAsync(void *target, int value, size_t bytes, cudaStream_t stream) {
   (void)stream;
-  dry_need_device(target, bytes, "cudaMemset", "the target");
   dry_log("Z\t%zu", bytes);
-  if (dry_is_device(target, bytes)) memset(target, value, bytes);
+  if (!dry_need_device(target, bytes, "cudaMemset", "the target")) return cudaErrorInvalidValue;
+  memset(target, value, bytes);
   return cudaSuccess;
 }
 
