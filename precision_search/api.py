@@ -43,8 +43,9 @@ from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_
 from precision_search.search.strategies import make_strategy
 from precision_search.search.strategies.base import NodeSpace, Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
-from precision_search.search.study import Budget, guarded, run_search
+from precision_search.search.study import Budget, Judge, guarded, run_search
 from precision_search.search.study_file import StudyFile
+from precision_search.search.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.search.trials import Trial, TrialLog
 from precision_search.search.verify import VerifyReport, compare, open_candidate
 
@@ -112,12 +113,17 @@ def search(
         lambda bundle: given and plan_of_blocklist(given, bundle.graphs, str(blocklist)),
     )
     plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
-    judge, estimate = _judge(config, prepared)
+    workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
+    estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
+    measured = _measured(config, prepared, workload)
+    judge = _judge(config, prepared, measured or estimate)
     strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
     recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
     # Nothing is written before all that can be wrong with the input has been asked.
     with recorder.opened(resume=resume):
-        return _search(config, prepared, judge, estimate, strategy=strategy, recorder=recorder, reporter=reporter)
+        return _search(
+            config, prepared, judge, estimate, measured, strategy=strategy, recorder=recorder, reporter=reporter
+        )
 
 
 def _search(
@@ -125,6 +131,7 @@ def _search(
     prepared: Prepared,
     judge: PlanJudge,
     estimate: EstimatedLatency,
+    measured: MeasuredLatency | None,
     *,
     strategy: Strategy,
     recorder: RunRecorder,
@@ -137,6 +144,10 @@ def _search(
     for trial in log.trials:
         study.add(trial)
     recorder.judged(log.trials, judge.statistics)
+    judging: Judge = judge
+    if measured is not None:
+        timings = TimingLog(out / TIMINGS_FILE, log.next_id)
+        judging = with_timings(judge, measured.take, timings, reporter.warn)
 
     def on_trial(trial: Trial) -> None:
         recorder.judged(log.trials, judge.statistics)
@@ -149,7 +160,7 @@ def _search(
     reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,
-        guarded(judge, judge.record, judge.node_counts, judge.source),
+        guarded(judging, judge.record, judge.node_counts, judge.source),
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
@@ -320,15 +331,16 @@ def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
     return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
 
 
-def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, EstimatedLatency]:
-    """The judge, and the estimates that order proposals (and are what is reported where nothing can be measured)."""
-    workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
-    estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
-    latency: LatencySource = estimate
-    if prepared.settings.device == "cuda":
-        latency = MeasuredLatency(prepared.bundle, workload, prepared.settings, config.search.seed)
+def _measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency | None:
+    """What measures latency here; None where there is no device, and estimates are what is reported."""
+    if prepared.settings.device != "cuda":
+        return None
+    return MeasuredLatency(prepared.bundle, workload, prepared.settings, config.search.seed)
+
+
+def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJudge:
     validation = prepared.sets.get("validation")
-    judge = PlanJudge(
+    return PlanJudge(
         prepared.bundle,
         prepared.sets["calibration"].data,
         None if validation is None else validation.data,
@@ -336,7 +348,6 @@ def _judge(config: Config, prepared: Prepared) -> tuple[PlanJudge, EstimatedLate
         weights=WeightCache(),
         settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed),
     )
-    return judge, estimate
 
 
 def _strategy(

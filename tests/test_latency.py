@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_search.errors import ConfigError
+from precision_search.errors import ConfigError, DeviceMemoryError
 from precision_search.model.bundle import Bundle
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.runtime.device_profile import load_profile
-from precision_search.runtime.timing import Timing
+from precision_search.runtime.device_state import DeviceState
+from precision_search.runtime.timing import Comparison, Interval, Timing, TimingRules, compare_times
 from precision_search.search import latency as module
-from precision_search.search.latency import EstimatedLatency, MeasuredLatency
+from precision_search.search.latency import EstimatedLatency, MeasuredLatency, PlanTiming
 from tests.conftest import DEMO_MODEL
 from tests.plans import NORMS, SETTINGS, WO, keeping, lowering
 
@@ -100,41 +102,77 @@ def test_a_dtype_that_the_device_has_no_arithmetic_for_is_refused(
 TARGET_LENGTH = 5
 
 
-class FakeInterleave:
+class FakeCompare:
     """Runs each side once, keeps what it returned, and says what the clock did."""
 
-    def __init__(self, first_ms: float, second_ms: float) -> None:
+    def __init__(self, first_ms: float, second_ms: float, *, stable: bool = True) -> None:
         self.returned: list[Any] = []
         self.options: dict[str, Any] = {}
-        self._times = (first_ms, second_ms)
+        first, second = (Timing(ms, 0.9 * ms, 1.2 * ms, (ms,)) for ms in (first_ms, second_ms))
+        # The rounds' own ratio, which need not be that of the medians.
+        self.found = Comparison(first, second, Interval(1.04 * first_ms / second_ms, 1.0, 2.0), stable, narrow=True)
 
-    def __call__(
-        self, first: Callable[[], object], second: Callable[[], object], **options: Any
-    ) -> tuple[Timing, Timing]:
+    def __call__(self, first: Callable[[], object], second: Callable[[], object], **options: Any) -> Comparison:
         self.returned += [first(), second()]
         self.options = options
-        one, two = (Timing(ms, 0.9 * ms, 1.2 * ms, (ms,)) for ms in self._times)
-        return one, two
+        return self.found
+
+
+WORKLOAD = Workload(3, 4, TARGET_LENGTH)
+
+
+def measuring(bundle: Bundle) -> MeasuredLatency:
+    """Its device gets warmer with each look."""
+    temperatures = iter(range(40, 99))
+    return MeasuredLatency(
+        bundle, WORKLOAD, SETTINGS, seed=7, state=lambda device_id: DeviceState(temperature_c=next(temperatures))
+    )
 
 
 def test_a_measurement_is_against_fp32_of_the_same_rounds(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeInterleave(first_ms=30.0, second_ms=20.0)
-    monkeypatch.setattr(module, "interleave", fake)
-    measured = MeasuredLatency(demo_bundle, Workload(3, 4, TARGET_LENGTH), SETTINGS, seed=7)
+    fake = FakeCompare(first_ms=30.0, second_ms=20.0)
+    monkeypatch.setattr(module, "compare_times", fake)
+    measured = measuring(demo_bundle)
 
     found = measured.latency(convert(demo_bundle.graphs, lowering(demo_bundle)).models)
 
+    assert found is not None
     assert [found.p50_ms, found.low_ms, found.high_ms] == pytest.approx([20.0, 18.0, 24.0])
-    assert found.speedup == pytest.approx(1.5)
+    assert found.speedup == pytest.approx(1.04 * 1.5)
     assert (found.source, found.profile) == ("measured", None)
     assert fake.options == {"seed": 7}
 
 
+def test_what_was_measured_is_handed_over_once(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCompare(30.0, 20.0)
+    monkeypatch.setattr(module, "compare_times", fake)
+    measured = measuring(demo_bundle)
+    assert measured.take() is None
+
+    measured.latency(demo_bundle.models)
+
+    expected = PlanTiming(fake.found, DeviceState(temperature_c=40), DeviceState(temperature_c=41), None)
+    assert measured.take() == expected
+    assert measured.take() is None
+
+
+def test_a_measurement_that_did_not_settle_says_so(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compare_times", FakeCompare(30.0, 20.0, stable=False))
+    measured = measuring(demo_bundle)
+
+    assert measured.latency(demo_bundle.models) is not None
+
+    taken = measured.take()
+    assert taken is not None
+    assert taken.problem is not None
+    assert "still moved" in taken.problem
+
+
 def test_both_sides_generate_the_whole_workload(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random tokens end when they like; a plan that breaks them must not look fast because its sentences end early."""
-    fake = FakeInterleave(1.0, 1.0)
-    monkeypatch.setattr(module, "interleave", fake)
-    measured = MeasuredLatency(demo_bundle, Workload(3, 4, TARGET_LENGTH), SETTINGS, seed=7)
+    fake = FakeCompare(1.0, 1.0)
+    monkeypatch.setattr(module, "compare_times", fake)
+    measured = measuring(demo_bundle)
 
     measured.latency(convert(demo_bundle.graphs, lowering(demo_bundle)).models)
     measured.latency(demo_bundle.models)
@@ -143,6 +181,77 @@ def test_both_sides_generate_the_whole_workload(demo_bundle: Bundle, monkeypatch
     for generation in fake.returned:
         assert generation.lengths.tolist() == [TARGET_LENGTH] * 3
         np.testing.assert_array_equal(generation.tokens, fake.returned[0].tokens)
+
+
+def test_times_are_real_and_all_kept(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs on a device, here on the CPU, with few rounds."""
+    rules = TimingRules(warm_up_rounds=4, least_rounds=2, most_rounds=2)
+    monkeypatch.setattr(module, "compare_times", functools.partial(compare_times, rules=rules))
+    measured = measuring(demo_bundle)
+
+    found = measured.latency(demo_bundle.models)
+
+    taken = measured.take()
+    assert found is not None
+    assert taken is not None
+    assert taken.comparison is not None
+    for side in (taken.comparison.first, taken.comparison.second):
+        assert (len(side.samples_ms), len(side.warm_up_ms)) == (4, 8)
+        assert min(side.samples_ms) > 0.0
+    assert found.p50_ms == np.median(taken.comparison.second.samples_ms)
+
+
+class FullDevice:
+    """A generator on a device that has room for the first so many of its kind."""
+
+    room = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        FullDevice.room -= 1
+
+    def generate(self, *arguments: Any) -> None:
+        if FullDevice.room < 0:
+            raise DeviceMemoryError("No memory for 9,999 MiB on cuda.", why="out of memory", fix="Use a smaller batch.")
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    monkeypatch.setattr(module, "Generator", FullDevice)
+    return lambda count: monkeypatch.setattr(FullDevice, "room", count)
+
+
+def test_a_workload_too_large_for_fp32_is_refused_before_anything_is_searched(
+    demo_bundle: Bundle, room: Callable[[int], None]
+) -> None:
+    room(0)
+    with pytest.raises(DeviceMemoryError) as caught:
+        measuring(demo_bundle)
+
+    assert "a batch of 3 with 4 source and 5 target tokens, in fp32" in caught.value.what
+    assert caught.value.fix == "set workload.batch below 3"
+    assert caught.value.exit_code == 3
+
+
+def test_a_batch_of_one_that_does_not_fit_wants_shorter_sentences(
+    demo_bundle: Bundle, room: Callable[[int], None]
+) -> None:
+    room(0)
+    with pytest.raises(DeviceMemoryError, match="source_length"):
+        MeasuredLatency(demo_bundle, Workload(1, 4, 4), SETTINGS, seed=7)
+
+
+def test_a_plan_whose_workload_does_not_fit_has_no_latency(demo_bundle: Bundle, room: Callable[[int], None]) -> None:
+    room(1)
+    measured = measuring(demo_bundle)
+
+    assert measured.latency(demo_bundle.models) is None
+
+    taken = measured.take()
+    assert taken is not None
+    assert taken.comparison is None
+    assert taken.problem == (
+        "no latency: a batch of 3 with 4 source and 5 target tokens does not fit beside fp32 (out of memory)"
+    )
 
 
 SAY_ESTIMATES = """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from precision_search.errors import DeviceMemoryError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.cost import CostModel, Workload, placement_costs
@@ -15,10 +17,13 @@ from precision_search.precision.dtypes import assign, planned_casts
 from precision_search.precision.energy import PlacementCosts
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.runtime.device_profile import DeviceProfile
+from precision_search.runtime.device_state import DeviceState, device_state
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from precision_search.runtime.timing import interleave, synthetic_batch, without_end
+from precision_search.runtime.timing import Comparison, compare_times, synthetic_batch, without_end
 from precision_search.search.trials import TrialLatency
+
+_UNSTABLE = "times still moved at the end of the warm-up: the device may be shared, or its clocks not settled"
 
 
 class EstimatedLatency:
@@ -61,23 +66,87 @@ class EstimatedLatency:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PlanTiming:
+    """What was measured of one plan.
+
+    Attributes:
+        comparison: fp32 first, the plan second; None where the workload did not fit beside fp32.
+        before, after: the device's condition right before the warm-up and right after the last time.
+        problem: what the user should know of it, None if nothing.
+    """
+
+    comparison: Comparison | None
+    before: DeviceState
+    after: DeviceState
+    problem: str | None
+
+
 class MeasuredLatency:
     """Latency on the device, interleaved with fp32."""
 
-    def __init__(self, bundle: Bundle, workload: Workload, settings: SessionSettings, seed: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        workload: Workload,
+        settings: SessionSettings,
+        seed: int,
+        *,
+        state: Callable[[int], DeviceState] = device_state,
+    ) -> None:
+        """Makes the fp32 sessions and generates the workload once; `state` tells a device's condition by its id.
+
+        Raises:
+            DeviceMemoryError: the workload does not fit in fp32.
+        """
         self._generation = without_end(bundle.generation, workload.target_length)
         self._settings = settings
         self._seed = seed
+        self._state = state
+        self._workload = workload
         self._ids = synthetic_batch(workload.batch, workload.source_length, bundle.config.vocab_size, seed)
         self._mask = np.ones_like(self._ids)
-        self._fp32 = Generator(bundle.models, self._generation, settings)
+        self._taken: PlanTiming | None = None
+        try:
+            self._fp32 = Generator(bundle.models, self._generation, settings)
+            self._fp32.generate(self._ids, self._mask)
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"the workload does not fit on the device: {self._described}, in fp32",
+                why=error.why or error.what,
+                fix=f"set workload.batch below {workload.batch}"
+                if workload.batch > 1
+                else "set shorter workload.source_length and workload.target_length",
+            ) from error
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
-        """Median of the converted graphs, and its ratio to the fp32 median of the same rounds."""
-        generator = Generator(models, self._generation, self._settings)
-        fp32, own = interleave(
-            lambda: self._fp32.generate(self._ids, self._mask),
-            lambda: generator.generate(self._ids, self._mask),
-            seed=self._seed,
-        )
-        return TrialLatency(own.p50_ms, own.low_ms, own.high_ms, fp32.p50_ms / own.p50_ms, "measured", None)
+    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency | None:
+        """Median of the converted graphs, and the speedup over fp32 in the same rounds.
+
+        None where both do not fit on the device beside each other, which says nothing about the plan's tokens.
+        """
+        before = self._state(self._settings.device_id)
+        try:
+            generator = Generator(models, self._generation, self._settings)
+            found = compare_times(
+                lambda: self._fp32.generate(self._ids, self._mask),
+                lambda: generator.generate(self._ids, self._mask),
+                seed=self._seed,
+            )
+        except DeviceMemoryError as error:
+            problem = f"no latency: {self._described} does not fit beside fp32 ({error.why or error.what})"
+            self._taken = PlanTiming(None, before, self._state(self._settings.device_id), problem)
+            return None
+        after = self._state(self._settings.device_id)
+        self._taken = PlanTiming(found, before, after, None if found.stable else _UNSTABLE)
+        own = found.second
+        return TrialLatency(own.p50_ms, own.low_ms, own.high_ms, found.speedup.value, "measured", None)
+
+    def take(self) -> PlanTiming | None:
+        """What was measured since the last call; None if nothing was."""
+        taken, self._taken = self._taken, None
+        return taken
+
+    @property
+    def _described(self) -> str:
+        load = self._workload
+        return f"a batch of {load.batch} with {load.source_length} source and {load.target_length} target tokens"
