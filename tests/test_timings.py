@@ -1,4 +1,4 @@
-"""The raw times of a run: a line for each timed plan, before the trial has its own, and in step with trials after a kill."""
+"""The raw times of a run: a line for each timed plan, before its trial has one, in step with trials after a kill."""
 
 from __future__ import annotations
 
