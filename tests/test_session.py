@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -11,14 +12,15 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from precision_search.errors import DeviceError, InputError, MissingPackageError
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, MissingPackageError, UsageError
+from precision_search.runtime import cuda
+from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER, GEMM_VARIABLE
 from precision_search.runtime.session import (
-    CPU_PROVIDER,
-    CUDA_PROVIDER,
     SessionSettings,
     create_session,
     require_cuda,
     resolve_device,
+    run_error,
 )
 
 ROWS, WIDTH = 64, 32
@@ -134,44 +136,94 @@ class FallenBack:
 def cuda_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER, CPU_PROVIDER])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-
-
-@pytest.mark.usefixtures("cuda_offered")
-def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas.so.13: no such file"))
-    with pytest.raises(MissingPackageError, match="libraries do not load") as caught:
-        require_cuda(CUDA)
-    assert "libcublas.so.13" in caught.value.why
-    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(GEMM_VARIABLE, "2")  # so that what a session sets is undone
 
 
 @pytest.mark.usefixtures("cuda_offered")
 def test_a_silent_fallback_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
-    with pytest.raises(MissingPackageError):
+    with pytest.raises((MissingPackageError, DeviceError)) as caught:
         create_session(lookup_model(table_of(np.float32)), CUDA)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.usefixtures("cuda_offered")
-def test_a_driver_problem_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("x.cc:63 [ONNXRuntimeError] CUDA failure 35: driver too old ; GPU=-1 ; file=x.cc")
+def test_a_fallback_of_one_graph_alone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
+    monkeypatch.setattr(cuda, "require", lambda device_id: None)
+    with pytest.raises(DeviceError, match="fell back to the CPU"):
+        create_session(lookup_model(table_of(np.float32)), CUDA)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+
+def failing(text: str) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(text)
+
+    return fail
+
+
+@pytest.mark.usefixtures("cuda_offered")
+def test_a_driver_that_refuses_is_told_and_not_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "x.cc:63 [ONNXRuntimeError] CUDA failure 999: unknown error ; GPU=-1 ; hostname=here ; file=x.cc"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", failing(text))
     with pytest.raises(DeviceError, match="device 0 does not start") as caught:
         create_session(lookup_model(table_of(np.float32)), CUDA)
-    assert caught.value.why == "CUDA failure 35: driver too old"
+    assert caught.value.why == "CUDA failure 999: unknown error"
+
+
+MEMORY = [
+    "bfc_arena.cc Failed to allocate memory for requested buffer of size 8589934592",
+    "bfc_arena.cc Available memory of 0 is smaller than requested bytes of 1048576",
+    "CUDA failure 2: out of memory ; GPU=0 ; file=x.cc",
+    "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc",
+]
 
 
 @pytest.mark.usefixtures("cuda_offered")
-def test_no_memory_for_the_weights_is_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("bfc_arena.cc Failed to allocate memory for requested buffer of size 8589934592")
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    with pytest.raises(DeviceError, match="No memory for the graph 'lookup' on cuda"):
+@pytest.mark.parametrize("text", MEMORY)
+def test_no_memory_for_the_weights_is_its_own_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", failing(text))
+    with pytest.raises(DeviceMemoryError, match="No memory for the graph 'lookup' on cuda"):
         create_session(lookup_model(table_of(np.float32)), CUDA)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [*((text, DeviceMemoryError) for text in MEMORY), ("cuDNN is unavailable for CUDA", MissingPackageError)],
+)
+def test_what_went_wrong_in_a_run_is_told_apart(text: str, kind: type[Exception]) -> None:
+    assert type(run_error(RuntimeError(text))) is kind
+    assert type(run_error(RuntimeError("indices element out of data bounds"))) is InputError
+
+
+@pytest.mark.usefixtures("cuda_offered")
+def test_other_gemm_options_than_the_process_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a session was made")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", never)
+    with pytest.raises(UsageError, match=r"device\.gemm_options is 0, but ORT_CUDA_GEMM_OPTIONS is 2"):
+        create_session(lookup_model(table_of(np.float32)), SessionSettings(device="cuda", gemm_options=0))
+
+
+class OnTheHost(FallenBack):
+    """A session on CUDA that runs one node on the CPU."""
+
+    def get_providers(self) -> list[str]:
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        nodes = [SimpleNamespace(name=name, op_type="?", domain="") for name in ("up", "sizes")]
+        return [SimpleNamespace(ep_name=CPU_PROVIDER, get_nodes=lambda: nodes)]
+
+
+@pytest.mark.usefixtures("cuda_offered")
+def test_float_arithmetic_on_the_cpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheHost)
+    with pytest.raises(DeviceError, match="1 nodes of the graph 'lookup' would run on the CPU") as caught:
+        create_session(lookup_model(table_of(np.float16)), CUDA)
+    assert "kernel for up in" in caught.value.why
 
 
 def test_device_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +234,7 @@ def test_device_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
 
 
+@pytest.mark.usefixtures("cuda_offered")
 def test_cuda_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -192,8 +245,9 @@ def test_cuda_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> Non
         def get_providers(self) -> list[str]:
             return [CUDA_PROVIDER, CPU_PROVIDER]
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER, CPU_PROVIDER])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            return []
+
     monkeypatch.setattr(onnxruntime, "InferenceSession", Started)
     for settings in (SessionSettings(device="cuda", device_id=2, use_tf32=True), CUDA):
         create_session(lookup_model(table_of(np.float32)), settings)

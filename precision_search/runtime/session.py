@@ -7,10 +7,8 @@ limit of protobuf nor the time to copy weights into a message matters.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +23,8 @@ from precision_search.errors import (
     MissingPackageError,
     PrecisionSearchError,
 )
+from precision_search.runtime import cuda
+from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
 
-CUDA_PROVIDER = "CUDAExecutionProvider"
-CPU_PROVIDER = "CPUExecutionProvider"
 INLINE_BYTES = 1024
 """Weights up to this size stay in the serialized graph: ONNX Runtime reads shapes and axes from it while it loads."""
 
@@ -43,9 +41,8 @@ _LEVELS: dict[OptimizationLevel, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
-_LOG_ERROR, _LOG_FATAL = 3, 4
-_CUDA_FAILURE = re.compile(r"(CUDA|CUDNN|CUBLAS)\w* failure \d+: [^;]*[^; ]", re.IGNORECASE)
-_INSTALL_CUDA = "pip install 'precision-search[cuda]'"
+DEFAULT_GEMM_OPTIONS = 2
+"""fp16 products keep their sums in fp32 to the end, which is what emulation assumes (see `SessionSettings`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,11 @@ class SessionSettings:
         optimization_level: what ONNX Runtime may rewrite; pinned, because fusions change rounding.
         threads: threads within an operator on the CPU; None leaves it to ONNX Runtime.
         use_tf32: lets fp32 matrix products on CUDA round their inputs to TF32 (10 mantissa bits, as fp16).
+        gemm_options: how fp16 matrix products on CUDA sum, as ONNX Runtime's `ORT_CUDA_GEMM_OPTIONS` counts: 1 sums in
+            fp16, 2 forbids that partial sums of fp32 are joined in fp16, 4 is pedantic. One value holds for a process.
+            bfloat16 products take none of it: cuBLAS may join their partial sums in bfloat16.
+        memory_limit: bytes of device memory that all CUDA sessions and buffers of this process take together; None is
+            no limit, and every session keeps memory of its own. With a limit sessions must run one after another.
     """
 
     device: Device = "cpu"
@@ -65,6 +67,8 @@ class SessionSettings:
     optimization_level: OptimizationLevel = "basic"
     threads: int | None = None
     use_tf32: bool = False
+    gemm_options: int = DEFAULT_GEMM_OPTIONS
+    memory_limit: int | None = None
 
 
 def create_session(
@@ -77,41 +81,51 @@ def create_session(
     session on the CPU plans no memory from the shapes of a run for the next run of the same shapes: where every run
     has others, as decoder steps do, that takes a quarter of the time.
 
+    On CUDA every node that takes and gives floats runs there; ONNX Runtime may keep arithmetic on shapes on the host.
+
     Raises:
         InputError: ONNX Runtime does not accept the graph.
         DeviceMemoryError: the device has no memory left.
-        DeviceError: CUDA was asked for and does not start.
+        DeviceError: CUDA was asked for and does not start, or would leave float arithmetic to the CPU.
         MissingPackageError: CUDA was asked for and its libraries are missing (see `require_cuda`).
+        UsageError: the process runs with other GEMM options or another memory limit.
     """
     import onnxruntime
 
+    on_cuda = settings.device == "cuda"
+    name = model.graph.name or "(unnamed)"
+    floats = _float_nodes(model) if on_cuda else frozenset()
     graph, weights = _split_weights(model if consume else model.clone())
     options = _session_options(settings)
-    options.enable_mem_pattern = not (changing_shapes and settings.device == "cpu")
+    options.enable_mem_pattern = on_cuda or not changing_shapes
     options.add_external_initializers(list(weights), list(weights.values()))
-    if settings.device == "cuda":
-        _check_provider_offered()
-        load_cuda_libraries()
+    if on_cuda:
+        cuda.check_provider_offered()
+        cuda.load_libraries()
+        cuda.apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
     try:
-        with _quiet(settings):
+        with cuda.quiet() if on_cuda else nullcontext():
+            if on_cuda and settings.memory_limit is not None:
+                cuda.share_memory(settings.device_id, settings.memory_limit)
             session = onnxruntime.InferenceSession(graph, options, providers=_providers(settings), enable_fallback=0)
+    except PrecisionSearchError:
+        raise
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
         if is_out_of_memory(error):
             raise DeviceMemoryError(
-                f"No memory for the graph {model.graph.name or '(unnamed)'!r} on {settings.device}.",
+                f"No memory for the graph {name!r} on {settings.device}.",
                 why=first_line(error),
                 fix="Free memory there, or run on another device.",
             ) from error
-        if settings.device == "cuda":
+        if on_cuda:
             require_cuda(settings)
         raise InputError(
-            f"ONNX Runtime does not accept the graph {model.graph.name or '(unnamed)'!r}.",
+            f"ONNX Runtime does not accept the graph {name!r}.",
             why=first_line(error),
             fix="Check the ONNX files with onnx.checker, or export them again.",
         ) from error
-    if settings.device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:
-        require_cuda(settings)
-        raise DeviceError("The session fell back to the CPU.", why="CUDA started in a probe but not for this graph.")
+    if on_cuda:
+        _check_placement(session, name, floats, settings)
     return session
 
 
@@ -131,25 +145,33 @@ def run_session(
         InputError: the graph does not run on these inputs.
     """
     try:
-        return [np.asarray(array) for array in session.run(list(outputs), dict(feed), _run_options(release))]
+        return [np.asarray(array) for array in session.run(list(outputs), dict(feed), _run_options(session, release))]
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise run_error(error) from error
 
 
-def _run_options(release: bool) -> onnxruntime.RunOptions | None:
+def _run_options(session: onnxruntime.InferenceSession, release: bool) -> onnxruntime.RunOptions | None:
     import onnxruntime
 
     if not release:
         return None
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    arenas = ["cpu:0"]
+    if CUDA_PROVIDER in session.get_providers():
+        arenas.append(f"gpu:{session.get_provider_options()[CUDA_PROVIDER]['device_id']}")
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
     return options
 
 
 def run_error(error: Exception) -> PrecisionSearchError:
-    """What to raise for an ONNX Runtime error while a graph runs: DeviceMemoryError without memory, else InputError."""
+    """What to raise for an ONNX Runtime error while a graph runs.
+
+    DeviceMemoryError without memory, MissingPackageError where cuDNN does not load, else InputError.
+    """
     if is_out_of_memory(error):
         return DeviceMemoryError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
+    if cuda.lacks_cudnn(str(error)):
+        return cuda.cudnn_missing()
     return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
 
 
@@ -171,89 +193,64 @@ def resolve_device(kind: Literal["auto", "cpu", "cuda"], device_id: int = 0) -> 
 
 
 def require_cuda(settings: SessionSettings) -> None:
-    """Runs one node on CUDA, or says why that does not work.
+    """Runs one node on the CUDA device of `settings`, or says why that does not work.
 
     Raises:
         MissingPackageError: the installed ONNX Runtime has no CUDA provider, or CUDA libraries are missing.
-        DeviceError: no usable driver or device.
+        DeviceError: no usable driver, no such device, or no memory on it.
     """
-    import onnxruntime
-
-    _check_provider_offered()
-    problems = load_cuda_libraries()
-    options = _session_options(settings)
-    try:
-        with _quiet(settings):
-            session = onnxruntime.InferenceSession(
-                _probe_graph(), options, providers=_providers(settings), enable_fallback=0
-            )
-            started = session.get_providers()[0] == CUDA_PROVIDER
-            if started:
-                session.run(None, {"x": np.zeros((1, 4), np.float32)})
-    except Exception as error:
-        failure = _CUDA_FAILURE.search(str(error))
-        raise DeviceError(
-            f"CUDA device {settings.device_id} does not start.",
-            why=failure.group() if failure else first_line(error),
-            fix="Check the driver and the device with nvidia-smi, or set device.kind to cpu.",
-        ) from error
-    if not started:
-        raise MissingPackageError(
-            "CUDA was asked for, but its libraries do not load.",
-            why="; ".join(problems) or "ONNX Runtime cannot load its CUDA provider.",
-            fix=f"{_INSTALL_CUDA} (or set device.kind to cpu)",
-        )
-
-
-def load_cuda_libraries() -> tuple[str, ...]:
-    """Loads the CUDA and cuDNN libraries that come as Python packages; returns one line for each that does not load."""
-    import onnxruntime
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        onnxruntime.preload_dlls()
-    return tuple(line for line in printed.getvalue().splitlines() if line.startswith("Failed to load"))
+    cuda.require(settings.device_id)
 
 
 def first_line(error: Exception) -> str:
     """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return cuda.first_line(str(error)) or type(error).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an ONNX Runtime error says that an allocation failed; it has no status code for that."""
-    text = str(error).lower()
-    return "allocate memory" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or cuda.is_out_of_memory(str(error))
 
 
-@contextlib.contextmanager
-def _quiet(settings: SessionSettings) -> Iterator[None]:
-    """Keeps what ONNX Runtime says while CUDA fails to start off stderr: the error we raise says it.
+def _float_nodes(model: ir.Model) -> frozenset[str]:
+    """The names of the nodes, those within other nodes included, that take floats and give floats."""
+    return frozenset(
+        str(node.name)
+        for node in model.graph.all_nodes()
+        if node.name
+        and any(_is_float(value) for value in node.inputs if value is not None)
+        and any(_is_float(value) for value in node.outputs)
+    )
 
-    It goes to the process-wide default logger, whatever the severity of the session's own.
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _check_placement(
+    session: onnxruntime.InferenceSession, name: str, floats: frozenset[str], settings: SessionSettings
+) -> None:
+    """Holds a session to the device.
+
+    Raises:
+        DeviceError, MissingPackageError: it runs on the CPU, or float nodes of it do.
     """
-    import onnxruntime
-
-    if settings.device != "cuda":
-        yield
-        return
-    onnxruntime.set_default_logger_severity(_LOG_FATAL)
-    try:
-        yield
-    finally:
-        onnxruntime.set_default_logger_severity(_LOG_ERROR)
-
-
-def _check_provider_offered() -> None:
-    import onnxruntime
-
-    offered = onnxruntime.get_available_providers()
-    if CUDA_PROVIDER not in offered:
-        raise MissingPackageError(
-            "CUDA was asked for, but the installed ONNX Runtime has no CUDA provider.",
-            why=f"onnxruntime {onnxruntime.__version__} offers {', '.join(offered)}.",
-            fix=f"pip uninstall onnxruntime onnxruntime-gpu, then {_INSTALL_CUDA} (or set device.kind to cpu)",
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        require_cuda(settings)
+        raise DeviceError("The session fell back to the CPU.", why="CUDA started in a probe but not for this graph.")
+    elsewhere = sorted(
+        str(node.name)
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != CUDA_PROVIDER
+        for node in part.get_nodes()
+        if node.name in floats
+    )
+    if elsewhere:
+        raise DeviceError(
+            f"{len(elsewhere)} nodes of the graph {name!r} would run on the CPU.",
+            why=f"ONNX Runtime's CUDA provider has no kernel for {', '.join(elsewhere[:3])}"
+            f"{' and others' if len(elsewhere) > 3 else ''} in the types that they have.",
+            fix="Keep these nodes in fp32, or set device.kind to cpu.",
         )
 
 
@@ -262,10 +259,14 @@ def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[settings.optimization_level])
-    options.log_severity_level = _LOG_ERROR
+    options.log_severity_level = cuda.LOG_ERROR
     # Every session has a thread pool of its own. Threads that spin while they wait for work take cores from the other
     # sessions: with three sessions on two busy cores, generation took 1.5 to 2.7 times as long.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if settings.device == "cuda":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if settings.memory_limit is not None:
+            options.add_session_config_entry(cuda.USE_SHARED_MEMORY, "1")
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
     return options
@@ -274,8 +275,8 @@ def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
 def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
     if settings.device == "cpu":
         return [CPU_PROVIDER]
-    cuda = {"device_id": str(settings.device_id), "use_tf32": str(int(settings.use_tf32))}
-    return [(CUDA_PROVIDER, cuda), CPU_PROVIDER]
+    chosen = {"device_id": str(settings.device_id), "use_tf32": str(int(settings.use_tf32))}
+    return [(CUDA_PROVIDER, chosen), CPU_PROVIDER]
 
 
 def _split_weights(model: ir.Model) -> tuple[bytes, dict[str, onnxruntime.OrtValue]]:
@@ -310,12 +311,3 @@ def _strip(model: ir.Model) -> None:
             if id(output) not in kept:
                 output.type = None
                 output.shape = None
-
-
-def _probe_graph() -> bytes:
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 4]))
-    node = ir.node("ArgMax", [x], {"axis": 1})
-    y = node.outputs[0]
-    y.name, y.type = "y", ir.TensorType(ir.DataType.INT64)
-    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 17}, name="probe")
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString())
