@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := artifacts/runs/demo-$(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint fast constraints clean
+.PHONY: demo test lint fast gpu constraints clean
 
 demo: $(STAMP)
 	$(BIN)/precision-search run configs/demo.toml --out $(RUN)
@@ -21,6 +21,11 @@ lint: $(STAMP)
 
 fast: $(STAMP)
 	$(BIN)/pytest -m "not slow"
+
+# The tests that need a CUDA device; without one they fail. Installs CUDA's libraries, not its driver.
+gpu: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cuda,dev]'
+	PRECISION_SEARCH_GPU=1 $(BIN)/pytest -m gpu
 
 # torch is installed first and by its exact version: a range may take a CUDA build of several gigabytes.
 $(STAMP): pyproject.toml constraints.txt

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 
+from precision_search.errors import EnvironmentProblemError
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
+from precision_search.runtime.session import SessionSettings, require_cuda
 
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "artifacts/models/t5-debian-en-de"
 DEMO_DATA = ROOT / "configs/demo"
 
+GPU_VARIABLE = "PRECISION_SEARCH_GPU"
+"""Set where there is a GPU to test on: then a test that finds none fails."""
+
 Rows = tuple[tuple[int, ...], ...]
+
+
+@functools.cache
+def why_no_cuda() -> str | None:
+    """Why CUDA does not start here, in one line; None where it does."""
+    try:
+        require_cuda(SessionSettings(device="cuda"))
+    except EnvironmentProblemError as error:
+        return " ".join(part for part in (error.what, error.why, f"Fix: {error.fix}" if error.fix else "") if part)
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run on a real CUDA device only."""
+    if item.get_closest_marker("gpu") is None or (reason := why_no_cuda()) is None:
+        return
+    if os.environ.get(GPU_VARIABLE):
+        pytest.fail(f"{GPU_VARIABLE} is set, but: {reason}", pytrace=False)
+    pytest.skip(f"needs a CUDA device. {reason}")
 
 
 @pytest.fixture(scope="session")

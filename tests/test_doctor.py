@@ -74,7 +74,7 @@ def test_packages_are_what_is_missing_where_the_driver_would_run_them(monkeypatc
     [
         (None, "no NVIDIA driver answers here"),
         (CudaDriver(None, "13.0", (), "it has no device"), "the NVIDIA driver gives no device (it has no device)"),
-        (replace(T4, cuda="12.4"), "the NVIDIA driver runs CUDA up to 12.4, this ONNX Runtime needs 13.0; update"),
+        (replace(T4, cuda="12.4"), "the NVIDIA driver runs CUDA up to 12.4, this ONNX Runtime needs 13.0; update it"),
     ],
 )
 def test_without_a_driver_nobody_is_sent_to_install_libraries_first(
@@ -89,7 +89,7 @@ def test_without_a_driver_nobody_is_sent_to_install_libraries_first(
     assert report.cuda.lacking == "driver"
     (fix,) = report.fixes
     assert fix.startswith(beginning)
-    assert fix.endswith("then pip install them")
+    assert fix.endswith(": pip install them")
 
 
 def test_versions_are_those_of_the_distribution_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
             return CudaState(False, name, error.what, error.why or None, error.fix or None, "driver")
         # The libraries are gigabytes: nobody should install them where no driver would run them.
         driver_first = _driver_fix(driver, cuda_build)
-        fix = error.fix if driver_first is None else f"{driver_first}, then {error.fix}"
+        fix = error.fix if driver_first is None else f"{driver_first}: {error.fix}"
         return CudaState(
             False, name, error.what, error.why or None, fix or None, "package" if driver_first is None else "driver"
         )
@@ -214,13 +214,11 @@ def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
 def _driver_fix(driver: CudaDriver | None, cuda_build: str | None) -> str | None:
     """What is wrong with the driver, so that no package would help, and what to do; None if nothing is."""
     if driver is None:
-        return "no NVIDIA driver answers here; on a machine with a GPU install its driver"
+        return "no NVIDIA driver answers here; on a machine with a GPU"
     if driver.problem is not None:
-        return f"the NVIDIA driver gives no device ({driver.problem}); see what nvidia-smi says"
+        return f"the NVIDIA driver gives no device ({driver.problem}); see what nvidia-smi says, then"
     if driver.cuda and cuda_build and int(driver.cuda.partition(".")[0]) < int(cuda_build.partition(".")[0]):
-        return (
-            f"the NVIDIA driver runs CUDA up to {driver.cuda}, this ONNX Runtime needs {cuda_build}; update the driver"
-        )
+        return f"the NVIDIA driver runs CUDA up to {driver.cuda}, this ONNX Runtime needs {cuda_build}; update it, then"
     return None
 
 
