@@ -1,6 +1,7 @@
 """The public functions: what the command line does, as typed calls.
 
-`search` runs everything and leaves a run directory; `pareto`, `export` and `verify` work on what it left.
+`search` runs everything and leaves a run directory; `pareto`, `export` and `verify` work on what it left. `calibrate`
+measures a device for the estimates of machines that do not have it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
+from precision_search.output.calibrate import write_profile
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
 from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
@@ -32,6 +34,7 @@ from precision_search.precision.plan import (
     read_blocklist,
 )
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.doctor import DoctorReport, examine
 from precision_search.runtime.session import SessionSettings, resolve_device
 from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
@@ -299,6 +302,23 @@ def inspect(
     reporter.stage("measuring activation ranges")
     ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings())
     return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
+
+
+def calibrate(out: Path, *, device_id: int = 0, force: bool = False, reporter: Reporter) -> DeviceProfile:
+    """Measures a CUDA device for the cost model and writes its profile (see `output.calibrate`); takes minutes.
+
+    Args:
+        out: the profile to write, a .toml file; every time measured goes beside it.
+        device_id: which CUDA device.
+        force: whether an existing profile may be replaced.
+        reporter: receives progress.
+
+    Raises:
+        UsageError: `out` is not a .toml file.
+        OutputExistsError: it exists, and `force` is not set.
+        MissingPackageError, DeviceError: CUDA does not start, or cannot be measured.
+    """
+    return write_profile(out, SessionSettings(device="cuda", device_id=device_id), force=force, reporter=reporter)
 
 
 def doctor() -> DoctorReport:

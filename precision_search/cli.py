@@ -1,4 +1,4 @@
-"""The command line: `precision-search run | pareto | export | verify | inspect | doctor`.
+"""The command line: `precision-search run | pareto | export | verify | inspect | calibrate | doctor`.
 
 Data goes to stdout, progress and messages to stderr. Only click is imported here: what a command needs it imports
 itself, so that `--help` is immediate.
@@ -277,6 +277,25 @@ def inspect(
         click.echo(reports.report_json(report), nl=False)
     else:
         print_rich(lambda console: reports.show_inspect(report, console))
+
+
+@cli.command(short_help="Measure a CUDA device for the cost model.")
+@click.option("--out", type=_PATH, required=True, metavar="PROFILE", help="The profile to write, a .toml file.")
+@click.option("--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device.")
+@click.option("--force", is_flag=True, help="Replace PROFILE if it exists.")
+@common_options
+@click.pass_context
+def calibrate(ctx: click.Context, *, out: Path, device_id: int, force: bool) -> None:
+    """Measure what launches cost on a CUDA device and how fast its memory and its matrix products are.
+
+    Takes minutes and wants the device for itself. Writes PROFILE for `--set latency.profile=PROFILE`, so that machines
+    without the device can estimate for it, and every time beside it. Prints its path. Without CUDA the exit code is 3.
+    """
+    from precision_search import api
+
+    with open_reporter(ctx) as reporter:
+        api.calibrate(out, device_id=device_id, force=force, reporter=reporter)
+    click.echo(out)
 
 
 @cli.command(short_help="Show what this machine can run.")

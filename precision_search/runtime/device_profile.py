@@ -1,7 +1,8 @@
 """Device profiles: what a GPU can do at most, and what the cost model assumes of the rest.
 
 A profile is a TOML file with two tables, `[datasheet]` and `[assumptions]`, declared by the dataclasses below. Built-in
-ones lie in `profiles/`; a measured one is a file of the same form.
+ones lie in `profiles/`. One that `precision-search calibrate` measured has the same tables, filled with what it found,
+and a third one, `[measurement]`, which says so.
 """
 
 import difflib
@@ -12,14 +13,20 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.errors import ConfigError
-from precision_search.toml_tables import absolute_path, at_least, between, more_than, read_tables
+from precision_search.toml_tables import absolute_path, at_least, between, more_than, read_tables, write_tables
 
 FloatName = Literal["float32", "float16", "bfloat16"]
+
+_MEASURED_NOTE = """\
+# Measured by `precision-search calibrate`, not from a datasheet: [datasheet] holds the best that was reached,
+# [assumptions] what is typical of it. docs/cost-model.md says how.
+
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
-    """`[datasheet]`: peak figures, dense (without sparsity).
+    """`[datasheet]`: peak figures, dense (without sparsity); in a measured profile the best that was reached.
 
     Attributes:
         device: the product's name.
@@ -42,7 +49,7 @@ class Datasheet:
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """`[assumptions]`: what no datasheet says.
+    """`[assumptions]`: what no datasheet says; in a measured profile what was found.
 
     Attributes:
         reason: why these values.
@@ -64,12 +71,45 @@ class Assumptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """`[measurement]`: how a measured profile came about.
+
+    Attributes:
+        date: the day, ISO 8601, UTC.
+        software: names and versions of what it was measured with.
+        samples: name of the file beside it that holds every time, interval and clock.
+        stable: whether times had settled in all that was measured.
+        run_us: microseconds that a run takes beyond its kernels; the cost model does not count them.
+        kernel_us: microseconds for one small kernel in a chain of them.
+        product_us: the same for a small matrix product, which is a library call.
+        sm_clock_mhz, temperature_c, power_w: of the device at the end of the longest measurement, where known.
+        slowed_by: what kept its clock down at the end of any measurement; empty if nothing did or nothing is known.
+    """
+
+    date: str
+    software: str
+    samples: str
+    stable: bool
+    run_us: float
+    kernel_us: float
+    product_us: float
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    slowed_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """A device as the cost model sees it; `name` is what latencies are labelled with."""
+    """A device as the cost model sees it; `name` is what latencies are labelled with.
+
+    `measurement` is None where the figures are those of a datasheet.
+    """
 
     name: str
     datasheet: Datasheet
     assumptions: Assumptions
+    measurement: Measurement | None = None
 
     @property
     def launch_seconds(self) -> float:
@@ -126,5 +166,17 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         return _read(path)
 
 
+def profile_text(profile: DeviceProfile) -> str:
+    """The profile as TOML that `load_profile` reads back to an equal one, if the file has the profile's name."""
+    note = "" if profile.measurement is None else _MEASURED_NOTE
+    return note + write_tables(profile)
+
+
+def profile_label(stem: str, measurement: Measurement | None) -> str:
+    """What a profile in a file named `stem` is called: a measured one says so, whatever its file is named."""
+    return stem if measurement is None else f"{stem} (calibrated {measurement.date})"
+
+
 def _read(path: Path) -> DeviceProfile:
-    return DeviceProfile(path.stem, **read_tables(DeviceProfile, path, (), {}))
+    tables = read_tables(DeviceProfile, path, (), {})
+    return DeviceProfile(profile_label(path.stem, tables["measurement"]), **tables)

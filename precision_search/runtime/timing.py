@@ -12,6 +12,7 @@ the end the tokens are copied to the host, which cannot happen before they are t
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Interval:
     @property
     def width(self) -> float:
         """Its width as a share of the estimate."""
-        return (self.high - self.low) / self.value
+        return (self.high - self.low) / abs(self.value) if self.value else math.inf
 
 
 @dataclass(frozen=True, slots=True)
