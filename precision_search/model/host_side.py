@@ -7,6 +7,7 @@ no device kernel reads a value that the host computed.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,21 +27,46 @@ HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "CumSum": (1,),
     "Expand": (1,),
-    "Pad": (1, 3),
+    "OneHot": (1, 2),
+    "Pad": (1, 2, 3),
     "Range": (0, 1, 2),
+    "ReduceL1": (1,),
+    "ReduceL2": (1,),
+    "ReduceLogSum": (1,),
+    "ReduceLogSumExp": (1,),
     "ReduceMax": (1,),
     "ReduceMean": (1,),
     "ReduceMin": (1,),
+    "ReduceProd": (1,),
     "ReduceSum": (1,),
+    "ReduceSumSquare": (1,),
     "Reshape": (1,),
+    "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "Squeeze": (1,),
     "Tile": (1,),
+    "TopK": (1,),
     "Trilu": (1,),
     "Unsqueeze": (1,),
 }
-"""Inputs that a device kernel reads in host memory: they move no device bytes."""
+"""Inputs that a device kernel reads in host memory: they move no device bytes. Held true by the tests on the dry
+CUDA runtime."""
+
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+_READERS = _COMPARISONS | {"Add", "Div", "Gather", "Max", "Min", "Mod", "Mul", "ScatterND", "Sub", "Where"}
+"""Op types whose device kernels take integers and read all of them on the device. Other readers are left alone: to give
+one that wants its size on the host a size on the device would trade a copy for a wait."""
+
+_SMALL = 100
+"""Elements of the largest constant that ONNX Runtime takes along when it moves a node to the host
+(`IsSmallInitializer` in its fallback_cpu_capability.cc)."""
+
+_LOW_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""A node that reads one of these stays on the device (same file)."""
+
+_RANGE_OPSET = 11
+"""The first one with Range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +87,28 @@ class Placement:
 def place(model: ir.Model) -> Placement:
     """Finds the nodes that launch nothing: views, folded constants and shape arithmetic.
 
-    The last as ONNX Runtime decides it: a node whose operands are all constants or on the host already runs on the
-    host, unless its device kernel wants one of them there (a Range over a computed length stays on the device).
+    The last as ONNX Runtime decides it: a node whose operands are all small constants or on the host already runs on
+    the host, unless its device kernel wants one of them there (a Range over a computed length stays on the device). Not
+    modelled: ONNX Runtime moves a node to the host, too, that reads something on the host and else inputs of the graph.
     """
     idle: set[ir.Node] = set()
     constants = set(model.graph.initializers) - {str(value.name) for value in model.graph.inputs}
     host: set[str] = set()
+
+    def stays(node: ir.Node, index: int, value: ir.Value) -> bool:
+        """Whether this operand lets the node run on the host."""
+        if value.dtype in _LOW_FLOATS:
+            return False
+        if value.name in constants:
+            return _size(value) <= _SMALL
+        return value.name in host and index not in HOST_INPUTS.get(node.op_type, ())
+
     for node in model.graph:
-        inputs = [(index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None]
-        wanted = HOST_INPUTS.get(node.op_type, ())
-        if all(name in constants for _, name in inputs):
+        inputs = [(index, value) for index, value in enumerate(node.inputs) if value is not None]
+        if all(value.name in constants for _, value in inputs):
             idle.add(node)
             constants.update(str(value.name) for value in node.outputs)
-        elif node.op_type in UNLAUNCHED or all(
-            name in constants or (name in host and index not in wanted) for index, name in inputs
-        ):
+        elif node.op_type in UNLAUNCHED or all(stays(node, index, value) for index, value in inputs):
             idle.add(node)
             host.update(str(value.name) for value in node.outputs)
         elif node.op_type in VIEWS:
@@ -83,13 +116,24 @@ def place(model: ir.Model) -> Placement:
     return Placement(frozenset(idle), frozenset(constants), frozenset(host))
 
 
+def _size(value: ir.Value) -> int:
+    """The number of elements, 1 where it is not known: what the session folds is mostly shapes."""
+    if value.const_value is not None:
+        return int(value.const_value.size)
+    dims = [] if value.shape is None else value.shape.dims
+    return math.prod(dim for dim in dims if isinstance(dim, int))
+
+
 def compute_sizes_on_device(model: ir.Model) -> int:
     """Changes `model` so that its device kernels read no size that the host computed; returns how many they read.
 
     A graph that turns a length into data, such as the position of the next token, would have it copied to the device in
     every run. A Range over [length, length + 1) holds the same number and is made there: its kernel takes its bounds
-    from the host. Only int64 values of one element are changed; what else a graph has the host compute stays.
+    from the host. Every output of the graph stays the same bit for bit. Only int64 values of one element are changed,
+    and only for readers that are sure to take them on the device; what else a graph has the host compute stays.
     """
+    if model.opset_imports.get("", 0) < _RANGE_OPSET:
+        return 0
     crossings = list(_crossings(model))
     ranges: dict[ir.Value, ir.Value] = {}
     for node, index, value in crossings:
@@ -107,11 +151,10 @@ def _crossings(model: ir.Model) -> Iterator[tuple[ir.Node, int, ir.Value]]:
     """Where a node on the device reads an int64 value of one element from the host: node, input and value."""
     placement = place(model)
     for node in model.graph:
-        if node.op_type in UNLAUNCHED or all(str(value.name) in placement.host for value in node.outputs):
+        if node.domain or node.op_type not in _READERS or node.outputs[0].name in placement.host:
             continue
-        wanted = HOST_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
-            if value is not None and str(value.name) in placement.host and index not in wanted and _is_number(value):
+            if value is not None and value.name in placement.host and _is_number(value):
                 yield node, index, value
 
 

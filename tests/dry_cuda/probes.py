@@ -46,12 +46,13 @@ def _run(text: str) -> Section | None:
         except Exception as error:  # ONNX Runtime raises classes of its own
             assert "Provider type for" in str(error), error  # … was not set: no provider has a kernel
             return None
-        _bind_and_run(session, model)
+        bind_and_run(session, model)
     (section,) = (section for section in recorder.sections if section.phase == "run")
     return section
 
 
-def _bind_and_run(session: onnxruntime.InferenceSession, model: ir.Model) -> None:
+def bind_and_run(session: onnxruntime.InferenceSession, model: ir.Model) -> None:
+    """Runs once with inputs and outputs on the device: ones for every dimension without a size of its own."""
     dims = infer_shapes(model, Point(1, 1)).dims
     binding = session.io_binding()
     for value in model.graph.inputs:
@@ -121,7 +122,7 @@ def math_modes(text: str) -> dict[bool, list[int]]:
     for use_tf32 in (False, True):
         model = model_of(text)
         with Recorder() as recorder:
-            _bind_and_run(create_session(model, SessionSettings(device="cuda", use_tf32=use_tf32)), model)
+            bind_and_run(create_session(model, SessionSettings(device="cuda", use_tf32=use_tf32)), model)
         found[use_tf32] = [gemm.math for section in recorder.sections for gemm in section.gemms]
     return found
 
