@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from precision_search.errors import DeviceMemoryError
+from precision_search.output.calibrate import write_profile
+from precision_search.output.progress import make_reporter
+from precision_search.precision.cost import Workload
+from precision_search.runtime.device_profile import DeviceProfile, load_profile
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.measure_device import CALIBRATION_RULES, Series, measure_device
 from precision_search.runtime.probes import Probe, ProbeRun
 from precision_search.runtime.timing import compare_times, synthetic_batch, without_end
+from precision_search.search.latency import MeasuredLatency
 from tests.dry_cuda.host import DryCuda
-from tests.dry_cuda.recorder import Recorder
+from tests.dry_cuda.recorder import Recorder, set_device_memory
 from tests.dry_cuda.scenarios import SETTINGS, Demo
-from tests.dry_cuda.trace import TF32_MATH, Section
+from tests.dry_cuda.trace import TF32_MATH, Section, peak
+from tests.fake_device import FakeDevice
 
 pytestmark = pytest.mark.slow
 
@@ -147,3 +157,45 @@ def test_a_timed_generation_ends_with_its_tokens_on_the_host(dry_cuda: DryCuda, 
         assert span[-1].phase == "binding"
         assert span[-1].moved("d2h")
         assert not span[-1].launches
+
+
+def profile_of_the_stand_in(out: Path) -> DeviceProfile:
+    """Everything that `calibrate` does but for the speeds, which a device that computes nothing does not have."""
+    device = FakeDevice()
+    measure = functools.partial(measure_device, open_probe=device.open, clock=device.clock)
+    return write_profile(out, SETTINGS, reporter=make_reporter(quiet=True), measure=measure)
+
+
+def test_a_profile_names_the_device(dry_cuda: DryCuda, tmp_path: Path) -> None:
+    made = dry_cuda.call(profile_of_the_stand_in, out=tmp_path / "lab.toml")
+
+    assert made == load_profile(str(tmp_path / "lab.toml"))
+    assert made.datasheet.device == "Dry CUDA"
+    assert made.datasheet.memory_gb > 1.0
+
+
+def measure_on_little_memory(demo: Demo) -> tuple[str, str]:
+    """What comes of a workload on a device that holds half of fp32, and on one that holds fp32 and no second model."""
+    bundle, workload = demo.open(), Workload(64, 32, 4)
+    with Recorder() as recorder:
+        MeasuredLatency(bundle, workload, SETTINGS, seed=0)
+        needed = peak(recorder.take())
+    gc.collect()
+    set_device_memory(needed // 2)
+    with pytest.raises(DeviceMemoryError) as caught:
+        MeasuredLatency(bundle, workload, SETTINGS, seed=0)
+    gc.collect()
+    set_device_memory(needed * 5 // 4)
+    measured = MeasuredLatency(bundle, workload, SETTINGS, seed=0)
+    assert measured.latency(bundle.models) is None
+    taken = measured.take()
+    assert taken is not None
+    return str(caught.value), str(taken.problem)
+
+
+def test_a_workload_that_does_not_fit_is_told_apart_from_a_plan_that_does_not(dry_cuda: DryCuda, demo: Demo) -> None:
+    fp32, plan = dry_cuda.call(measure_on_little_memory, demo=demo)
+
+    assert fp32.startswith("the workload does not fit on the device: a batch of 64 with 32 source and 4 target tokens")
+    assert "set workload.batch below 64" in fp32
+    assert plan.startswith("no latency: a batch of 64 with 32 source and 4 target tokens does not fit beside fp32")
