@@ -124,9 +124,10 @@ class MeasuredLatency:
 
         None where both do not fit on the device beside each other, which says nothing about the plan's tokens.
         """
-        before = self._state(self._settings.device_id)
+        before = None
         try:
             generator = Generator(models, self._generation, self._settings)
+            before = self._state(self._settings.device_id)
             found = compare_times(
                 lambda: self._fp32.generate(self._ids, self._mask),
                 lambda: generator.generate(self._ids, self._mask),
@@ -134,7 +135,8 @@ class MeasuredLatency:
             )
         except DeviceMemoryError as error:
             problem = f"no latency: {self._described} does not fit beside fp32 ({error.why or error.what})"
-            self._taken = PlanTiming(None, before, self._state(self._settings.device_id), problem)
+            after = self._state(self._settings.device_id)
+            self._taken = PlanTiming(None, before or after, after, problem)
             return None
         after = self._state(self._settings.device_id)
         self._taken = PlanTiming(found, before, after, None if found.stable else _UNSTABLE)
