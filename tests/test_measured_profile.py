@@ -72,8 +72,8 @@ def test_best_and_typical_are_told_apart_and_the_spread_covers_the_sizes() -> No
     made = profile(results(FakeDevice(small=1 / 3, small_width=1024)))
 
     assert made.datasheet.fp16_tflops == pytest.approx(50.0)
-    assert made.assumptions.tensor_core_efficiency == pytest.approx(1 / 3)
-    assert made.assumptions.gemm_efficiency == pytest.approx(1 / 3)
+    assert made.assumptions.tensor_core_efficiency == pytest.approx(1 / 3, rel=1e-4)
+    assert made.assumptions.gemm_efficiency == pytest.approx(1 / 3, rel=1e-4)
     assert made.assumptions.efficiency_spread == 0.9  # as wide as a spread may be: the wide ones reach three times that
 
 
@@ -84,8 +84,8 @@ def test_spreads_are_small_only_where_everything_agrees() -> None:
 
     assert calm.launch_spread == pytest.approx(0.0, abs=1e-6)
     assert calm.efficiency_spread == pytest.approx(0.0, abs=1e-6)
-    # A launch is 4.8 us on average, a product 8.
-    assert mixed.launch_spread == pytest.approx(8 / 4.8 - 1)
+    # 4.8 us on average; 4.0 if no launch is a product, 5.6 if twice as many are.
+    assert mixed.launch_spread == pytest.approx(0.8 / 4.8, rel=1e-4)
     assert noisy.launch_spread > 0.005
     assert noisy.efficiency_spread > 0.005
 

@@ -81,16 +81,16 @@ def measured_profile(
     if bf16 is not None and bf16.best <= fp32.best:
         bf16 = None
     low = [fp16] if bf16 is None else [fp16, bf16]
-    launch = (1 - _PRODUCT_SHARE) * kernel.unit_seconds.value + _PRODUCT_SHARE * product.unit_seconds.value
+    launch = _mixture(kernel.unit_seconds.value, product.unit_seconds.value, _PRODUCT_SHARE)
     last = max(results, key=lambda each: sum(map(sum, each.rounds.times))).after
     measurement = Measurement(
         date=date,
         software=software,
         samples=samples,
         stable=all(each.rounds.stable for each in results),
-        run_us=kernel.run_seconds.value * 1e6,
-        kernel_us=kernel.unit_seconds.value * 1e6,
-        product_us=product.unit_seconds.value * 1e6,
+        run_us=_figure(kernel.run_seconds.value * 1e6),
+        kernel_us=_figure(kernel.unit_seconds.value * 1e6),
+        product_us=_figure(product.unit_seconds.value * 1e6),
         sm_clock_mhz=last.sm_clock_mhz,
         temperature_c=last.temperature_c,
         power_w=last.power_w,
@@ -101,22 +101,22 @@ def measured_profile(
         Datasheet(
             device=device,
             source=f"measured by precision-search calibrate on {date}; no datasheet",
-            fp32_tflops=fp32.best / 1e12,
-            fp16_tflops=fp16.best / 1e12,
-            memory_bandwidth=bandwidth.rate / 1e9,
-            memory_gb=memory_gb,
-            bf16_tflops=None if bf16 is None else bf16.best / 1e12,
+            fp32_tflops=_figure(fp32.best / 1e12),
+            fp16_tflops=_figure(fp16.best / 1e12),
+            memory_bandwidth=_figure(bandwidth.rate / 1e9),
+            memory_gb=_figure(memory_gb),
+            bf16_tflops=None if bf16 is None else _figure(bf16.best / 1e12),
         ),
         Assumptions(
             reason="Measured. Launch: four small kernels to one small matrix product. Efficiencies: the median over "
             "sizes of t5-small, t5-base and t5-large; spreads: how far the sizes lie from it.",
-            launch_us=launch * 1e6,
-            gemm_efficiency=fp32.typical,
-            tensor_core_efficiency=median(each.typical for each in low),
+            launch_us=_figure(launch * 1e6),
+            gemm_efficiency=_figure(fp32.typical),
+            tensor_core_efficiency=_figure(median(each.typical for each in low)),
             bandwidth_efficiency=1.0,
-            launch_spread=min(_WIDEST, _launch_spread(launch, (kernel.unit_seconds, product.unit_seconds))),
-            efficiency_spread=min(
-                _WIDEST, max(_half_width(bandwidth.unit_seconds), *(each.spread for each in (fp32, *low)))
+            launch_spread=_spread(_launch_spread(launch, kernel.unit_seconds, product.unit_seconds)),
+            efficiency_spread=_spread(
+                max(_half_width(bandwidth.unit_seconds), *(each.spread for each in (fp32, *low)))
             ),
         ),
         measurement,
@@ -135,13 +135,31 @@ def _products(dtype: FloatName, results: Sequence[SeriesResult]) -> _Products | 
     return _Products(max(models + squares), tuple(sorted(models))) if models else None
 
 
-def _launch_spread(launch: float, parts: Iterable[Interval]) -> float:
-    """From the mixture to the ends of either kind's interval, as a share of it."""
-    return max(abs(end / launch - 1.0) for part in parts for end in (part.low, part.high))
+def _mixture(kernel: float, product: float, share: float) -> float:
+    return (1 - share) * kernel + share * product
+
+
+def _launch_spread(launch: float, kernel: Interval, product: Interval) -> float:
+    """How far a launch may be off if no launch of a model is a library call or twice as many are, as a share of it."""
+    ends = [
+        _mixture(*pair, share)
+        for pair in ((kernel.low, product.low), (kernel.high, product.high))
+        for share in (0.0, 2 * _PRODUCT_SHARE)
+    ]
+    return max(abs(end / launch - 1.0) for end in ends)
 
 
 def _half_width(interval: Interval) -> float:
     return max(interval.high / interval.value - 1.0, 1.0 - interval.low / interval.value)
+
+
+def _figure(value: float) -> float:
+    """To five digits: more is noise."""
+    return float(f"{value:.5g}")
+
+
+def _spread(value: float) -> float:
+    return min(_WIDEST, _figure(value))
 
 
 def _slowed_by(states: Iterable[DeviceState]) -> tuple[str, ...]:
