@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,9 +157,13 @@ def test_a_plan_that_does_not_fit_is_told_each_time_and_says_so_itself(tmp_path:
 
 @pytest.fixture
 def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a run measure on the CPU, briefly, as it would on a device."""
-    rules = TimingRules(warm_up_rounds=4, least_rounds=1, most_rounds=1)
-    monkeypatch.setattr(latency_module, "compare_times", functools.partial(compare_times, rules=rules))
+    """Lets a run measure on the CPU, briefly, as it would on a device; the clock counts how often it is looked at.
+
+    Real times would steer the search, and a resumed one elsewhere.
+    """
+    rules, ticks = TimingRules(warm_up_rounds=4, least_rounds=1, most_rounds=1), itertools.count()
+    compare = functools.partial(compare_times, rules=rules, clock=lambda: float(next(ticks)))
+    monkeypatch.setattr(latency_module, "compare_times", compare)
 
     def measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency:
         return MeasuredLatency(prepared.bundle, Workload(2, 4, 4), prepared.settings, config.search.seed)
