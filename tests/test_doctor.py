@@ -17,6 +17,7 @@ from precision_search.errors import DeviceError, MissingPackageError
 from precision_search.runtime import cuda_driver, doctor, session
 from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
 from precision_search.runtime.cuda_libraries import find_libraries
+from precision_search.runtime.device_state import DeviceState
 from precision_search.runtime.session import SessionSettings
 
 T4 = CudaDriver("580.65", "13.0", (CudaDevice(0, "Tesla T4", "7.5", 2**34, 2**33, bfloat16=False),), None)
@@ -37,9 +38,11 @@ def lacks(settings: SessionSettings) -> None:
 def test_a_working_cuda_device_is_named_and_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "require_cuda", works)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
+    monkeypatch.setattr(doctor, "device_state", lambda number: DeviceState(temperature_c=40.0 + number))
 
     report = doctor.examine()
 
+    assert report.states == (DeviceState(temperature_c=40.0),)
     assert report.cuda == doctor.CudaState(True, "Tesla T4")
     assert report.latency == "measured"
     assert report.profile == "t4"

@@ -16,6 +16,7 @@ from precision_search.precision.inspect import inspect_bundle
 from precision_search.precision.ranges import NodeRange
 from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
 from precision_search.runtime.cuda_libraries import CudaLibrary
+from precision_search.runtime.device_state import DeviceState
 from precision_search.runtime.doctor import CudaState, DoctorReport, Package, Variable
 from precision_search.search.verify import DifferingSample, VerifyReport
 from tests.output_models import run_info
@@ -125,6 +126,16 @@ def test_the_doctor_lists_libraries_and_devices_one_by_one() -> None:
         cuda_build="13.0",
         libraries=libraries,
         driver=CudaDriver("580.65.06", "13.0", devices, None),
+        states=(
+            DeviceState(),
+            DeviceState(
+                sm_clock_mhz=1410.0,
+                max_sm_clock_mhz=1695.0,
+                temperature_c=84.0,
+                power_w=149.6,
+                slowed_by=("power cap",),
+            ),
+        ),
         profile="t4",
         variables=(Variable("ORT_CUDA_GEMM_OPTIONS", "1"),),
     )
@@ -139,6 +150,7 @@ def test_the_doctor_lists_libraries_and_devices_one_by_one() -> None:
         "driver    580.65.06, runs CUDA up to 13.0",
         "device 0  Tesla T4, compute capability 7.5 (no bfloat16), 16.0 GiB",
         "device 1  NVIDIA A10G, compute capability 8.6 (float16 and bfloat16), 8.0 GiB free of 24.0 GiB",
+        "          1410 MHz of 1695, 84 C, 150 W, slowed by power cap",
         "set       ORT_CUDA_GEMM_OPTIONS=1",
         "cuda      Tesla T4: works",
         "latency   measured (the estimates that order proposals fit with latency.profile t4)",

@@ -5,9 +5,10 @@ In: their reports. Out: lines on a console, or a JSON object whose keys are the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from precision_search.output.render import share
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from precision_search.precision.inspect import GroupFacts, InspectReport
     from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
     from precision_search.runtime.cuda_libraries import CudaLibrary
+    from precision_search.runtime.device_state import DeviceState
     from precision_search.runtime.doctor import CudaState, DoctorReport
     from precision_search.search.verify import DifferingSample, VerifyReport
 
@@ -107,7 +109,7 @@ def show_doctor(report: DoctorReport, console: Console) -> None:
         f"providers {', '.join(report.providers) or 'none'}{build}",
         *(f"library   {_library(library)}" for library in report.libraries),
         f"driver    {_driver(report.driver)}",
-        *(f"device {device.number}  {_device(device)}" for device in (report.driver.devices if report.driver else ())),
+        *_devices(report),
         *(f"set       {variable.name}={variable.value}" for variable in report.variables),
         f"cuda      {_cuda(report.cuda)}",
         f"latency   {_latency(report)}",
@@ -127,6 +129,25 @@ def _driver(driver: CudaDriver | None) -> str:
         return "none"
     problem = "" if driver.problem is None else f": {driver.problem}"
     return f"{driver.version or 'of unknown version'}, runs CUDA up to {driver.cuda or 'unknown'}{problem}"
+
+
+def _devices(report: DoctorReport) -> Iterator[str]:
+    devices = () if report.driver is None else report.driver.devices
+    for device, state in itertools.zip_longest(devices, report.states[: len(devices)]):
+        yield f"device {device.number}  {_device(device)}"
+        if state is not None and (condition := _condition(state)):
+            yield f"          {condition}"
+
+
+def _condition(state: DeviceState) -> str:
+    """What is known of a device's condition."""
+    clock = "" if state.sm_clock_mhz is None else f"{state.sm_clock_mhz:.0f} MHz"
+    if clock and state.max_sm_clock_mhz is not None:
+        clock += f" of {state.max_sm_clock_mhz:.0f}"
+    temperature = "" if state.temperature_c is None else f"{state.temperature_c:.0f} C"
+    power = "" if state.power_w is None else f"{state.power_w:.0f} W"
+    slowed = f"slowed by {', '.join(state.slowed_by)}" if state.slowed_by else ""
+    return ", ".join(part for part in (clock, temperature, power, slowed) if part)
 
 
 def _device(device: CudaDevice) -> str:

@@ -18,6 +18,7 @@ from precision_search.runtime import cuda_driver
 from precision_search.runtime.cuda_driver import CudaDriver, read_driver
 from precision_search.runtime.cuda_libraries import CudaLibrary, find_libraries
 from precision_search.runtime.device_profile import available_profiles, load_profile
+from precision_search.runtime.device_state import DeviceState, device_state
 
 REQUIRED = (
     "onnx",
@@ -97,6 +98,7 @@ class DoctorReport:
         cuda_build: the CUDA version that ONNX Runtime was built for, None if for none.
         libraries: the CUDA libraries that this ONNX Runtime loads.
         driver: the NVIDIA driver and its devices, None where there is none.
+        states: the condition of each device of the driver, in their order.
         profile: the built-in profile of the first device's kind, None if there is none.
         variables: those of `VARIABLES` that are set.
     """
@@ -113,6 +115,7 @@ class DoctorReport:
     cuda_build: str | None = None
     libraries: tuple[CudaLibrary, ...] = ()
     driver: CudaDriver | None = None
+    states: tuple[DeviceState, ...] = ()
     profile: str | None = None
     variables: tuple[Variable, ...] = ()
 
@@ -147,6 +150,7 @@ def examine() -> DoctorReport:
         # After the session, which has loaded what it could.
         libraries=() if cuda_build is None else find_libraries(cuda_build),
         driver=driver,
+        states=() if driver is None else tuple(device_state(device.number) for device in driver.devices),
         profile=None if cuda.device is None else matching_profile(cuda.device),
         variables=tuple(Variable(name, os.environ[name]) for name in VARIABLES if name in os.environ),
     )
