@@ -366,7 +366,7 @@ def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJu
         None if validation is None else validation.data,
         latency=latency,
         weights=WeightCache(),
-        settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed),
+        settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed, prepared.limit),
     )
 
 
@@ -403,7 +403,7 @@ def _test(
     if config.test is None or trial.is_fp32:
         return None
     reporter.stage("testing the winner on unseen samples")
-    fp32 = open_fp32(prepared.bundle, prepared.settings)
+    fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
     loaded = load_set(load_samples(config.test.path, "test"), config.test, fp32, reporter.warn)
     found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data)
     return loaded, round(found.exact_match * len(loaded.data.rows))

@@ -102,12 +102,17 @@ class DeviceSection:
     """`[device]`: where sessions run. `auto` is CUDA where it works, else the CPU; `threads` of None is the runtime's.
 
     `use_tf32` is off by default: with it an fp32 MatMul keeps 10 mantissa bits on CUDA and is no reference.
+    `gemm_options` are the bits of ONNX Runtime's `ORT_CUDA_GEMM_OPTIONS`, for fp16 products on CUDA: 1 sums in fp16, 2
+    joins partial sums in fp32 only, 4 is pedantic. Emulation assumes 2. `memory_limit` is in GiB (2**30 bytes): the
+    most device memory that all sessions and buffers take together; CUDA's context and workspaces come on top.
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     id: int = field(default=0, metadata=at_least(0))
     use_tf32: bool = False
     threads: int | None = field(default=None, metadata=at_least(1))
+    gemm_options: int = field(default=2, metadata=between(0, 7))
+    memory_limit: float | None = field(default=None, metadata=more_than(0))
 
 
 @dataclass(frozen=True, slots=True)

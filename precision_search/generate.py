@@ -6,9 +6,8 @@ The model runs as it was judged: `precision_search.json` says under which settin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,11 +33,9 @@ from precision_search.runtime.generator import Generation, Generator
 from precision_search.runtime.reference import NEAR_TIE
 from precision_search.runtime.session import OptimizationLevel, SessionSettings, resolve_device
 from precision_search.runtime.token_matrix import TokenMatrix
-from precision_search.search.candidate import Candidate, load_candidate
+from precision_search.search.candidate import Candidate, judged_settings, load_candidate
 
 __all__ = ["Generated", "Seq2SeqGenerator", "Step"]
-
-GEMM_VARIABLE = "ORT_CUDA_GEMM_OPTIONS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,34 +258,12 @@ def _check_layout(path: Path) -> None:
 def _as_judged(model: Candidate, settings: SessionSettings) -> tuple[Mapping[GraphName, ir.Model], SessionSettings]:
     """The graphs as they run on the device, and the settings the model was judged under."""
     graphs, level, mixed = model.graphs, model.optimization_level, any(map(is_mixed, model.graphs.values()))
-    if settings.device == "cuda":
-        _apply_gemm_options(model)
-    elif mixed:
+    if settings.device == "cpu" and mixed:
         weights = WeightCache()
         graphs = {name: widen(graph, weights) for name, graph in graphs.items()}
-    elif level is None:
-        level = "all"
-    return graphs, SessionSettings(
-        device=settings.device,
-        device_id=settings.device_id,
-        optimization_level=level or settings.optimization_level,
-        threads=settings.threads,
-        use_tf32=bool(model.use_tf32),
-    )
-
-
-def _apply_gemm_options(model: Candidate) -> None:
-    """ONNX Runtime reads them from the environment, once, before its first fp16 product in a process."""
-    judged, current = model.gemm_options, os.environ.get(GEMM_VARIABLE)
-    if judged is None or judged == current:
-        return
-    if current is not None:
-        raise UsageError(
-            f"{model.path} was judged with {GEMM_VARIABLE}={judged}",
-            why=f"this process has it set to {current}, which rounds products differently",
-            fix=f"set {GEMM_VARIABLE}={judged}",
-        )
-    os.environ[GEMM_VARIABLE] = judged
+    elif settings.device == "cpu" and level is None:
+        settings = replace(settings, optimization_level="all")
+    return graphs, judged_settings(model, settings)
 
 
 def _row(entry: object, index: int) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def test_a_minimal_config_gets_the_documented_defaults(tmp_path: Path, monkeypat
     assert dataclasses.astuple(config.calibration) == (tmp_path / "calibration.txt", "", None, 16)
     assert config.validation is None and config.test is None
     assert config.generation.max_new_tokens is None
-    assert dataclasses.astuple(config.device) == ("auto", 0, False, None)
+    assert dataclasses.astuple(config.device) == ("auto", 0, False, None, 2, None)
     assert dataclasses.astuple(config.search) == ("float16", "nodes", 0, 200, None, (), (), 2.0)
     assert dataclasses.astuple(config.workload) == (1, 128, 128)
     assert config.latency.profile == "t4"
@@ -192,6 +192,8 @@ def test_the_resolved_demo_config_reads_back_equal_from_elsewhere(tmp_path: Path
         ("device.id=-1", "at least 0"),
         ("device.threads=0", "at least 1"),
         ("device.use_tf32=1", "true or false"),
+        ("device.gemm_options=8", "between 0 and 7"),
+        ("device.memory_limit=0", "more than 0"),
         ("validation.min_exact_match=1.01", "between 0"),
         ("validation.min_exact_match=-0.1", "between 0"),
         ("generation.max_new_tokens=0", "at least 1"),

@@ -147,7 +147,7 @@ def test_gemm_options_are_set_once_in_a_process(monkeypatch: pytest.MonkeyPatch)
     cuda.apply_process_settings(2, use_tf32=False)
     assert os.environ[GEMM_VARIABLE] == "2"
     cuda.apply_process_settings(2, use_tf32=False)
-    with pytest.raises(UsageError, match="gemm_options is 0, but ORT_CUDA_GEMM_OPTIONS is 2"):
+    with pytest.raises(UsageError, match="GEMM options are to be 0, but ORT_CUDA_GEMM_OPTIONS is 2"):
         cuda.apply_process_settings(0, use_tf32=False)
     assert os.environ[GEMM_VARIABLE] == "2"
 

@@ -9,13 +9,15 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from precision_search.errors import InputError
+from precision_search.errors import DeviceMemoryError, InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, blocklist_of_plan, pinned_keys, plan_of_blocklist
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.session import SessionSettings
+from precision_search.runtime import forced
+from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.session import SessionSettings, run_session
 from precision_search.search import judge as module
 from precision_search.search.confirm import ConfirmResult
 from precision_search.search.damage import DamagedNode, DamageFinder
@@ -302,6 +304,48 @@ def facts(model: ir.Model) -> list[object]:
         [value.name for value in model.graph.outputs],
         {name: id(value.const_value) for name, value in model.graph.initializers.items()},
     ]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_plan_judged_all_the_same(
+    court: Court, careful: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device for two samples at once, stood in for by sessions that refuse more."""
+    wanted = court.judge(Proposal(careful, "encoder"), 0)
+
+    def small(session: Any, outputs: Any, feed: Any, **options: Any) -> Any:
+        if len(feed["input_ids"]) > 2:
+            raise DeviceMemoryError("A graph ran out of memory.")
+        return run_session(session, outputs, feed, **options)
+
+    monkeypatch.setattr(forced, "run_session", small)
+    said: list[str] = []
+    settings = JudgeSettings(SETTINGS, 8, 0, BatchLimit(said.append))
+    judge = PlanJudge(
+        court.bundle,
+        court.calibration,
+        court.validation,
+        latency=court.latency,
+        weights=WeightCache(),
+        settings=settings,
+    )
+    first, again = judge(Proposal(careful, "encoder"), 0), judge(Proposal(careful, "encoder"), 1)
+    assert said == [f"out of memory with {n} samples at once, going on with {n // 2}" for n in (8, 4)]
+    assert (wanted.batch_size, first.batch_size, again.batch_size) == (4, 2, 2)
+    for trial in (first, again):
+        assert (trial.verdict, trial.exact_match) == (wanted.verdict, wanted.exact_match)
+        assert trial.validation_match == wanted.validation_match
+        assert trial.min_margin == pytest.approx(wanted.min_margin, abs=1e-3)
+
+
+def test_no_memory_to_look_for_the_culprit_leaves_the_verdict(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise DeviceMemoryError("A graph ran out of memory.")
+
+    judge = court.again()
+    monkeypatch.setattr(judge._damage, "find", full)
+    trial = judge(Proposal(keeping(court.bundle), "encoder"), 0)
+    assert trial.verdict in {"mismatch", "nonfinite"}
+    assert trial.first_divergence is not None and trial.first_divergence.node is None
 
 
 def test_the_verdict_says_where_it_comes_from(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,6 +379,19 @@ def test_memory_is_given_back_when_a_plan_has_passed() -> None:
     assert cast(FakeEncoder, failing.encoder).released == [False]
 
 
+def test_after_memory_ran_out_no_batch_is_larger_and_nothing_is_remembered() -> None:
+    samples = samples_with(TWENTY)
+    assert plan_with().screen(samples).encoded == 20
+    samples.shrink(3)
+    assert max(len(batch.source.indices) for batch in samples.batches) == 3
+    assert samples.batches[0].source.indices == (0, 1, 2)
+    result = plan_with().screen(samples)
+    assert (result.verdict, result.encoded, result.screened) == ("exact", 20, 20)
+    known = samples.batches
+    samples.shrink(3)
+    assert samples.batches is known
+
+
 def test_the_last_low_encoder_is_remembered_too() -> None:
     samples = samples_with(TWENTY)
     first = plan_with(encoder_id=b"first")

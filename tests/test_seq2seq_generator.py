@@ -18,7 +18,7 @@ import pytest
 
 from precision_search import PrecisionSearchError, Seq2SeqGenerator, Step
 from precision_search.errors import InputError, UsageError
-from precision_search.generate import GEMM_VARIABLE, Generated, _apply_gemm_options
+from precision_search.generate import Generated, _as_judged
 from precision_search.model.bundle import Bundle, copy_hf_files, graph_file, open_bundle, oracle_tokens
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.model_files import write_model
@@ -27,6 +27,7 @@ from precision_search.precision.convert import convert
 from precision_search.precision.emulate import widen
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.cuda import GEMM_VARIABLE
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, first_difference
 from precision_search.runtime.session import SessionSettings, resolve_device
@@ -336,19 +337,18 @@ def test_the_settings_of_the_verdict_are_applied(tiny_directory: Path, tmp_path:
     assert not Seq2SeqGenerator.from_pretrained(low, device="cpu")._settings.use_tf32
 
 
-def test_gemm_options_are_set_unless_they_contradict(
+def test_gemm_options_are_those_of_the_verdict_else_those_of_the_process(
     tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(str(tiny_directory), tmp_path / "cache")
-    model = load_candidate(written_low(bundle, tmp_path / "low", gemm_options="2"))
-    monkeypatch.setenv(GEMM_VARIABLE, "1")
-    with pytest.raises(UsageError, match="was judged with ORT_CUDA_GEMM_OPTIONS=2") as caught:
-        _apply_gemm_options(model)
-    assert "set to 1" in caught.value.why
+    judged = load_candidate(written_low(bundle, tmp_path / "judged", gemm_options="0"))
+    unsaid = load_candidate(written_low(bundle, tmp_path / "unsaid"))
+    settings = SessionSettings(device="cuda")
+    monkeypatch.setenv(GEMM_VARIABLE, "4")
+    assert [_as_judged(model, settings)[1].gemm_options for model in (judged, unsaid)] == [0, 4]
     monkeypatch.delenv(GEMM_VARIABLE)
-    _apply_gemm_options(model)
-    assert os.environ[GEMM_VARIABLE] == "2"
-    _apply_gemm_options(model)
+    assert [_as_judged(model, settings)[1].gemm_options for model in (judged, unsaid)] == [0, 2]
+    assert GEMM_VARIABLE not in os.environ  # set when a session is made on CUDA
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from precision_search.errors import DeviceError
+from precision_search.errors import DeviceError, DeviceMemoryError
 from precision_search.precision.plan import Plan
 from precision_search.search.strategies.base import Proposal, StrategyContext
 from precision_search.search.study import Budget, guarded, run_search
@@ -128,6 +128,22 @@ def test_an_error_about_one_plan_is_a_trial(tmp_path: Path) -> None:
     assert (error.fp32_nodes, error.low_nodes, error.verdict_source, error.seconds) == (1, 9, "cuda", 0.0)
     assert error.message == "the device is full\n  why: 8 GB asked\n  fix: take less"
     assert read_trials(tmp_path / "log")[1] == error
+
+
+def test_memory_that_is_used_up_says_nothing_about_the_plan(tmp_path: Path) -> None:
+    def full(proposal: Proposal, trial_id: int) -> Trial:
+        if proposal.plan.fp32 & {"bad"}:
+            raise DeviceMemoryError("the memory does not hold one sample")
+        return judge(proposal, trial_id)
+
+    path = tmp_path / "log"
+    safe = guarded(full, lambda plan: PlanRecord.of(plan, {}), count, "cuda")
+    with pytest.raises(DeviceMemoryError):
+        run_search(Listed(["good", "bad", "more"]), safe, TrialLog(path), Budget(10))
+    assert names(read_trials(path)) == ["good"]
+    safe = guarded(judge, lambda plan: PlanRecord.of(plan, {}), count, "cuda")
+    outcome = run_search(Listed(["good", "bad", "more"]), safe, TrialLog(path), Budget(10))
+    assert (names(outcome.trials), outcome.judged) == (["good", "bad", "more"], 2)
 
 
 def test_an_error_about_fp32_itself_and_any_other_exception_pass_through(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class JudgedSettings:
         device: where; on a CPU its kernels were emulated.
         optimization_level: of the sessions.
         use_tf32: whether fp32 matrix products might round their inputs to TF32.
-        gemm_options: `ORT_CUDA_GEMM_OPTIONS`, None where unset.
+        gemm_options: `ORT_CUDA_GEMM_OPTIONS`; where it was judged on a CPU, what a device is to run with.
         batch_size: sentences at once.
         padding: the side on which shorter ones were padded.
     """
@@ -130,7 +130,7 @@ def publish_facts(info: RunInfo, trial: Trial) -> PublishFacts:
             optimization_level=info.device.optimization_level,
             use_tf32=info.device.use_tf32,
             gemm_options=info.device.gemm_options,
-            batch_size=info.batch_size,
+            batch_size=info.batch_size if trial.batch_size is None else trial.batch_size,
         ),
         verdict=JudgedVerdict(
             verdict=trial.verdict,

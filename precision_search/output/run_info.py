@@ -61,7 +61,7 @@ class Device:
         profile: the device profile of estimates, None where latency was measured.
         optimization_level: of every session.
         use_tf32: whether fp32 matrix products might round their inputs to TF32.
-        gemm_options: the runtime's `ORT_CUDA_GEMM_OPTIONS`, None where unset.
+        gemm_options: the runtime's `ORT_CUDA_GEMM_OPTIONS`; on a CPU what the config asks of a device.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -214,7 +214,8 @@ class RunInfo:
         model: the fp32 bundle.
         parity: of the bundle with its checkpoint.
         samples: the sample sets.
-        batch_size: samples judged at once; rounding depends on the shapes that it leads to.
+        batch_size: samples judged at once, since the memory last ran out; rounding depends on the shapes that it
+            leads to. Each trial says what it was judged at.
         config_hash: SHA-256 of the resolved config, hexadecimal.
         workload: what latency is stated for.
         strategy: the name of the search strategy.

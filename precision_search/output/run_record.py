@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -202,6 +201,7 @@ class RunRecorder:
         self._info = dataclasses.replace(
             self._info,
             seconds=self._seconds_before + time.monotonic() - self._started,
+            batch_size=self._prepared.limit.of(self._config.calibration.batch_size),
             counts=Counts.of(trials),
             cut=CutCheck.of(trials),
             peak_rss_bytes=peak_rss_bytes(),
@@ -226,7 +226,7 @@ class RunRecorder:
                 profile=None if on_cuda else prepared.profile.name,
                 optimization_level=settings.optimization_level,
                 use_tf32=settings.use_tf32,
-                gemm_options=os.environ.get("ORT_CUDA_GEMM_OPTIONS"),
+                gemm_options=str(settings.gemm_options),
             ),
             model=Model(
                 name=Path(config.model.path).name,
@@ -240,7 +240,7 @@ class RunRecorder:
                 validation=_optional_file(prepared, "validation"),
                 test=None,
             ),
-            batch_size=config.calibration.batch_size,
+            batch_size=prepared.limit.of(config.calibration.batch_size),
             config_hash=hashlib.sha256(to_toml(config).encode()).hexdigest(),
             workload=WorkloadInfo(config.workload.batch, config.workload.source_length, config.workload.target_length),
             strategy=strategy,

@@ -130,9 +130,10 @@ def apply_process_settings(gemm_options: int, *, use_tf32: bool) -> None:
     current = os.environ.setdefault(GEMM_VARIABLE, str(gemm_options))
     if current.strip() != str(gemm_options):
         raise UsageError(
-            f"device.gemm_options is {gemm_options}, but {GEMM_VARIABLE} is {current} in this process",
-            why="ONNX Runtime reads that variable once in a process, and the two round fp16 products differently",
-            fix=f"start a process without {GEMM_VARIABLE}, or with {GEMM_VARIABLE}={gemm_options}",
+            f"the GEMM options are to be {gemm_options}, but {GEMM_VARIABLE} is {current} in this process",
+            why="ONNX Runtime reads that variable once in a process, and the two round fp16 products differently "
+            "(a config asks by device.gemm_options, a published model for what it was judged with)",
+            fix=f"start a process with {GEMM_VARIABLE}={gemm_options}, or without it",
         )
     override = os.environ.get(TF32_VARIABLE, "")
     if override and (override == "0") == use_tf32:
@@ -141,6 +142,12 @@ def apply_process_settings(gemm_options: int, *, use_tf32: bool) -> None:
             why="NVIDIA's libraries follow the variable, whatever a session asks for",
             fix=f"unset {TF32_VARIABLE}",
         )
+
+
+def process_gemm_options(default: int) -> int:
+    """What `ORT_CUDA_GEMM_OPTIONS` is in this process; the default where it is not set, or no number."""
+    current = os.environ.get(GEMM_VARIABLE, "").strip()
+    return int(current) if current.isdecimal() else default
 
 
 def share_memory(device_id: int, limit: int) -> None:

@@ -101,6 +101,7 @@ def make_reference(
 
     Raises:
         InputError: the fp32 model itself gives non-finite logits, or its two decoder graphs want different tokens.
+        DeviceMemoryError: so many rows at once do not fit.
     """
     tokens, nonfinite = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
     if nonfinite.any():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,8 @@ from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GRAPH_NAMES, GraphName
 from precision_search.model.model_files import load_model
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
-from precision_search.runtime.session import OptimizationLevel
+from precision_search.runtime.cuda import process_gemm_options
+from precision_search.runtime.session import OptimizationLevel, SessionSettings
 
 FACTS_FILE = "precision_search.json"
 """What a published model says of its verdict; other people's models have none."""
@@ -39,7 +40,7 @@ class Candidate:
         tokenizer: its tokenizer.
         optimization_level: what it was judged at, None where it does not say.
         use_tf32: likewise.
-        gemm_options: `ORT_CUDA_GEMM_OPTIONS` it was judged with, None where unset or not said.
+        gemm_options: `ORT_CUDA_GEMM_OPTIONS` it was judged with, None where it does not say.
         content_hash: of the fp32 model it was made from, None where it does not say.
     """
 
@@ -48,7 +49,7 @@ class Candidate:
     tokenizer: Tokenizer
     optimization_level: OptimizationLevel | None
     use_tf32: bool | None
-    gemm_options: str | None
+    gemm_options: int | None
     content_hash: str | None
 
 
@@ -85,8 +86,22 @@ def load_candidate(path: Path) -> Candidate:
         tokenizer=load_tokenizer(path),
         optimization_level=level if level in get_args(OptimizationLevel) else None,
         use_tf32=tf32 if isinstance(tf32, bool) else None,
-        gemm_options=gemm if isinstance(gemm, str) else None,
+        gemm_options=int(gemm) if isinstance(gemm, str) and gemm.isdecimal() else None,
         content_hash=made_from if isinstance(made_from, str) else None,
+    )
+
+
+def judged_settings(candidate: Candidate, settings: SessionSettings) -> SessionSettings:
+    """`settings` with what the model was judged under; what it does not say stays as it is.
+
+    GEMM options that it does not say are those of the process, where it has any.
+    """
+    gemm = candidate.gemm_options
+    return replace(
+        settings,
+        optimization_level=candidate.optimization_level or settings.optimization_level,
+        use_tf32=settings.use_tf32 if candidate.use_tf32 is None else candidate.use_tf32,
+        gemm_options=process_gemm_options(settings.gemm_options) if gemm is None else gemm,
     )
 
 

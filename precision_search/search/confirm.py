@@ -14,6 +14,7 @@ from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import first_difference, generate_all
 from precision_search.runtime.session import SessionSettings
@@ -43,6 +44,7 @@ def confirm(
     *,
     batch_size: int,
     weights: WeightCache,
+    limit: BatchLimit | None = None,
 ) -> ConfirmResult:
     """Generates with converted graphs: as they are on CUDA, widened on a CPU.
 
@@ -51,12 +53,18 @@ def confirm(
         samples: sources and their reference.
         generation: how to generate.
         settings: device and optimization level.
-        batch_size: sources at once.
+        batch_size: sources at once, if the device's memory holds them.
         weights: shared rounded weights.
+        limit: of sources at once, shared with others.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold the graphs with one source.
     """
     run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
     generator = Generator(run, generation, settings)
-    tokens, nonfinite = generate_all(generator, samples.rows, generation.pad_token_id, batch_size)
+    tokens, nonfinite = (limit or BatchLimit()).fitting(
+        batch_size, lambda size: generate_all(generator, samples.rows, generation.pad_token_id, size)
+    )
     divergence = None
     exact = 0
     for sample, (found, wanted) in enumerate(zip(tokens, samples.reference.tokens, strict=True)):

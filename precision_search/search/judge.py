@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from precision_search.errors import DeviceMemoryError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.convert import Converted, convert
 from precision_search.precision.plan import Plan, blocklist_of_plan
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.forced import forced_batches
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.confirm import ConfirmResult, confirm
@@ -50,13 +52,15 @@ class JudgeSettings:
 
     Attributes:
         session: device, optimization level, threads, TF32.
-        batch_size: samples at once.
+        batch_size: samples at once, if the device's memory holds them.
         seed: of the flip-risk interval.
+        limit: of samples at once, shared with what comes before and after judging.
     """
 
     session: SessionSettings
     batch_size: int
     seed: int
+    limit: BatchLimit = dataclasses.field(default_factory=BatchLimit)
 
 
 @dataclass(slots=True)
@@ -102,7 +106,7 @@ class PlanJudge:
         self._settings = settings
         self._weights = weights
         self._latency = latency
-        self._screener = Screener(self._graphs, weights, settings.session)
+        self._screener = Screener(self._graphs, weights, settings.session, settings.limit)
         self._damage = DamageFinder(self._graphs, weights, settings.session)
         self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
         self._validation = (
@@ -167,6 +171,7 @@ class PlanJudge:
             screened=screened.screened,
             noise=size,
             expected_ms=proposal.expected_ms,
+            batch_size=self._settings.limit.of(self._settings.batch_size),
         )
 
     def confirm(self, converted: Converted, samples: SampleRows) -> ConfirmResult:
@@ -178,6 +183,7 @@ class PlanJudge:
             self._settings.session,
             batch_size=self._settings.batch_size,
             weights=self._weights,
+            limit=self._settings.limit,
         )
 
     def record(self, plan: Plan) -> PlanRecord:
@@ -211,7 +217,10 @@ class PlanJudge:
         samples = self._calibration.samples
         order = [where.sample]
         batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
-        node = self._damage.find(plan, batch)
+        try:
+            node = self._damage.find(plan, batch)
+        except DeviceMemoryError:  # every result of every node at once may be too much where a batch is not
+            node = None
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
         return TrialDivergence(where.sample, where.position, None if node is None else node.key, error)
 

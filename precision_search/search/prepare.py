@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from precision_search.config import Config, DataSection
+from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.errors import InputError, VerificationError
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.calibration import SampleSet, encode, load_samples
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.ranges import NodeRange, measure_ranges
+from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.cuda import apply_process_settings
 from precision_search.runtime.device_profile import DeviceProfile, load_profile
 from precision_search.runtime.forced import by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
@@ -23,7 +25,7 @@ from precision_search.runtime.reference import (
     compare_with_oracle,
     make_reference,
 )
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, Device, SessionSettings, resolve_device
 from precision_search.search.screen import SampleRows
 from precision_search.search.space import SpaceReport, check_pins, make_space
 
@@ -49,12 +51,13 @@ class LoadedSet:
 
 @dataclass(frozen=True, slots=True)
 class Fp32Model:
-    """The fp32 bundle with what turns texts into its tokens."""
+    """The fp32 bundle with what turns texts into its tokens; `limit` is of samples at once."""
 
     bundle: Bundle
     tokenizer: Tokenizer
     generator: Generator
     settings: SessionSettings
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Prepared:
         ranges: of every compute node.
         space: what may be decided.
         profile: the device profile of estimates; where a CUDA device measures, it only orders proposals.
+        limit: of samples at once, for all that runs.
     """
 
     bundle: Bundle
@@ -103,6 +107,7 @@ class Prepared:
     ranges: Mapping[str, NodeRange]
     space: SpaceReport
     profile: DeviceProfile
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
     @property
     def near_ties(self) -> tuple[NearTie, ...]:
@@ -122,12 +127,13 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     Raises:
         ConfigError, InputError: something the config names cannot be used.
         DeviceError, MissingPackageError: the device does not start.
+        DeviceMemoryError: its memory does not hold one sample.
+        UsageError: this process has other GEMM options than the config asks for.
         VerificationError: the fp32 bundle does not generate what its checkpoint does.
     """
     device = resolve_device(config.device.kind, config.device.id)
-    settings = SessionSettings(
-        device=device, device_id=config.device.id, threads=config.device.threads, use_tf32=config.device.use_tf32
-    )
+    settings = _session_settings(config.device, device)
+    _check_process(settings, warn)
     profile = load_profile(config.latency.profile)
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
@@ -137,7 +143,8 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     )
     check_pins(bundle.graphs, config.search.keep_fp32, config.search.force_low)
     check(bundle)
-    fp32 = open_fp32(bundle, settings)
+    limit = BatchLimit(warn)
+    fp32 = open_fp32(bundle, settings, limit)
     sets: dict[SetName, LoadedSet] = {}
     for name, section in _sections(config).items():
         if name != "test":
@@ -147,10 +154,14 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     parity = _check_parity(bundle, sets["calibration"], config, say, warn)
     say("measuring activation ranges")
     data, size = sets["calibration"].data, config.calibration.batch_size
-    batches = forced_batches(
-        data.rows, data.reference.tokens, bundle.generation, size, by_target_length(data.reference.tokens)
-    )
-    ranges = measure_ranges(bundle.graphs["encoder"], bundle.graphs["decoder"], batches, config.search.dtype, settings)
+    order = by_target_length(data.reference.tokens)
+
+    def measure(size: int) -> Mapping[str, NodeRange]:
+        batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, order)
+        graphs = bundle.graphs
+        return measure_ranges(graphs["encoder"], graphs["decoder"], batches, config.search.dtype, settings)
+
+    ranges = limit.fitting(size, measure)
     space = make_space(
         bundle.graphs,
         config.search.dtype,
@@ -162,13 +173,13 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     for op_type in sorted({node.op_type for graph in bundle.graphs.values() for node in graph.compute}):
         if reason := why_fp32(op_type, config.search.dtype):
             warn(f"{op_type} stays in fp32: {reason}")
-    return Prepared(bundle, settings, sets, parity, ranges, space, profile)
+    return Prepared(bundle, settings, sets, parity, ranges, space, profile, limit)
 
 
-def open_fp32(bundle: Bundle, settings: SessionSettings) -> Fp32Model:
-    """The fp32 bundle, ready to generate."""
+def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
+    """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
     generator = Generator(bundle.models, bundle.generation, settings)
-    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings)
+    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
 
 
 def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say) -> LoadedSet:
@@ -183,7 +194,10 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Sa
             why="tokenizer and model do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
-    reference = make_reference(fp32.bundle, fp32.generator, encoded.ids, section.batch_size, fp32.settings)
+    reference = fp32.limit.fitting(
+        section.batch_size,
+        lambda size: make_reference(fp32.bundle, fp32.generator, encoded.ids, size, fp32.settings),
+    )
     return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated))
 
 
@@ -195,6 +209,28 @@ def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:
         for position, margin in enumerate(margins)
         if margin < NEAR_TIE
     )
+
+
+def _session_settings(section: DeviceSection, device: Device) -> SessionSettings:
+    return SessionSettings(
+        device=device,
+        device_id=section.id,
+        threads=section.threads,
+        use_tf32=section.use_tf32,
+        gemm_options=section.gemm_options,
+        memory_limit=None if section.memory_limit is None else int(section.memory_limit * 2**30),
+    )
+
+
+def _check_process(settings: SessionSettings, warn: Say) -> None:
+    """Before the slow part: whether the process runs as the config asks, and whether emulation knows what it asks."""
+    if settings.device == "cuda":
+        apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
+    elif settings.use_tf32 or settings.gemm_options != DEFAULT_GEMM_OPTIONS:
+        warn(
+            "emulation on a CPU knows neither TF32 nor other GEMM options than "
+            f"{DEFAULT_GEMM_OPTIONS}: verdicts hold for a device without them"
+        )
 
 
 def _sections(config: Config) -> dict[SetName, DataSection]:

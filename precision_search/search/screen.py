@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.switch import Switches, switchable
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.forced import (
     Feed,
     ForcedBatch,
@@ -97,20 +98,33 @@ class SampleScreen:
 
     def __init__(self, samples: SampleRows, generation: GenerationSettings, batch_size: int) -> None:
         self.samples = samples
+        self.batch_size = batch_size
+        self._generation = generation
+        self.batches = self._cut(FIRST_BATCH)
+        self._fp32: dict[int, FloatArray] = {}
+        self._last: dict[int, FloatArray] = {}
+        self._last_encoder = FP32_ENCODER
+
+    def shrink(self, batch_size: int) -> None:
+        """No batch larger than this from now on, the first one included; what is known of the old ones is forgotten."""
+        if batch_size < self.batch_size:
+            self.batch_size = batch_size
+            self.batches = self._cut(min(FIRST_BATCH, batch_size))
+            self._fp32, self._last = {}, {}
+
+    def _cut(self, first_size: int) -> tuple[ForcedBatch, ...]:
+        samples = self.samples
         order = samples.reference.fragile_first
         # Beyond the first batch, padding costs more than the order of fragility saves.
         first = order[:FIRST_BATCH]
         rest = [index for index in by_target_length(samples.reference.tokens) if index not in first]
         parts = [first, rest]
-        self.batches: tuple[ForcedBatch, ...] = tuple(
+        return tuple(
             batch
-            for part, size in zip(parts, (FIRST_BATCH, batch_size), strict=True)
+            for part, size in zip(parts, (first_size, self.batch_size), strict=True)
             if part
-            for batch in forced_batches(samples.rows, samples.reference.tokens, generation, size, part)
+            for batch in forced_batches(samples.rows, samples.reference.tokens, self._generation, size, part)
         )
-        self._fp32: dict[int, FloatArray] = {}
-        self._last: dict[int, FloatArray] = {}
-        self._last_encoder = FP32_ENCODER
 
     def hidden(self, number: int, encoder: bytes, encode: Callable[[ForcedBatch], FloatArray]) -> FloatArray:
         """The encoder's output for a batch: remembered for the fp32 encoder and for the last other one.
@@ -137,7 +151,15 @@ class Screener:
     They are built for the first plan of a dtype. A run has one dtype, so that this happens once.
     """
 
-    def __init__(self, graphs: Mapping[GraphName, Graph], weights: WeightCache, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        graphs: Mapping[GraphName, Graph],
+        weights: WeightCache,
+        settings: SessionSettings,
+        limit: BatchLimit | None = None,
+    ) -> None:
+        """`limit` is what the screens share with others; None makes one of their own."""
+        self._limit = limit or BatchLimit()
         self._graphs = graphs
         self._weights = weights
         self._settings = settings
@@ -163,6 +185,7 @@ class Screener:
             sessions.decoder_switches.feed(decoder_flags),
             plan.dtype.encode() + encoder_flags.tobytes() if encoder_flags.any() else FP32_ENCODER,
             time.perf_counter() - start,
+            self._limit,
         )
 
     def _build(self, dtype: LowDtype) -> _Sessions:
@@ -196,6 +219,7 @@ class PreparedPlan:
         decoder_flags: what makes the decoder this plan's.
         encoder_id: equal for plans whose encoders are the same; `FP32_ENCODER` for fp32.
         build_seconds: what preparing took.
+        limit: of samples at once.
     """
 
     encoder: ForcedEncoder
@@ -204,6 +228,7 @@ class PreparedPlan:
     decoder_flags: Feed
     encoder_id: bytes
     build_seconds: float
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
     def screen(self, samples: SampleScreen, *, to_the_end: bool = False) -> ScreenResult:
         """Screens one sample set; stops at the end of the batch that makes the verdict certain.
@@ -211,7 +236,18 @@ class PreparedPlan:
         Args:
             samples: the sample set.
             to_the_end: look at every sample all the same.
+
+        Raises:
+            DeviceMemoryError: the device's memory does not hold one sample.
         """
+
+        def screen(size: int) -> ScreenResult:
+            samples.shrink(size)
+            return self._screen(samples, to_the_end)
+
+        return self.limit.fitting(samples.batch_size, screen)
+
+    def _screen(self, samples: SampleScreen, to_the_end: bool) -> ScreenResult:
         start = time.perf_counter()
         margins: dict[int, FloatArray] = {}
         smallest: dict[int, float] = {}

@@ -127,6 +127,7 @@ class Trial:
         screened: how many calibration samples `exact_match` is a share of; a screen stops when its verdict is certain.
         noise: by how much margins moved, in rounding units (see `search.noise`); None where not known or not finite.
         expected_ms: the latency that the minimum cut had in mind; `latency` is that of the graphs as converted.
+        batch_size: samples at once when its verdict was found; None where there is none.
     """
 
     id: int
@@ -150,6 +151,7 @@ class Trial:
     screened: int | None = None
     noise: float | None = None
     expected_ms: float | None = None
+    batch_size: int | None = None
 
     @property
     def is_fp32(self) -> bool:

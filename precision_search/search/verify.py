@@ -22,10 +22,11 @@ from precision_search.model.graph import GraphName
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.candidate import OTHER_REFERENCE, Candidate, open_candidate
+from precision_search.search.candidate import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.trials import VerdictSource
 
@@ -113,11 +114,12 @@ def compare(
         settings: session settings, for the reference as they are.
         prefix: put before each sentence.
         max_length: longest source in tokens, None for the tokenizer's limit.
-        batch_size: sentences at once.
+        batch_size: sentences at once, if the device's memory holds them; a warning of the report says where not.
         say: receives a line before each slow step.
 
     Raises:
         InputError: the two tokenizers differ, or one of the models cannot run.
+        DeviceMemoryError: the device's memory does not hold one sentence.
     """
     tokenizer = load_tokenizer(reference.path)
     encoded = encode(samples, tokenizer, prefix, max_length)
@@ -125,11 +127,18 @@ def compare(
     _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
     warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
     say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
-    wanted = _reference(reference, encoded.ids, batch_size, settings)
+    judged = judged_settings(candidate, settings)
+    # They belong to the process, and fp32 products take no notice of them.
+    settings = replace(settings, gemm_options=judged.gemm_options)
+    limited: list[str] = []
+    limit = BatchLimit(limited.append)
+    wanted = _reference(reference, encoded.ids, batch_size, settings, limit)
     say(f"generating with {candidate.path}")
-    generator = Generator(_runnable(candidate, settings), reference.generation, _settings_of(candidate, settings))
-    tokens, nonfinite = generate_all(generator, encoded.ids, reference.generation.pad_token_id, batch_size)
+    generator = Generator(_runnable(candidate, settings), reference.generation, judged)
+    pad = reference.generation.pad_token_id
+    tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, encoded.ids, pad, size))
     source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
+    warnings = (*warnings, *limited)
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
 
 
@@ -165,10 +174,12 @@ def make_report(
     )
 
 
-def _reference(bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings) -> Reference:
+def _reference(
+    bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings, limit: BatchLimit
+) -> Reference:
     """On its own, so that the fp32 sessions are gone before the others are made."""
     generator = Generator(bundle.models, bundle.generation, settings)
-    return make_reference(bundle, generator, rows, batch_size, settings)
+    return limit.fitting(batch_size, lambda size: make_reference(bundle, generator, rows, size, settings))
 
 
 def _difference(
@@ -203,12 +214,6 @@ def _runnable(candidate: Candidate, settings: SessionSettings) -> Mapping[GraphN
         return candidate.graphs
     weights = WeightCache()
     return {name: widen(model, weights) for name, model in candidate.graphs.items()}
-
-
-def _settings_of(candidate: Candidate, settings: SessionSettings) -> SessionSettings:
-    level = candidate.optimization_level or settings.optimization_level
-    tf32 = settings.use_tf32 if candidate.use_tf32 is None else candidate.use_tf32
-    return replace(settings, optimization_level=level, use_tf32=tf32)
 
 
 def _check_tokens(

@@ -1,0 +1,79 @@
+"""The batch shrinks when memory runs out, for good and for all that share the limit; results hold one size alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from precision_search.errors import DeviceMemoryError, InputError
+from precision_search.runtime.batch_limit import BatchLimit
+
+
+def holding(most: int, sizes: list[int]) -> Callable[[int], int]:
+    def work(size: int) -> int:
+        sizes.append(size)
+        if size > most:
+            raise DeviceMemoryError("no memory", why=f"{size} asked")
+        return size
+
+    return work
+
+
+def test_the_batch_is_halved_until_it_fits_and_stays_so() -> None:
+    said: list[str] = []
+    sizes: list[int] = []
+    limit = BatchLimit(said.append)
+    work = holding(5, sizes)
+    assert limit.fitting(16, work) == 4
+    assert limit.fitting(16, work) == 4
+    assert (limit.fitting(3, work), limit.of(16), limit.of(2)) == (3, 4, 2)
+    assert sizes == [16, 8, 4, 4, 3]
+    assert said == [
+        "out of memory with 16 samples at once, going on with 8",
+        "out of memory with 8 samples at once, going on with 4",
+    ]
+
+
+def test_a_smaller_set_that_does_not_fit_shrinks_the_limit_of_larger_ones() -> None:
+    limit = BatchLimit()
+    work = holding(2, [])
+    limit.fitting(4, work)
+    assert limit.of(32) == 2
+
+
+def test_one_sample_that_does_not_fit_is_an_error_with_exit_code_3() -> None:
+    sizes: list[int] = []
+    work = holding(0, sizes)
+    with pytest.raises(DeviceMemoryError, match="does not hold one sample") as caught:
+        BatchLimit().fitting(4, work)
+    assert sizes == [4, 2, 1]
+    assert (caught.value.exit_code, caught.value.why) == (3, "1 asked")
+    assert "--resume" in caught.value.fix
+
+
+def test_other_errors_pass_through() -> None:
+    def work(size: int) -> None:
+        raise InputError("a broken graph")
+
+    limit = BatchLimit()
+    with pytest.raises(InputError):
+        limit.fitting(4, work)
+    assert limit.of(4) == 4
+
+
+def test_what_did_not_fit_is_gone_before_the_next_attempt() -> None:
+    class Large:
+        pass
+
+    held: list[weakref.ref[Large]] = []
+
+    def work(size: int) -> bool:
+        if size == 1:
+            return held[0]() is None
+        large = Large()
+        held.append(weakref.ref(large))
+        raise DeviceMemoryError("no memory")
+
+    assert BatchLimit().fitting(2, work)
