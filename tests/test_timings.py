@@ -102,7 +102,9 @@ class Judging:
         self._measured = list(measured)
 
     def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
-        self.left = self._measured.pop(0)
+        measured = self._measured.pop(0)
+        if measured is not None:
+            self.left = measured
         return trial(trial_id)
 
     def take(self) -> PlanTiming | None:
