@@ -33,8 +33,7 @@ class Samples:
         device: the product's name.
         date: the day, ISO 8601, UTC.
         software: names and versions of what it was measured with.
-        settings: how sessions ran.
-        gemm_options: `ORT_CUDA_GEMM_OPTIONS` as it was set, None if it was not.
+        settings: how sessions ran, TF32 and GEMM options included.
         series: for each series its probes, prices, times in the order they were taken, and the device's condition.
     """
 
@@ -42,7 +41,6 @@ class Samples:
     date: str
     software: str
     settings: SessionSettings
-    gemm_options: str | None
     series: tuple[SeriesResult, ...]
 
 
@@ -83,7 +81,7 @@ def write_profile(
         out.stem, results, device=name, memory_gb=memory / 1e9, date=date, software=software, samples=samples.name
     )
     _tell(profile, results, reporter)
-    content = Samples(name, date, software, settings, os.environ.get("ORT_CUDA_GEMM_OPTIONS"), results)
+    content = Samples(name, date, software, settings, results)
     run_files.write_json_atomically(samples, content)
     run_files.write_text_atomically(out, profile_text(profile))
     found = load_profile(str(out.absolute()))
