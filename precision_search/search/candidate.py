@@ -18,6 +18,7 @@ from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GRAPH_NAMES, GraphName
+from precision_search.model.host_side import compute_sizes_on_device
 from precision_search.model.model_files import load_model
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.runtime.cuda import process_gemm_options
@@ -36,7 +37,7 @@ class Candidate:
 
     Attributes:
         path: the directory.
-        graphs: the three graphs as stored.
+        graphs: the three graphs as stored, but for sizes that device kernels read (see `compute_sizes_on_device`).
         tokenizer: its tokenizer.
         optimization_level: what it was judged at, None where it does not say.
         use_tf32: likewise.
@@ -106,7 +107,7 @@ def judged_settings(candidate: Candidate, settings: SessionSettings) -> SessionS
 
 
 def _load_graph(path: Path) -> ir.Model:
-    """A graph with every value's dtype known, which is what `widen` reads."""
+    """A graph with every value's dtype known, which is what `widen` reads, and with sizes where kernels read them."""
     model = load_model(path)
     _check_types(path)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
@@ -118,6 +119,7 @@ def _load_graph(path: Path) -> ir.Model:
                 why=f"shape inference does not know the operator {node.op_type}",
                 fix="save the graph with its value types",
             )
+    compute_sizes_on_device(model)
     return model
 
 

@@ -31,7 +31,7 @@ SETTINGS = SessionSettings(device="cuda")
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where a child finds the demo model: its directory and the cache with its export."""
+    """Where a child finds the demo, or another model: its directory and the cache with its export."""
 
     model: Path
     cache: Path
@@ -96,16 +96,20 @@ def cut(bundle: Bundle) -> Plan:
         "float16",
         "base",
         placement_costs(model, bundle.graphs, "float16"),
-        fixed=frozenset(WO) | squares,
+        fixed=_wo(bundle) | squares,
         forced_low=frozenset(),
     )
     return placer.place().plan
 
 
+def _wo(bundle: Bundle) -> frozenset[str]:
+    return frozenset(WO) & all_compute_keys(bundle.graphs)
+
+
 PLANS: Mapping[str, Callable[[Bundle], Plan]] = {
     "fp32": lambda bundle: Plan("float16", "base", all_compute_keys(bundle.graphs)),
     "all low": keeping,
-    "op types": lambda bundle: keeping(bundle, NORMS, WO),
+    "op types": lambda bundle: keeping(bundle, NORMS, _wo(bundle)),
     "cut": cut,
 }
 """A plan by name: none low, all low, a classic mixture, and the placement that costs least for its hard nodes."""
