@@ -75,6 +75,12 @@ def numbers(dtype: LowDtype) -> Sequence[Array]:
     return [every_number(dtype)]
 
 
+def bend(dtype: LowDtype) -> Sequence[Array]:
+    """All numbers where an activation is neither a straight line nor constant, with zeros, infinities and NaN."""
+    values, size = every_number(dtype), np.abs(every_number(dtype))
+    return [values[((size >= 2.0**-5) & (size < 16)) | ~np.isfinite(values) | (size == 0)]]
+
+
 def pairs(dtype: LowDtype) -> Sequence[Array]:
     """Every edge with every edge, and with numbers of ordinary size."""
     values = low(np.concatenate([np.asarray(EDGES, np.float32), normal(78, scale=8)]), dtype)
@@ -146,10 +152,11 @@ PROBES: Mapping[str, Probe] = {
     "Clip": Probe(
         "Clip", lambda dtype: [every_number(dtype), *(low(np.asarray(v, np.float32), dtype) for v in (-1.0, 2.0))]
     ),
-    # Both vanish for large negative numbers as differences of numbers next to 1.
-    "Sigmoid": Probe("Sigmoid", numbers, Tolerance(share=0.1, steps=1, absolute=2)),
-    "Gelu": Probe("Gelu", numbers, Tolerance(share=0.1, steps=2, absolute=2)),
-    "Gelu, tanh": Probe("Gelu", numbers, Tolerance(share=0.1, steps=2, absolute=4), {"approximate": "tanh"}),
+    # They vanish for negative numbers as differences of numbers next to 1. Rounding at other places than the kernels do
+    # changes 28 to 47 % of the results.
+    "Sigmoid": Probe("Sigmoid", bend, Tolerance(share=0.05, steps=2, absolute=2)),
+    "Gelu": Probe("Gelu", bend, Tolerance(share=0.12, steps=2, absolute=2)),
+    "Gelu, tanh": Probe("Gelu", bend, Tolerance(share=0.05, steps=2, absolute=4), {"approximate": "tanh"}),
     "Softmax": Probe("Softmax", scores, SUMS, {"axis": -1}),
     "LogSoftmax": Probe("LogSoftmax", scores, SUMS, {"axis": -1}),
     "ReduceSum": Probe("ReduceSum", reduced, SUMS, terms=of_row),
