@@ -89,6 +89,13 @@ def test_a_winner_that_is_no_faster_than_fp32_is_said_to_be_so(speedup: float) -
     assert "not faster than fp32" in choice.reason
 
 
+def test_plans_timed_at_different_moments_are_compared_by_their_speedups() -> None:
+    while_cool = trial(1, latency=latency(5.0, 1.2), flip_risk=risk(1.0))
+    while_hot = trial(2, latency=latency(5.5, 1.4), flip_risk=risk(1.0))
+    assert choose_winner([FP32, while_cool, while_hot], 0.99).trial == while_hot
+    assert pareto_front([while_cool, while_hot]) == (while_hot,)
+
+
 def test_a_winner_of_unknown_latency_is_not_called_faster() -> None:
     assert not choose_winner([trial(1, latency=None)], 0.99).faster
 

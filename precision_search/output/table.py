@@ -193,7 +193,7 @@ def rejection(trial: Trial) -> str:
 
 
 def _speed(trial: Trial) -> tuple[bool, float, int]:
-    return trial.latency is None, 0.0 if trial.latency is None else trial.latency.p50_ms, trial.id
+    return trial.latency is None, 0.0 if trial.latency is None else -trial.latency.speedup, trial.id
 
 
 def _sorted(rows: Sequence[Row], column: Column) -> tuple[Row, ...]:

@@ -88,7 +88,7 @@ class TrialLatency:
         p50_ms: median (measured) or the model's value (estimated), milliseconds.
         low_ms: lower end of its interval.
         high_ms: upper end.
-        speedup: fp32's `p50_ms` divided by this one's.
+        speedup: fp32's time divided by this one's: of estimates, or the median over rounds that timed both.
         source: whether a device was measured or the cost model asked.
         profile: the device profile of an estimate, None if measured.
     """
