@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_what_was_built_before_is_taken_as_it_is(dry_cuda: DryCuda) -> None:
     before = (folder / "libcudart.so.13").stat().st_mtime_ns
     assert build(ROOT / "build/dry-cuda") == folder
     assert (folder / "libcudart.so.13").stat().st_mtime_ns == before
+
+
+def test_two_builds_at_once_end_with_one(dry_cuda: DryCuda, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(build, [tmp_path, tmp_path])
+    assert first == second
+    assert list(tmp_path.iterdir()) == [first]
+    assert (first / "libcudart.so.13").is_file()
 
 
 def test_a_missing_compiler_is_named(dry_cuda: DryCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
