@@ -6,10 +6,11 @@ The model runs as it was judged: `precision_search.json` says under which settin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from precision_search.model.generation_config import (
     read_model_config,
 )
 from precision_search.model.graph import GraphName
+from precision_search.model.inputs import check_count, read_inputs
 from precision_search.model.tokenizer import Tokenizer
 from precision_search.precision.emulate import is_mixed, widen
 from precision_search.precision.weights import WeightCache
@@ -38,7 +40,7 @@ from precision_search.search.candidate import Candidate, judged_settings, load_c
 __all__ = ["Generated", "Seq2SeqGenerator", "Step"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Generated:
     """What came out for a batch of B rows.
 
@@ -81,8 +83,15 @@ class Seq2SeqGenerator:
 
     Sentences of different lengths may share a batch: each gives the tokens it gives alone, near-ties aside (a batch of
     another shape moves logits by the rounding of fp32, about 1e-5; `Generated.near_ties` tells which tokens are so
-    close). One generator may be used from several threads: their calls run one after another, since buffers on the
-    device are shared. For work side by side make one generator a thread.
+    close).
+
+    One generator may be used from several threads: their calls run one after another, since buffers on the device are
+    shared. For work side by side make one generator a thread. It works in the process that loaded it: forked children
+    and pickling are refused. A call that ends early, by an error or Ctrl-C, leaves it usable.
+
+    Its files are read while it is made; they may go away afterwards. Buffers grow to the largest batch, source and
+    number of new tokens seen and are kept for the next call. There is nothing to close: memory is free for others when
+    the last reference to the generator is gone.
     """
 
     def __init__(
@@ -98,6 +107,14 @@ class Seq2SeqGenerator:
         self._vocabulary = config.vocab_size
         self._generation = generation
         self._settings = settings
+        self._process = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a Seq2SeqGenerator can be neither pickled nor copied",
+            why="its sessions and buffers belong to this process",
+            fix="hand over the directory, and call from_pretrained where it is used",
+        )
 
     @classmethod
     def from_pretrained(
@@ -131,6 +148,7 @@ class Seq2SeqGenerator:
             raise UsageError(
                 f"there is no device {device!r}", why="known are auto, cpu and cuda", fix="give one of them"
             )
+        check_count("threads", threads)
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
         model = load_candidate(path)
@@ -166,69 +184,44 @@ class Seq2SeqGenerator:
         """Generates for texts or for rows of token ids, all as one batch.
 
         Args:
-            inputs: texts; or rows of ids as the tokenizer gives them, end token included, without padding.
+            inputs: texts; or rows of ids as the tokenizer gives them, end token included, without padding: lists,
+                arrays or tensors.
             prefix: put before each text, as in "translate English to German: ".
             max_new_tokens: most tokens a row gets, its end token included; None takes the generation config's.
             max_length: longest input in tokens; None takes the tokenizer's limit.
             with_margins: also returns by how much each token won; the first time it makes two more sessions, with
                 weights of their own.
             on_step: receives the tokens of all rows after each step, to show text while it grows. It runs in the
-                calling thread; what it raises ends the generation. On CUDA every step then waits for the device.
+                calling thread; what it raises ends the generation. It must not wait for another thread that generates
+                with the same generator. On CUDA every step then waits for the device.
 
         Raises:
             InputError: nothing to generate from, or inputs of the wrong type, too long, or outside the vocabulary.
             DeviceError: the device has no memory left.
-            UsageError: called from its own `on_step`.
+            UsageError: called from its own `on_step`, or in a child of the process that loaded the model.
         """
-        rows = self._rows(inputs, prefix)
-        _check_positive("max_new_tokens", max_new_tokens)
-        _check_positive("max_length", max_length)
-        _check_lengths(rows, self._tokenizer.model_max_length if max_length is None else max_length)
+        self._check_process()
+        check_count("max_new_tokens", max_new_tokens)
+        check_count("max_length", max_length)
+        limit = self._tokenizer.model_max_length if max_length is None else max_length
+        rows = read_inputs(inputs, prefix, self._tokenizer, self._generation, vocabulary=self._vocabulary, limit=limit)
         batch = batches(rows, len(rows), self._generation.pad_token_id)[0]
         out = self._generator.generate(
             batch.input_ids,
             batch.attention_mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
             with_margins=with_margins,
             on_step=on_step,
         )
         return self._result(out)
 
-    def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], prefix: str) -> list[tuple[int, ...]]:
-        if isinstance(inputs, str | bytes) or not isinstance(inputs, Sequence | np.ndarray):
-            raise InputError(
-                "the inputs are no list",
-                why=f"they are of type {type(inputs).__name__}",
-                fix="give a list of texts, or a list of rows of token ids; for one text, a list of one",
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this generator was loaded before the process forked",
+                why="its threads and its CUDA device stayed with the parent",
+                fix="call from_pretrained in the child, or start processes with the method spawn",
             )
-        if len(inputs) == 0:
-            raise InputError("there is nothing to generate from", why="the list is empty", fix="give at least one text")
-        texts = [isinstance(entry, str) for entry in inputs]
-        if all(texts):
-            rows = [self._tokenizer.encode(prefix + str(text)) for text in inputs]
-        elif prefix:
-            raise InputError(
-                "a prefix goes before texts, not before token ids",
-                why="the inputs are no texts",
-                fix="give texts, or put the prefix's own ids at the start of each row",
-            )
-        else:
-            rows = [_row(entry, index) for index, entry in enumerate(inputs)]
-            for index, row in enumerate(rows):
-                if row[-1] == self._generation.pad_token_id:
-                    raise InputError(
-                        f"row {index} of the inputs is padded",
-                        why=f"it ends with the pad token {row[-1]}",
-                        fix="give rows of different lengths without padding; they are padded and masked here",
-                    )
-        for index, row in enumerate(rows):
-            if not 0 <= min(row) <= max(row) < self._vocabulary:
-                raise InputError(
-                    f"row {index} of the inputs has an id outside the vocabulary",
-                    why=f"its ids go from {min(row)} to {max(row)}, the model knows 0 to {self._vocabulary - 1}",
-                    fix="use the tokenizer files of the model, and pad with no negative ids",
-                )
-        return rows
 
     def _result(self, out: Generation) -> Generated:
         ids = tuple(tuple(row[:length].tolist()) for row, length in zip(out.tokens, out.lengths, strict=True))
@@ -264,36 +257,3 @@ def _as_judged(model: Candidate, settings: SessionSettings) -> tuple[Mapping[Gra
     elif settings.device == "cpu" and level is None:
         settings = replace(settings, optimization_level="all")
     return graphs, judged_settings(model, settings)
-
-
-def _row(entry: object, index: int) -> tuple[int, ...]:
-    whole = isinstance(entry, Sequence | np.ndarray) and not isinstance(entry, str | bytes)
-    values = list(entry) if whole and isinstance(entry, Sequence | np.ndarray) else []
-    if not whole or not all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
-        raise InputError(
-            f"row {index} of the inputs is neither a text nor a row of token ids",
-            why=f"it is {entry!r:.60}",
-            fix="give a list of texts, or a list of rows of whole numbers",
-        )
-    if not values:
-        raise InputError(
-            f"row {index} of the inputs is empty", why="it holds no token", fix="give at least the end token"
-        )
-    return tuple(int(value) for value in values)
-
-
-def _check_positive(name: str, value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InputError(
-            f"{name} is {value!r}", why="it counts tokens", fix="give a whole number of at least 1, or None"
-        )
-
-
-def _check_lengths(rows: Sequence[Sequence[int]], limit: int) -> None:
-    longest = max(range(len(rows)), key=lambda index: len(rows[index]))
-    if len(rows[longest]) > limit:
-        raise InputError(
-            f"row {longest} of the inputs is too long",
-            why=f"it has {len(rows[longest])} tokens, the limit is {limit}",
-            fix="split it into sentences; or pass max_length, if the model is good for more",
-        )

@@ -236,8 +236,17 @@ def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, value: object) 
     assert "vocabulary of 100" in error.why
 
 
-def test_several_forced_tokens_are_refused(tmp_path: Path) -> None:
-    assert "forced_eos_token_id = [1, 2]" in refusal(model_dir(tmp_path, {"forced_eos_token_id": [1, 2]})).what
+@pytest.mark.parametrize(
+    "name", ["forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id", "pad_token_id"]
+)
+def test_several_tokens_where_there_can_be_one_are_refused(tmp_path: Path, name: str) -> None:
+    """Of transformers' start tokens, one for each row of a batch, a directory cannot know how many."""
+    assert f"{name} = [1, 2]" in refusal(model_dir(tmp_path, {name: [1, 2]})).what
+
+
+def test_a_list_of_one_token_is_that_token(tmp_path: Path) -> None:
+    directory = model_dir(tmp_path, {"decoder_start_token_id": [2], "pad_token_id": [3], "forced_bos_token_id": [4]})
+    assert read_generation_settings(directory, None) == GenerationSettings(2, (1,), 3, 128, 4, None)
 
 
 REFUSED_VALUES: dict[str, object] = {

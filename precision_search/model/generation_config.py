@@ -146,6 +146,8 @@ def read_generation_settings(directory: Path, max_new_tokens: int | None) -> Gen
 
     ids = {name: _ids(generation, name, path, vocab_size) for name in _ID_NAMES}
     fallback = {name: _ids(config, name, directory / "config.json", vocab_size) for name in _ID_NAMES}
+    for name in ("decoder_start_token_id", "pad_token_id"):
+        _single(ids if ids[name] else fallback, name, path)
     start = _first(ids, fallback, "decoder_start_token_id") or _first(ids, fallback, "bos_token_id")
     if not start:
         raise InputError(
@@ -259,7 +261,7 @@ def _single(ids: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int | 
     if len(ids[name]) > 1:
         raise InputError(
             f"{path} asks for {name} = {list(ids[name])}",
-            why="one token can be forced at a position, not a choice of several",
+            why="there can be one such token, not a choice of several",
             fix=f"set {name} to a single id",
         )
     return ids[name][0] if ids[name] else None

@@ -73,7 +73,7 @@ class Generator:
         check_every: int | None = None,
         leave_out_finished: bool = False,
     ) -> None:
-        """Makes the sessions; `models` are kept for `with_margins` and not modified.
+        """Makes the sessions; the decoder graphs are kept for `with_margins`, none is modified.
 
         Args:
             models: the three graphs in the usual layout.
@@ -88,7 +88,7 @@ class Generator:
             MissingPackageError, DeviceError: the device does not start.
         """
         _check_inputs(models)
-        self._models = dict(models)
+        self._steps = models["decoder"], models["decoder_with_past"]
         self._generation = generation
         self._settings = settings
         self._check_every = check_every or CHECK_EVERY[settings.device]
@@ -153,14 +153,14 @@ class Generator:
                 fix="Let the callback only note what it is given, or use a second generator.",
             )
         with self._lock:
-            self._owner = threading.get_ident()
             try:
+                self._owner = threading.get_ident()
                 yield
             finally:
                 self._owner = None
 
     def _make_decoder(self, *, with_margins: bool) -> decoding.Decoder:
-        first, later = self._models["decoder"], self._models["decoder_with_past"]
+        first, later = self._steps
         return decoding.Decoder(first, later, self._generation, self._cache, self._settings, with_margins=with_margins)
 
     def _collect(self, damaged: npt.NDArray[np.bool_], history: decoding.History, limit: int) -> Generation:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
 
+_CPU = (1, 0)
+"""The host in DLPack's terms (kDLCPU)."""
+
+
 class TokenMatrix:
     """An int64 matrix [B, T] on the generator's device, for whatever speaks DLPack.
 
@@ -43,8 +47,18 @@ class TokenMatrix:
     def ort_value(self) -> OrtValue:
         """The same memory as ONNX Runtime knows it, for an `IOBinding`."""
         if self._value is None:
-            self._value = self._make()
+            self._value = _on_device(self._tokens, self._settings)
         return self._value
+
+    def __reduce__(self) -> tuple[type[TokenMatrix], tuple[npt.NDArray[np.int64], SessionSettings]]:
+        # What a tensor library wrote to the memory travels too; the copy has memory of its own.
+        return TokenMatrix, (self._host(), self._settings)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """A host copy for `numpy.asarray`, which does not speak DLPack."""
+        if copy is False:
+            raise ValueError("an array of a TokenMatrix is a copy; numpy.from_dlpack shares its memory")
+        return np.array(self._host(), dtype)
 
     def __dlpack__(
         self,
@@ -54,40 +68,55 @@ class TokenMatrix:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """The DLPack capsule. All is complete when a consumer gets it, so that no `stream` need wait.
+        """The DLPack capsule, unversioned whatever `max_version` says (numpy then makes a read-only array of it).
+
+        All is complete when a consumer gets it, so that no `stream` need wait. `copy=True` gives memory of its own,
+        and so does asking a matrix on CUDA for the CPU.
 
         Raises:
-            BufferError: a copy or another device is asked for.
+            BufferError: another device is asked for, or the CPU's without a copy.
             MissingPackageError: this build of ONNX Runtime has no DLPack.
         """
-        if copy or dl_device not in (None, self.__dlpack_device__()):
-            raise BufferError("a TokenMatrix shares its memory on its own device; copy what was made of it")
-        return self._export().__dlpack__()
+        own = self.__dlpack_device__()
+        device = own if dl_device is None else (int(dl_device[0]), int(dl_device[1]))
+        if device != own and (device != _CPU or copy is False):
+            raise BufferError(f"a TokenMatrix on device {own} cannot be shared with device {device}")
+        if device == own and not copy:
+            return _speaker(self.ort_value).__dlpack__()
+        settings = self._settings if device == own else SessionSettings()
+        return _speaker(_on_device(self._host(), settings)).__dlpack__()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Kind and number of the device, in DLPack's terms."""
-        kind, number = self._export().__dlpack_device__()
+        kind, number = _speaker(self.ort_value).__dlpack_device__()
         return int(kind), int(number)
 
-    def _export(self) -> Any:
-        value = self.ort_value._ortvalue
-        if not hasattr(value, "__dlpack__"):
-            import onnxruntime
+    def _host(self) -> npt.NDArray[np.int64]:
+        """The values as they are now."""
+        return self._tokens if self._value is None else np.array(self._value.numpy())
 
-            raise MissingPackageError(
-                "this build of ONNX Runtime has no DLPack",
-                why=f"onnxruntime {onnxruntime.__version__} was built without it",
-                fix="install onnxruntime-gpu, whose CPU provider is the same, or take the token ids",
-            )
-        return value
 
-    def _make(self) -> OrtValue:
-        from onnxruntime import OrtValue
+def _speaker(value: OrtValue) -> Any:
+    """The object of ONNX Runtime that speaks DLPack."""
+    inner = value._ortvalue
+    if not hasattr(inner, "__dlpack__"):
+        import onnxruntime
 
-        place = self._settings.device, self._settings.device_id
-        if self._settings.device == "cuda":
-            return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(self._tokens), *place)
-        # Not from numpy: that would be numpy's memory, which a consumer of the capsule does not keep alive.
-        value = OrtValue.ortvalue_from_shape_and_type(list(self.shape), np.int64, *place)
-        value.numpy()[:] = self._tokens
-        return value
+        raise MissingPackageError(
+            "this build of ONNX Runtime has no DLPack",
+            why=f"onnxruntime {onnxruntime.__version__} was built without it",
+            fix="install onnxruntime-gpu, whose CPU provider is the same, or take the token ids",
+        )
+    return inner
+
+
+def _on_device(tokens: npt.NDArray[np.int64], settings: SessionSettings) -> OrtValue:
+    from onnxruntime import OrtValue
+
+    place = settings.device, settings.device_id
+    if settings.device == "cuda":
+        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens), *place)
+    # Not from numpy: that would be numpy's memory, which a consumer of the capsule does not keep alive.
+    value = OrtValue.ortvalue_from_shape_and_type(list(tokens.shape), np.int64, *place)
+    value.numpy()[:] = tokens
+    return value
