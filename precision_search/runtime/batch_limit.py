@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,8 +15,8 @@ class BatchLimit:
     """The most samples that run at once; halved whenever they do not fit, for everything that shares the limit.
 
     Another size of batch sums in another order and moves logits by the rounding of fp32, about 1e-5. So a piece of work
-    that belongs together (a reference, a screen of a sample set, a confirm run) is done again from its start at the new
-    size, and no result holds samples of two sizes. Pieces of different sizes are still comparable: what decides is
+    that belongs together (generating or forcing a sample set) is done again from its start at the new size, and no
+    result of one pass holds samples of two sizes. Pieces of different sizes are still comparable: what decides is
     tokens, a screen batches in another order than the reference does anyway, and margins within that distance of zero
     are near-ties, which a run lists.
     """
@@ -48,5 +49,6 @@ class BatchLimit:
                         "a run goes on with --resume.",
                     ) from error
                 self._most = size // 2
+            gc.collect()
             # Outside of the handler, whose error keeps alive what did not fit.
             self._warn(f"out of memory with {size} samples at once, going on with {self._most}")

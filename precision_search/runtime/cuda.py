@@ -153,6 +153,8 @@ def process_gemm_options(default: int) -> int:
 def share_memory(device_id: int, limit: int) -> None:
     """Makes one arena of at most `limit` bytes for all sessions of this process that ask for it, and for all buffers.
 
+    A `limit` of 0 is none.
+
     The arena never gives memory back to the device. It is for sessions that run one after another: they run on
     different CUDA streams, and memory that one session has freed is another's at once.
 
@@ -171,10 +173,14 @@ def share_memory(device_id: int, limit: int) -> None:
         _shared_memory[device_id] = limit
     elif known != limit:
         raise UsageError(
-            f"the memory of CUDA device {device_id} is limited to {known / 2**30:g} GiB already",
-            why=f"{limit / 2**30:g} GiB were asked for; the first limit in a process holds until it ends",
+            f"the memory that sessions share on CUDA device {device_id} has {_size(known)} already",
+            why=f"{_size(limit)} was asked for; the first limit in a process holds until it ends",
             fix="keep to one device.memory_limit, or start another process",
         )
+
+
+def _size(limit: int) -> str:
+    return f"a limit of {limit / 2**30:g} GiB" if limit else "no limit"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import batches
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
@@ -87,6 +88,33 @@ def generate_all(
     return tuple(tokens), nonfinite
 
 
+class SetGenerator:
+    """Generates for whole sample sets, with smaller batches where the memory does not hold larger ones."""
+
+    def __init__(self, make: Callable[[], Generator], limit: BatchLimit) -> None:
+        """`make` gives the generator, once; once more after memory ran out, with buffers of the new size."""
+        self._make = make
+        self._limit = limit
+        self._generator: Generator | None = make()
+
+    def generate(
+        self, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
+    ) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
+        """As `generate_all`.
+
+        Raises:
+            DeviceMemoryError: the memory does not hold one row.
+        """
+
+        def generate(size: int) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
+            generator, self._generator = self._generator or self._make(), None
+            found = generate_all(generator, rows, pad_token_id, size)
+            self._generator = generator
+            return found
+
+        return self._limit.fitting(batch_size, generate)
+
+
 def make_reference(
     bundle: Bundle, generator: Generator, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings
 ) -> Reference:
@@ -103,7 +131,21 @@ def make_reference(
         InputError: the fp32 model itself gives non-finite logits, or its two decoder graphs want different tokens.
         DeviceMemoryError: so many rows at once do not fit.
     """
-    tokens, nonfinite = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
+    generated = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
+    return reference_of(bundle, generated, rows, batch_size, settings=settings, limit=BatchLimit())
+
+
+def reference_of(
+    bundle: Bundle,
+    generated: tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]],
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    *,
+    settings: SessionSettings,
+    limit: BatchLimit,
+) -> Reference:
+    """`make_reference` for what `generate_all` gave, with no more rows at once than `limit` allows."""
+    tokens, nonfinite = generated
     if nonfinite.any():
         raise InputError(
             f"the fp32 model gives non-finite logits on sample {int(np.argmax(nonfinite)) + 1}",
@@ -112,13 +154,17 @@ def make_reference(
         )
     encoder = ForcedEncoder(bundle.graphs["encoder"].model, settings)
     decoder = ForcedDecoder(bundle.graphs["decoder"].model, settings)
-    margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
-    for batch in forced_batches(rows, tokens, bundle.generation, batch_size, by_target_length(tokens)):
-        found = decoder.margins(batch, encoder.encode(batch))
-        _check_agreement(batch, found)
-        for row, index in enumerate(batch.source.indices):
-            margins[index] = found[row, : len(tokens[index])]
-    return Reference(tokens, tuple(margins))
+
+    def force(size: int) -> tuple[npt.NDArray[np.float32], ...]:
+        margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
+        for batch in forced_batches(rows, tokens, bundle.generation, size, by_target_length(tokens)):
+            found = decoder.margins(batch, encoder.encode(batch))
+            _check_agreement(batch, found)
+            for row, index in enumerate(batch.source.indices):
+                margins[index] = found[row, : len(tokens[index])]
+        return tuple(margins)
+
+    return Reference(tokens, limit.fitting(batch_size, force))
 
 
 def _check_agreement(batch: ForcedBatch, margins: npt.NDArray[np.float32]) -> None:

@@ -45,6 +45,10 @@ DEFAULT_GEMM_OPTIONS = 2
 """fp16 products keep their sums in fp32 to the end, which is what emulation assumes (see `SessionSettings`)."""
 
 
+NO_LIMIT = 0
+"""A `memory_limit` that shares memory and does not limit it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
     """How a session runs: what a verdict depends on and the ONNX file does not hold.
@@ -58,8 +62,9 @@ class SessionSettings:
         gemm_options: how fp16 matrix products on CUDA sum, as ONNX Runtime's `ORT_CUDA_GEMM_OPTIONS` counts: 1 sums in
             fp16, 2 forbids that partial sums of fp32 are joined in fp16, 4 is pedantic. One value holds for a process.
             bfloat16 products take none of it: cuBLAS may join their partial sums in bfloat16.
-        memory_limit: bytes of device memory that all CUDA sessions and buffers of this process take together; None is
-            no limit, and every session keeps memory of its own. With a limit sessions must run one after another.
+        memory_limit: bytes of device memory that all CUDA sessions and buffers of this process take together, or
+            `NO_LIMIT` for as many as there are: what one gives back the next may take, and they must run one after
+            another. None gives every session memory of its own, which it keeps.
     """
 
     device: Device = "cpu"

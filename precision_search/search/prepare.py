@@ -22,10 +22,11 @@ from precision_search.runtime.reference import (
     NEAR_TIE,
     ParityDifference,
     Reference,
+    SetGenerator,
     compare_with_oracle,
-    make_reference,
+    reference_of,
 )
-from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, Device, SessionSettings, resolve_device
+from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, NO_LIMIT, Device, SessionSettings, resolve_device
 from precision_search.search.screen import SampleRows
 from precision_search.search.space import SpaceReport, check_pins, make_space
 
@@ -55,9 +56,9 @@ class Fp32Model:
 
     bundle: Bundle
     tokenizer: Tokenizer
-    generator: Generator
+    generator: SetGenerator
     settings: SessionSettings
-    limit: BatchLimit = field(default_factory=BatchLimit)
+    limit: BatchLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +179,9 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
 
 def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
     """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
-    generator = Generator(bundle.models, bundle.generation, settings)
-    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
+    limit = limit or BatchLimit()
+    generator = SetGenerator(lambda: Generator(bundle.models, bundle.generation, settings), limit)
+    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit)
 
 
 def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say) -> LoadedSet:
@@ -194,10 +196,9 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Sa
             why="tokenizer and model do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
-    reference = fp32.limit.fitting(
-        section.batch_size,
-        lambda size: make_reference(fp32.bundle, fp32.generator, encoded.ids, size, fp32.settings),
-    )
+    size = section.batch_size
+    generated = fp32.generator.generate(encoded.ids, fp32.bundle.generation.pad_token_id, size)
+    reference = reference_of(fp32.bundle, generated, encoded.ids, size, settings=fp32.settings, limit=fp32.limit)
     return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated))
 
 
@@ -218,7 +219,7 @@ def _session_settings(section: DeviceSection, device: Device) -> SessionSettings
         threads=section.threads,
         use_tf32=section.use_tf32,
         gemm_options=section.gemm_options,
-        memory_limit=None if section.memory_limit is None else int(section.memory_limit * 2**30),
+        memory_limit=NO_LIMIT if section.memory_limit is None else int(section.memory_limit * 2**30),
     )
 
 

@@ -24,8 +24,8 @@ from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
-from precision_search.runtime.session import SessionSettings
+from precision_search.runtime.reference import NEAR_TIE, Reference, SetGenerator, first_difference, reference_of
+from precision_search.runtime.session import NO_LIMIT, SessionSettings
 from precision_search.search.candidate import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.trials import VerdictSource
@@ -127,6 +127,7 @@ def compare(
     _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
     warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
     say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
+    settings = replace(settings, memory_limit=NO_LIMIT if settings.memory_limit is None else settings.memory_limit)
     judged = judged_settings(candidate, settings)
     # They belong to the process, and fp32 products take no notice of them.
     settings = replace(settings, gemm_options=judged.gemm_options)
@@ -134,9 +135,9 @@ def compare(
     limit = BatchLimit(limited.append)
     wanted = _reference(reference, encoded.ids, batch_size, settings, limit)
     say(f"generating with {candidate.path}")
-    generator = Generator(_runnable(candidate, settings), reference.generation, judged)
-    pad = reference.generation.pad_token_id
-    tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, encoded.ids, pad, size))
+    graphs = _runnable(candidate, settings)
+    generator = SetGenerator(lambda: Generator(graphs, reference.generation, judged), limit)
+    tokens, nonfinite = generator.generate(encoded.ids, reference.generation.pad_token_id, batch_size)
     source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
     warnings = (*warnings, *limited)
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
@@ -178,8 +179,9 @@ def _reference(
     bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings, limit: BatchLimit
 ) -> Reference:
     """On its own, so that the fp32 sessions are gone before the others are made."""
-    generator = Generator(bundle.models, bundle.generation, settings)
-    return limit.fitting(batch_size, lambda size: make_reference(bundle, generator, rows, size, settings))
+    generator = SetGenerator(lambda: Generator(bundle.models, bundle.generation, settings), limit)
+    generated = generator.generate(rows, bundle.generation.pad_token_id, batch_size)
+    return reference_of(bundle, generated, rows, batch_size, settings=settings, limit=limit)
 
 
 def _difference(
