@@ -90,6 +90,14 @@ def round_trip(values: Sequence[float]) -> tuple[list[float], list[Section]]:
     return back, recorder.sections
 
 
+def unplaced_outputs(text: str) -> list[tuple[str, ...]]:
+    """The outputs bound without memory, section by section, where the graph is run as a probe runs it."""
+    model = model_of(text)
+    with Recorder() as recorder:
+        bind_and_run(create_session(model, SessionSettings(device="cuda")), model)
+    return [section.unplaced for section in recorder.sections if section.unplaced]
+
+
 def misuse() -> dict[str, list[str]]:
     """The errors of calls that a device would not survive."""
     runtime = load_libraries()

@@ -1,13 +1,15 @@
 """Reads the dry CUDA runtime from the process that runs on it, section by section.
 
 While a recorder is open, `onnxruntime.InferenceSession` is one that tells it when a session is made and when it runs,
-and the functions of `onnxruntime.OrtValue` that make tensors tell it their sizes.
+and the functions that make tensors or bind outputs tell it what they were asked for.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
+import inspect
 import json
 import os
 import types
@@ -75,6 +77,7 @@ class Recorder:
         self._profile_folder = profile_folder
         self._profiled: list[tuple[str, Any]] = []
         self._tensors: list[int] = []
+        self._unplaced: list[str] = []
         self._patches = pytest.MonkeyPatch()
 
     def __enter__(self) -> Self:
@@ -83,6 +86,8 @@ class Recorder:
         self._patches.setattr(onnxruntime, "InferenceSession", watched)
         for maker in _MAKERS:
             self._patches.setattr(onnxruntime.OrtValue, maker, staticmethod(_counting(self._tensors, maker)))
+        bind = _noting(self._unplaced, onnxruntime.IOBinding.bind_output)
+        self._patches.setattr(onnxruntime.IOBinding, "bind_output", bind)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -100,10 +105,12 @@ class Recorder:
 
     def cut(self, phase: Phase, graph: str) -> None:
         """Ends a section: what was logged since the last one belongs to it. Empty ones are left out."""
-        log, tensors = self._runtime.dry_take().decode(), tuple(self._tensors)
+        log, tensors, unplaced = self._runtime.dry_take().decode(), tuple(self._tensors), tuple(self._unplaced)
         self._tensors.clear()
-        if log or tensors or phase == "run":
-            self.sections.append(parse(log, phase, graph, _kernel_name, tensors))
+        self._unplaced.clear()
+        if log or tensors or unplaced or phase == "run":
+            found = parse(log, phase, graph, _kernel_name)
+            self.sections.append(dataclasses.replace(found, tensors=tensors, unplaced=unplaced))
 
     def profiled(self, graph: str, session: Any) -> None:
         """Notes a session whose profile is read at the end."""
@@ -154,6 +161,19 @@ def _counting(tensors: list[int], maker: str) -> Callable[..., Any]:
         return value
 
     return counted
+
+
+def _noting(names: list[str], bind: Callable[..., None]) -> Callable[..., None]:
+    """A `bind_output` that notes the names of outputs it is given no memory for."""
+    parameters = inspect.signature(bind)
+
+    def noted(*arguments: Any, **options: Any) -> None:
+        bind(*arguments, **options)
+        given = parameters.bind(*arguments, **options).arguments
+        if given.get("buffer_ptr") is None:
+            names.append(given["name"])
+
+    return noted
 
 
 def _graph_name(session: Any) -> str:

@@ -85,6 +85,7 @@ def test_nothing_is_allocated_after_the_warm_up(generated: dict[Case, Generated]
     tensors = [(section.phase, size) for section in found.call for size in section.tensors]
     assert tensors == [("binding", case.batch * (case.source - 3) * 8)] * 2
     assert found.call[0].tensors == tuple(size for _, size in tensors)
+    assert [section.unplaced for section in found.call if section.unplaced] == []
 
 
 def test_margins_cost_launches_and_no_copies(dry_cuda: DryCuda, demo: Demo, generated: dict[Case, Generated]) -> None:

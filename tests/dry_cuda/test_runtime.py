@@ -11,7 +11,15 @@ import pytest
 from tests.conftest import ROOT
 from tests.dry_cuda.build import UnavailableError, build
 from tests.dry_cuda.host import DryCuda
-from tests.dry_cuda.probes import bind_host_memory, math_modes, misuse, round_trip, run_each, with_little_memory
+from tests.dry_cuda.probes import (
+    bind_host_memory,
+    math_modes,
+    misuse,
+    round_trip,
+    run_each,
+    unplaced_outputs,
+    with_little_memory,
+)
 from tests.dry_cuda.trace import TF32_MATH, Copy, Gemm, parse, peak, short_name
 
 pytestmark = pytest.mark.slow
@@ -60,6 +68,10 @@ def test_a_launch_is_recorded_with_its_types(dry_cuda: DryCuda) -> None:
     assert section.kernels == ("_UnaryElementWise<float, float, OP_Neg<float>, 256, 4>",)
     assert (section.phase, section.graph, section.launches) == ("run", "probe", 1)
     assert section.waits  # onnxruntime waits for the stream at the end of a run
+
+
+def test_an_output_without_memory_is_noted(dry_cuda: DryCuda) -> None:
+    assert dry_cuda.call(unplaced_outputs, text=NEGATION) == [("y",)]
 
 
 def test_a_matrix_product_is_recorded_with_its_sizes(dry_cuda: DryCuda) -> None:

@@ -71,6 +71,7 @@ class Section:
         waits: what the host waited for.
         tensors: bytes of each tensor that Python asked for on the device, whether or not a piece had to be allocated:
             ONNX Runtime keeps what was given back, and takes it again.
+        unplaced: names of outputs that were bound without memory, so that every run allocates them.
         errors: what a device would not have survived.
     """
 
@@ -87,6 +88,7 @@ class Section:
     pinned: tuple[int, ...]
     waits: tuple[str, ...]
     tensors: tuple[int, ...]
+    unplaced: tuple[str, ...]
     errors: tuple[str, ...]
 
     @property
@@ -103,10 +105,8 @@ class Section:
         return sum(part in name for name in self.kernels)
 
 
-def parse(
-    log: str, phase: Phase, graph: str, kernel_name: Callable[[int], str], tensors: tuple[int, ...] = ()
-) -> Section:
-    """Reads a log; `kernel_name` gives the short name of a kernel by its number."""
+def parse(log: str, phase: Phase, graph: str, kernel_name: Callable[[int], str]) -> Section:
+    """Reads a log; `kernel_name` gives the short name of a kernel by its number. What Python asked for is not in it."""
     lines: dict[str, list[list[str]]] = {letter: [] for letter in "KGLCZMFHYE"}
     in_use = highest = 0
     for line in log.splitlines():
@@ -128,7 +128,8 @@ def parse(
         highest=highest,
         pinned=_sizes(lines["H"]),
         waits=tuple(what for (what,) in lines["Y"]),
-        tensors=tensors,
+        tensors=(),
+        unplaced=(),
         errors=tuple(message for (message,) in lines["E"]),
     )
 
