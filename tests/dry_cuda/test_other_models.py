@@ -95,6 +95,16 @@ def test_the_cost_model_counts_every_launch(
         assert model.launches(models) == counted
 
 
+@by_checkpoint
+def test_every_compute_node_runs_on_the_device_and_none_is_merged_away(
+    sources: dict[str, Demo], plain: dict[str, PlainRuns], checkpoint: str
+) -> None:
+    graphs = sources[checkpoint].open().graphs
+    for (_, name, _), run in plain[checkpoint].items():
+        on_device = {node.name for node in run.nodes if node.provider == "CUDAExecutionProvider"}
+        assert {node.key for node in graphs[name].compute} <= on_device
+
+
 def publish(source: Demo, plan: str, level: str, directory: Path, **generation: int) -> Path:
     """A model directory as a run writes it, as far as loading reads it."""
     bundle = open_bundle(str(source.model), source.cache)
