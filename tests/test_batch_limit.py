@@ -53,14 +53,24 @@ def test_one_sample_that_does_not_fit_is_an_error_with_exit_code_3() -> None:
     assert "--resume" in caught.value.fix
 
 
-def test_other_errors_pass_through() -> None:
+@pytest.mark.parametrize("error", [InputError("a broken graph"), RuntimeError("CUDA failure 700: illegal address")])
+def test_other_errors_pass_through(error: Exception) -> None:
     def work(size: int) -> None:
-        raise InputError("a broken graph")
+        raise error
 
     limit = BatchLimit()
-    with pytest.raises(InputError):
+    with pytest.raises(type(error)):
         limit.fitting(4, work)
     assert limit.of(4) == 4
+
+
+def test_memory_that_runs_out_in_the_words_of_the_runtime_counts_too() -> None:
+    def work(size: int) -> int:
+        if size > 1:
+            raise RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 4096")
+        return size
+
+    assert BatchLimit().fitting(4, work) == 1
 
 
 def test_what_did_not_fit_is_gone_before_the_next_attempt() -> None:

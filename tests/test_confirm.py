@@ -15,7 +15,6 @@ from precision_search.model.graph import FLOATS, GraphName
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime import reference
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 from precision_search.search import confirm as module
@@ -91,7 +90,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, tokens: Sequence[Sequence[int]], bad
     def generate_all(*_: Any) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
         return tuple(map(tuple, tokens)), np.array(bad)
 
-    monkeypatch.setattr(reference, "generate_all", generate_all)
+    monkeypatch.setattr(module, "generate_all", generate_all)
 
 
 def run_recorded(bundle: Bundle, models: Mapping[GraphName, ir.Model], settings: SessionSettings) -> ConfirmResult:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import TypeVar
 
 from precision_search.errors import DeviceMemoryError
+from precision_search.runtime.buffers import release_shared
+from precision_search.runtime.session import first_line, is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -40,15 +41,17 @@ class BatchLimit:
             size = self.of(wanted)
             try:
                 return work(size)
-            except DeviceMemoryError as error:
+            except Exception as error:  # an upload may fail in ONNX Runtime's own words
+                if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
+                    raise
                 if size == 1:
                     raise DeviceMemoryError(
                         "The memory does not hold one sample at a time.",
-                        why=error.why or error.what,
+                        why=error.why if isinstance(error, DeviceMemoryError) else first_line(error),
                         fix="Free memory on the device, raise device.memory_limit or take another device; "
                         "a run goes on with --resume.",
                     ) from error
                 self._most = size // 2
-            gc.collect()
             # Outside of the handler, whose error keeps alive what did not fit.
+            release_shared()
             self._warn(f"out of memory with {size} samples at once, going on with {self._most}")

@@ -54,6 +54,8 @@ _OUT_OF_MEMORY_SIGNS = (
     "bad_alloc",  # the host
 )
 
+_PROBED = (2, 3, 2)
+
 _shared_memory: dict[int, int] = {}
 """Bytes by device id: what `share_memory` registered. ONNX Runtime takes one registration a process and device."""
 
@@ -78,7 +80,7 @@ def require(device_id: int) -> None:
             session = onnxruntime.InferenceSession(_probe(), options, providers=providers, enable_fallback=0)
             started = session.get_providers()[0] == CUDA_PROVIDER
             if started:
-                session.run(None, {"x": np.zeros((1, 4), np.float32)})
+                session.run(None, {"x": np.zeros(_PROBED, np.float32)})
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise _refused(device_id, str(error)) from error
     if not started:
@@ -298,10 +300,10 @@ def _cuda_version() -> str:
 
 
 def _probe() -> bytes:
-    """A graph whose one node CUDA runs by cuDNN."""
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 4]))
-    node = ir.node("ArgMax", [x], {"axis": 1})
+    """A graph whose one node CUDA runs by cuDNN: a reduction over axes that are not neighbours."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(_PROBED))
+    node = ir.node("ReduceMax", [x], {"axes": [0, 2]})
     y = node.outputs[0]
-    y.name, y.type = "y", ir.TensorType(ir.DataType.INT64)
+    y.name, y.type = "y", x.type
     graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 17}, name="probe")
     return bytes(ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString())

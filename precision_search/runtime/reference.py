@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,35 +88,14 @@ def generate_all(
     return tuple(tokens), nonfinite
 
 
-class SetGenerator:
-    """Generates for whole sample sets, with smaller batches where the memory does not hold larger ones."""
-
-    def __init__(self, make: Callable[[], Generator], limit: BatchLimit) -> None:
-        """`make` gives the generator, once; once more after memory ran out, with buffers of the new size."""
-        self._make = make
-        self._limit = limit
-        self._generator: Generator | None = make()
-
-    def generate(
-        self, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
-    ) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
-        """As `generate_all`.
-
-        Raises:
-            DeviceMemoryError: the memory does not hold one row.
-        """
-
-        def generate(size: int) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
-            generator, self._generator = self._generator or self._make(), None
-            found = generate_all(generator, rows, pad_token_id, size)
-            self._generator = generator
-            return found
-
-        return self._limit.fitting(batch_size, generate)
-
-
 def make_reference(
-    bundle: Bundle, generator: Generator, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings
+    bundle: Bundle,
+    generator: Generator,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    settings: SessionSettings,
+    *,
+    limit: BatchLimit | None = None,
 ) -> Reference:
     """Generates with the fp32 bundle and measures every token's margin by teacher forcing.
 
@@ -124,28 +103,18 @@ def make_reference(
         bundle: the fp32 bundle.
         generator: a generator on its graphs.
         rows: input ids of each sample.
-        batch_size: rows at once.
+        batch_size: rows at once, if the memory holds them.
         settings: for the teacher-forced sessions.
+        limit: of rows at once, shared with others.
 
     Raises:
         InputError: the fp32 model itself gives non-finite logits, or its two decoder graphs want different tokens.
-        DeviceMemoryError: so many rows at once do not fit.
+        DeviceMemoryError: the memory does not hold one row.
     """
-    generated = generate_all(generator, rows, bundle.generation.pad_token_id, batch_size)
-    return reference_of(bundle, generated, rows, batch_size, settings=settings, limit=BatchLimit())
-
-
-def reference_of(
-    bundle: Bundle,
-    generated: tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]],
-    rows: Sequence[Sequence[int]],
-    batch_size: int,
-    *,
-    settings: SessionSettings,
-    limit: BatchLimit,
-) -> Reference:
-    """`make_reference` for what `generate_all` gave, with no more rows at once than `limit` allows."""
-    tokens, nonfinite = generated
+    limit = limit or BatchLimit()
+    tokens, nonfinite = limit.fitting(
+        batch_size, lambda size: generate_all(generator, rows, bundle.generation.pad_token_id, size)
+    )
     if nonfinite.any():
         raise InputError(
             f"the fp32 model gives non-finite logits on sample {int(np.argmax(nonfinite)) + 1}",

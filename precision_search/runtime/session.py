@@ -218,13 +218,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _float_nodes(model: ir.Model) -> frozenset[str]:
-    """The names of the nodes, those within other nodes included, that take floats and give floats."""
+    """The names of the nodes, those within other nodes included, that take floats and give floats.
+
+    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes.
+    """
     return frozenset(
         str(node.name)
         for node in model.graph.all_nodes()
         if node.name
-        and any(_is_float(value) for value in node.inputs if value is not None)
-        and any(_is_float(value) for value in node.outputs)
+        and node.op_type not in {"Shape", "Size"}
+        and any(value is not None and _is_float(value) for value in node.inputs)
+        and any(value.dtype is None or _is_float(value) for value in node.outputs)
     )
 
 

@@ -16,7 +16,7 @@ from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.reference import SetGenerator, first_difference
+from precision_search.runtime.reference import first_difference, generate_all
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.screen import Divergence, SampleRows
 
@@ -61,8 +61,10 @@ def confirm(
         DeviceMemoryError: the device's memory does not hold the graphs with one source.
     """
     run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
-    generator = SetGenerator(lambda: Generator(run, generation, settings), limit or BatchLimit())
-    tokens, nonfinite = generator.generate(samples.rows, generation.pad_token_id, batch_size)
+    generator = Generator(run, generation, settings)
+    tokens, nonfinite = (limit or BatchLimit()).fitting(
+        batch_size, lambda size: generate_all(generator, samples.rows, generation.pad_token_id, size)
+    )
     divergence = None
     exact = 0
     for sample, (found, wanted) in enumerate(zip(tokens, samples.reference.tokens, strict=True)):

@@ -22,9 +22,8 @@ from precision_search.runtime.reference import (
     NEAR_TIE,
     ParityDifference,
     Reference,
-    SetGenerator,
     compare_with_oracle,
-    reference_of,
+    make_reference,
 )
 from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, NO_LIMIT, Device, SessionSettings, resolve_device
 from precision_search.search.screen import SampleRows
@@ -56,7 +55,7 @@ class Fp32Model:
 
     bundle: Bundle
     tokenizer: Tokenizer
-    generator: SetGenerator
+    generator: Generator
     settings: SessionSettings
     limit: BatchLimit
 
@@ -179,9 +178,8 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
 
 def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
     """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
-    limit = limit or BatchLimit()
-    generator = SetGenerator(lambda: Generator(bundle.models, bundle.generation, settings), limit)
-    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit)
+    generator = Generator(bundle.models, bundle.generation, settings)
+    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
 
 
 def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say) -> LoadedSet:
@@ -196,9 +194,9 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Sa
             why="tokenizer and model do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
-    size = section.batch_size
-    generated = fp32.generator.generate(encoded.ids, fp32.bundle.generation.pad_token_id, size)
-    reference = reference_of(fp32.bundle, generated, encoded.ids, size, settings=fp32.settings, limit=fp32.limit)
+    reference = make_reference(
+        fp32.bundle, fp32.generator, encoded.ids, section.batch_size, fp32.settings, limit=fp32.limit
+    )
     return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated))
 
 

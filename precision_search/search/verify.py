@@ -24,7 +24,7 @@ from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.reference import NEAR_TIE, Reference, SetGenerator, first_difference, reference_of
+from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 from precision_search.search.candidate import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
 from precision_search.search.intervals import binomial_interval
@@ -135,9 +135,9 @@ def compare(
     limit = BatchLimit(limited.append)
     wanted = _reference(reference, encoded.ids, batch_size, settings, limit)
     say(f"generating with {candidate.path}")
-    graphs = _runnable(candidate, settings)
-    generator = SetGenerator(lambda: Generator(graphs, reference.generation, judged), limit)
-    tokens, nonfinite = generator.generate(encoded.ids, reference.generation.pad_token_id, batch_size)
+    generator = Generator(_runnable(candidate, settings), reference.generation, judged)
+    pad = reference.generation.pad_token_id
+    tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, encoded.ids, pad, size))
     source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
     warnings = (*warnings, *limited)
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
@@ -179,9 +179,8 @@ def _reference(
     bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings, limit: BatchLimit
 ) -> Reference:
     """On its own, so that the fp32 sessions are gone before the others are made."""
-    generator = SetGenerator(lambda: Generator(bundle.models, bundle.generation, settings), limit)
-    generated = generator.generate(rows, bundle.generation.pad_token_id, batch_size)
-    return reference_of(bundle, generated, rows, batch_size, settings=settings, limit=limit)
+    generator = Generator(bundle.models, bundle.generation, settings)
+    return make_reference(bundle, generator, rows, batch_size, settings, limit=limit)
 
 
 def _difference(
