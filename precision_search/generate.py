@@ -154,7 +154,8 @@ class Seq2SeqGenerator:
         model = load_candidate(path)
         settings = SessionSettings(device=resolve_device(device, device_id), device_id=device_id, threads=threads)
         graphs, settings = _as_judged(model, settings)
-        generator = Generator(graphs, generation, settings, leave_out_finished=True)
+        mixed = any(map(is_mixed, model.graphs.values()))
+        generator = Generator(graphs, generation, settings, leave_out_finished=True, leave_out_padding=not mixed)
         return cls(generator, model.tokenizer, config, generation, settings)
 
     def decode(self, ids: Sequence[int]) -> str:

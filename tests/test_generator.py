@@ -20,6 +20,7 @@ from onnx import TensorProto
 from precision_search.errors import DeviceError, InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.runtime import decoding
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache, cache_tensors
 from precision_search.runtime.generator import Generation, Generator
@@ -130,6 +131,47 @@ def test_a_batch_that_fits_allocates_nothing_more(monkeypatch: pytest.MonkeyPatc
     assert not made
     check_against_numpy(generator, toy, [*big, *big], GREEDY, 12)
     assert made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_encoded_by_length_come_back_to_their_places(monkeypatch: pytest.MonkeyPatch, dtype: int) -> None:
+    """Also where a larger batch has left other values behind."""
+    monkeypatch.setattr(decoding, "_GROUP_POSITIONS", 4)
+    runs: list[tuple[int, ...]] = []
+    real = decoding.Encoder._encode
+
+    def spy(self: decoding.Encoder, ids: Ids, *rest: Any) -> None:
+        runs.append(ids.shape)
+        real(self, ids, *rest)
+
+    monkeypatch.setattr(decoding.Encoder, "_encode", spy)
+    toy = Toy.random(6)
+    generator = make(toy, dtype=dtype, leave_out_padding=True)
+    for lengths in ([9, 1, 2, 9, 1, 5], [1, 6, 1, 2], [3, 3, 3], [7]):
+        rows = [[3 + (index + place) % (VOCABULARY - 3) for place in range(n)] for index, n in enumerate(lengths)]
+        check_against_numpy(generator, toy, rows, GREEDY, 12)
+    assert runs == [(1, 9), (1, 9), (1, 5), (2, 2), (1, 1), (1, 6), (2, 2), (1, 1), (3, 3), (1, 7)]
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=200))
+def test_groups_of_like_length_hold_every_row_once_and_save_padding(lengths: list[int]) -> None:
+    sizes = np.array(lengths)
+    groups = decoding.like_lengths(sizes)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    if len(groups) > 1:
+        assert sum(len(rows) * sizes[rows].max() for rows in groups) <= 7 / 8 * len(lengths) * sizes.max()
+        assert all(sizes[left].min() >= sizes[right].max() for left, right in itertools.pairwise(groups))
+        assert all(len(rows) * sizes[rows].max() >= 256 for rows in groups[:-1])
+
+
+def test_a_value_that_is_not_finite_is_seen_in_rows_encoded_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_GROUP_POSITIONS", 1)
+    toy = Toy.random(0)
+    ids, mask = padded([[3], [4, 5, 6], [5]])
+    toy.encoder[5] = np.nan
+    out = make(toy, leave_out_padding=True).generate(ids, mask)
+    np.testing.assert_array_equal(out.nonfinite, make(toy).generate(ids, mask).nonfinite)
+    assert out.nonfinite.tolist() == [False, True, True]
 
 
 def test_results_outlive_the_next_call() -> None:

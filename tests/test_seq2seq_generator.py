@@ -129,16 +129,19 @@ def test_a_batch_of_mixed_lengths_equals_sentences_one_by_one(demo: Seq2SeqGener
     assert all(np.isfinite(margins).all() for margins in together.margins)
 
 
-def test_leaving_out_finished_rows_changes_nothing(demo_bundle: Bundle, demo_ids: Sequence[Sequence[int]]) -> None:
+@pytest.mark.parametrize("option", ["leave_out_finished", "leave_out_padding"])
+def test_leaving_out_what_does_not_count_changes_nothing(
+    demo_bundle: Bundle, demo_ids: Sequence[Sequence[int]], option: str
+) -> None:
     ids = np.zeros((40, max(len(row) for row in demo_ids[:40])), np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(demo_ids[:40]):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
     whole, left = (
-        Generator(
-            demo_bundle.models, demo_bundle.generation, SessionSettings(threads=1), leave_out_finished=leave
-        ).generate(ids, mask, with_margins=True)
-        for leave in (False, True)
+        Generator(demo_bundle.models, demo_bundle.generation, SessionSettings(threads=1), **options).generate(
+            ids, mask, with_margins=True
+        )
+        for options in ({}, {option: True})
     )
     np.testing.assert_array_equal(whole.tokens, left.tokens)
     np.testing.assert_array_equal(whole.lengths, left.lengths)

@@ -7,7 +7,7 @@ shape of the moment, so that a tensor that grows by one position a step is alloc
 from __future__ import annotations
 
 import ctypes
-import weakref
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,6 @@ from precision_search.runtime.session import SessionSettings, first_line
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
-
-
-_shared: weakref.WeakSet[Buffer] = weakref.WeakSet()
-"""The buffers in memory that sessions share (see `SessionSettings.memory_limit`)."""
-
-
-def release_shared() -> None:
-    """Gives back the memory of every buffer that shares it with sessions; nothing may be running there."""
-    for buffer in tuple(_shared):
-        buffer.release()
 
 
 class Buffer:
@@ -47,12 +37,6 @@ class Buffer:
         self._address = 0
         self._place = settings.device, settings.device_id, int(dtype)
         self._item_size = int(dtype.itemsize)
-        if settings.memory_limit is not None:
-            _shared.add(self)
-
-    def release(self) -> None:
-        """Gives the memory back; `reserve` comes before the next use."""
-        self._value, self._capacity = None, 0
 
     def reserve(self, count: int) -> None:
         """Makes room for `count` elements; growing loses the contents.
@@ -79,14 +63,21 @@ class Buffer:
         assert self._value is not None, "reserve() comes before use"
         return np.asarray(self._value.numpy())
 
+    def host_bytes(self, *shape: int) -> npt.NDArray[np.uint8]:
+        """The first elements as an array of `shape` in host memory, as bytes, since numpy knows no bfloat16.
+
+        The last dimension counts bytes: it is as many times longer as an element has. Writing to it writes to the
+        buffer, whose next growth makes it invalid.
+        """
+        assert self._place[0] == "cpu", "device memory has no host address"
+        sizes = *shape[:-1], shape[-1] * self._item_size
+        assert math.prod(sizes) <= self._capacity * self._item_size, "reserve() comes before use"
+        memory = (ctypes.c_uint8 * math.prod(sizes)).from_address(self._address)
+        return np.ctypeslib.as_array(memory).reshape(sizes)
+
     def move_rows(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], size: int) -> None:
         """Copies rows of `size` elements to other places in host memory; no row is both a source and a target."""
-        assert self._place[0] == "cpu", "device memory has no host address"
-        width = size * self._item_size
-        count = self._capacity * self._item_size // width
-        # As bytes, since numpy knows no bfloat16.
-        memory = np.ctypeslib.as_array((ctypes.c_uint8 * (count * width)).from_address(self._address))
-        rows = memory.reshape(count, width)
+        rows = self.host_bytes(self._capacity // size, size)
         rows[targets] = rows[sources]
 
     def bind_input(self, binding: IOBinding, name: str, shape: Sequence[int], *, offset: int = 0) -> None:

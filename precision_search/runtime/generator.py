@@ -72,6 +72,7 @@ class Generator:
         *,
         check_every: int | None = None,
         leave_out_finished: bool = False,
+        leave_out_padding: bool = False,
     ) -> None:
         """Makes the sessions; the decoder graphs are kept for `with_margins`, none is modified.
 
@@ -82,6 +83,8 @@ class Generator:
             check_every: steps between looks at the finished flags; None takes what suits the device.
             leave_out_finished: on a CPU, go on without rows that have ended. Rows then run in batches of changing size,
                 which moves logits by fp32's own rounding.
+            leave_out_padding: on a CPU, encode rows of like length together, which moves logits likewise. What the
+                model makes of padding is then not seen: not for graphs that may overflow there.
 
         Raises:
             InputError: a graph is missing, has inputs unknown here, or does not fit the others.
@@ -96,6 +99,7 @@ class Generator:
         self._encoder = decoding.Encoder(models["encoder"], settings)
         self._decoders = {False: self._make_decoder(with_margins=False)}
         self._leave_out_finished = leave_out_finished and settings.device == "cpu"
+        self._leave_out_padding = leave_out_padding and settings.device == "cpu"
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -130,7 +134,8 @@ class Generator:
             decoder = self._decoders.get(with_margins)
             if decoder is None:
                 decoder = self._decoders[with_margins] = self._make_decoder(with_margins=True)
-            encoded = self._encoder.run(input_ids, attention_mask)
+            encode = self._encoder.run_by_length if self._leave_out_padding else self._encoder.run
+            encoded = encode(input_ids, attention_mask)
             decoder.start(encoded, limit)
             for step in range(limit):
                 decoder.step(step)
