@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,16 @@ from precision_search.runtime.session import SessionSettings, first_line
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
+
+
+_shared: weakref.WeakSet[Buffer] = weakref.WeakSet()
+"""The buffers in memory that sessions share (see `SessionSettings.memory_limit`)."""
+
+
+def release_shared() -> None:
+    """Gives back the memory of every buffer that shares it with sessions; nothing may be running there."""
+    for buffer in tuple(_shared):
+        buffer.release()
 
 
 class Buffer:
@@ -37,6 +48,12 @@ class Buffer:
         self._address = 0
         self._place = settings.device, settings.device_id, int(dtype)
         self._item_size = int(dtype.itemsize)
+        if settings.memory_limit is not None:
+            _shared.add(self)
+
+    def release(self) -> None:
+        """Gives the memory back; `reserve` comes before the next use."""
+        self._value, self._capacity = None, 0
 
     def reserve(self, count: int) -> None:
         """Makes room for `count` elements; growing loses the contents.
