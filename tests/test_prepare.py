@@ -13,12 +13,13 @@ import pytest
 import tokenizers
 
 from precision_search.config import Config, load_config
-from precision_search.errors import ConfigError, InputError, VerificationError
+from precision_search.errors import ConfigError, InputError, UsageError, VerificationError
 from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.precision.plan import all_compute_keys
 from precision_search.runtime import reference as reference_module
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference
+from precision_search.runtime.session import NO_LIMIT
 from precision_search.search import prepare as module
 from precision_search.search.prepare import NearTie, Parity, Prepared, near_ties, prepare
 from tests.conftest import DEMO_DATA, DEMO_MODEL
@@ -118,6 +119,29 @@ def test_a_dtype_that_the_device_cannot_compute_in_is_found_before_the_export(ma
 def test_an_unknown_profile_is_found_before_the_export(make: Make, talk: Talk) -> None:
     with pytest.raises(ConfigError, match="t44"):
         talk.prepare(make("latency.profile=t44"))
+
+
+def test_the_device_table_becomes_session_settings(make: Make) -> None:
+    section = make("device.gemm_options=6", "device.memory_limit=1.5", "device.id=2", "device.use_tf32=true").device
+    settings = module._session_settings(section, "cuda")
+    assert (settings.device, settings.device_id, settings.use_tf32, settings.gemm_options) == ("cuda", 2, True, 6)
+    assert settings.memory_limit == 3 * 2**29
+    assert module._session_settings(make().device, "cuda").memory_limit == NO_LIMIT  # shared, as in every run
+
+
+@pytest.mark.parametrize(("override", "warned"), [("use_tf32=true", 1), ("gemm_options=0", 1), ("gemm_options=2", 0)])
+def test_what_emulation_does_not_know_is_said(make: Make, override: str, warned: int) -> None:
+    said: list[str] = []
+    module._check_process(module._session_settings(make(f"device.{override}").device, "cpu"), said.append)
+    assert len(said) == warned
+
+
+def test_gemm_options_of_the_process_are_checked_before_the_slow_part(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "0")
+    with pytest.raises(UsageError, match="to be 2, but ORT_CUDA_GEMM_OPTIONS is 0"):
+        module._check_process(module._session_settings(make().device, "cuda"), lambda _: None)
 
 
 # Mistakes that need the graphs, and must not cost a reference.
