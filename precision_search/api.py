@@ -6,12 +6,11 @@ measures a device for the estimates of machines that do not have it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from precision_search.config import Config, load_config, to_toml
-from precision_search.errors import ConfigError, InternalError, UsageError
+from precision_search.config import load_config
+from precision_search.errors import UsageError
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
@@ -19,67 +18,31 @@ from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
-from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
-from precision_search.output.run_record import RunRecorder
-from precision_search.output.table import ParetoTable, pareto_table, rejection
-from precision_search.precision.convert import convert
-from precision_search.precision.cost import Workload
+from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
-from precision_search.precision.plan import (
-    Blocklist,
-    LowDtype,
-    Plan,
-    all_compute_keys,
-    plan_of_blocklist,
-    read_blocklist,
-)
-from precision_search.precision.weights import WeightCache
+from precision_search.precision.plan import LowDtype
+from precision_search.run import RunResult, dry_run, search
 from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.doctor import DoctorReport, examine
 from precision_search.runtime.session import SessionSettings, resolve_device
-from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
-from precision_search.search.latency import EstimatedLatency, MeasuredLatency
-from precision_search.search.node_space import make_node_space
-from precision_search.search.noise import is_damaged
-from precision_search.search.pareto import Choice, choose_winner
-from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_fp32, prepare
-from precision_search.search.strategies import make_strategy
-from precision_search.search.strategies.base import NodeSpace, Proposal, Strategy, StrategyContext
-from precision_search.search.strategies.given import GivenPlan
-from precision_search.search.study import Budget, Judge, guarded, run_search
-from precision_search.search.study_file import StudyFile
-from precision_search.search.timings import TIMINGS_FILE, TimingLog, with_timings
-from precision_search.search.trials import Trial, TrialLog
+from precision_search.search.pareto import choose_winner
 from precision_search.search.verify import VerifyReport, compare, open_candidate
+
+__all__ = [
+    "RunResult",
+    "calibrate",
+    "doctor",
+    "dry_run",
+    "export",
+    "inspect",
+    "open_model",
+    "pareto",
+    "search",
+    "verify",
+]
 
 BATCH_SIZE = 32
 """Samples at once where no config says."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What `search` left.
-
-    Attributes:
-        directory: the run directory.
-        trials: every judged plan.
-        choice: the winner and why.
-        table: the Pareto table.
-        interrupted: whether Ctrl-C ended the search; everything judged until then is in the directory.
-    """
-
-    directory: Path
-    trials: tuple[Trial, ...]
-    choice: Choice
-    table: ParetoTable
-    interrupted: bool
-
-    @property
-    def exit_code(self) -> int:
-        """0; 1 where no stable plan is faster than fp32; 130 where interrupted."""
-        if self.interrupted:
-            return 130
-        return 0 if self.choice.faster else 1
 
 
 def open_model(
@@ -88,118 +51,6 @@ def open_model(
     """Opens a checkpoint directory, a directory of ONNX graphs or a hub id as fp32 graphs (see `model.bundle`)."""
     say = reporter.stage if reporter is not None else lambda _: None
     return open_bundle(source, cache, max_new_tokens=max_new_tokens, say=say)
-
-
-def search(
-    config: Config, out: Path, *, resume: bool = False, blocklist: Path | None = None, reporter: Reporter
-) -> RunResult:
-    """Searches, or judges one given blocklist, and writes the run directory.
-
-    Args:
-        config: the resolved config.
-        out: the run directory; must not exist unless `resume`.
-        resume: go on with the run in `out`; nothing it judged is judged again.
-        blocklist: a `blocklist.json` to judge instead of searching.
-        reporter: receives progress.
-
-    Raises:
-        OutputExistsError: `out` exists and `resume` is not set.
-        UsageError: nothing to resume, or model, config or samples changed since.
-        PrecisionSearchError: see `search.prepare.prepare` and `output.publish.publish`.
-    """
-    given = None if blocklist is None else _given_blocklist(config, blocklist)
-    check_run_directory(config, out, resume=resume)
-    prepared = prepare(
-        config,
-        reporter.stage,
-        reporter.warn,
-        lambda bundle: given and plan_of_blocklist(given, bundle.graphs, str(blocklist)),
-    )
-    plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
-    workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
-    estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
-    measured = _measured(config, prepared, workload)
-    judge = _judge(config, prepared, measured or estimate)
-    strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
-    recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
-    # Nothing is written before all that can be wrong with the input has been asked.
-    with recorder.opened(resume=resume):
-        return _search(
-            config, prepared, judge, estimate, measured, strategy=strategy, recorder=recorder, reporter=reporter
-        )
-
-
-def _search(
-    config: Config,
-    prepared: Prepared,
-    judge: PlanJudge,
-    estimate: EstimatedLatency,
-    measured: MeasuredLatency | None,
-    *,
-    strategy: Strategy,
-    recorder: RunRecorder,
-    reporter: Reporter,
-) -> RunResult:
-    """Judges, chooses and publishes in a run directory that is this process's own."""
-    out = recorder.directory
-    log = TrialLog(out / run_files.TRIALS_FILE)
-    study = StudyFile(out, prepared.space.space, estimate.plan_ms)
-    for trial in log.trials:
-        study.add(trial)
-    recorder.judged(log.trials, judge.statistics)
-    judging: Judge = judge
-    if measured is not None:
-        timings = TimingLog(out / TIMINGS_FILE, log.next_id)
-        judging = with_timings(judge, measured.take, timings, reporter.warn)
-
-    def on_trial(trial: Trial) -> None:
-        recorder.judged(log.trials, judge.statistics)
-        study.add(trial)
-        if trial.stage == "forced-low" and is_damaged(trial):
-            reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
-        reporter.trial(trial, judge.statistics.per_second)
-
-    given = isinstance(strategy, GivenPlan)
-    reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
-    outcome = run_search(
-        strategy,
-        guarded(judging, judge.record, judge.node_counts, judge.source),
-        log,
-        Budget(config.search.max_trials, config.search.timeout),
-        baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
-        on_trial=on_trial,
-    )
-    choice = choose_winner(outcome.trials, config.min_exact_match)
-    interrupted = outcome.stopped == "interrupted"
-    try:
-        if interrupted:
-            recorder.decide(choice, None)
-        elif choice.trial is not None:
-            test = _test(config, prepared, judge, choice.trial, reporter)
-            recorder.decide(choice, test)
-            _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
-    except KeyboardInterrupt:
-        interrupted = True
-    recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
-    reporter.close()
-    return RunResult(out, outcome.trials, choice, pareto(out), interrupted)
-
-
-def dry_run(config: Config, reporter: Reporter) -> str:
-    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    prepared = prepare(config, reporter.stage, reporter.warn)
-    reporter.close()
-    space = prepared.space
-    lines = [to_toml(config).rstrip(), "", f"# The search space of strategy {config.search.strategy}"]
-    for family, op_types in space.space.op_types.items():
-        hard = space.space.hard[family]
-        lines.append(f"# {family}: {', '.join(op_types) or 'nothing'}")
-        lines.append(f"#   of these beyond the range of {config.search.dtype}: {', '.join(sorted(hard)) or 'none'}")
-    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(space.fixed)}")
-    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(space.fixed.items()))
-    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
-    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
-    return "\n".join(lines) + "\n"
 
 
 def pareto(run: Path) -> ParetoTable:
@@ -324,98 +175,3 @@ def calibrate(out: Path, *, device_id: int = 0, force: bool = False, reporter: R
 def doctor() -> DoctorReport:
     """What this machine can run, and how to get the rest."""
     return examine()
-
-
-def _given_blocklist(config: Config, path: Path) -> Blocklist:
-    found = read_blocklist(path, config.search.dtype)
-    if found.dtype != config.search.dtype:
-        raise ConfigError(
-            f"{path} is for {found.dtype}, the config for {config.search.dtype}",
-            why="fp32 and the given plan are judged for one low dtype",
-            fix=f"add --set search.dtype={found.dtype}",
-        )
-    return found
-
-
-def _given_plan(given: Blocklist, source: str, prepared: Prepared, reporter: Reporter) -> Plan:
-    """The plan that the blocklist stands for, with what can never be low and the user's pins kept in fp32."""
-    plan = plan_of_blocklist(given, prepared.bundle.graphs, source)
-    added = prepared.space.fixed.keys() - plan.fp32
-    for reason in sorted({prepared.space.fixed[key] for key in added}):
-        keys = sorted(key for key in added if prepared.space.fixed[key] == reason)
-        reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
-    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(prepared.space.fixed))
-
-
-def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
-    return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
-
-
-def _measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency | None:
-    """What measures latency here; None where there is no device, and estimates are what is reported."""
-    if prepared.settings.device != "cuda":
-        return None
-    return MeasuredLatency(prepared.bundle, workload, prepared.settings, config.search.seed)
-
-
-def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJudge:
-    validation = prepared.sets.get("validation")
-    return PlanJudge(
-        prepared.bundle,
-        prepared.sets["calibration"].data,
-        None if validation is None else validation.data,
-        latency=latency,
-        weights=WeightCache(),
-        settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed, prepared.limit),
-    )
-
-
-def _strategy(
-    config: Config, prepared: Prepared, judge: PlanJudge, estimate: EstimatedLatency, reporter: Reporter
-) -> Strategy:
-    def nodes() -> NodeSpace:
-        return make_node_space(
-            prepared.bundle,
-            prepared.space,
-            estimate.placement_costs(config.search.dtype),
-            screener=judge.screener,
-            samples=prepared.sets["calibration"].data,
-            say=reporter.note,
-        )
-
-    return make_strategy(
-        config.search.strategy,
-        StrategyContext(
-            space=prepared.space.space,
-            seed=config.search.seed,
-            max_trials=config.search.max_trials,
-            estimate=estimate.plan_ms,
-            nodes=nodes,
-            min_validation_match=config.min_exact_match,
-        ),
-    )
-
-
-def _test(
-    config: Config, prepared: Prepared, judge: PlanJudge, trial: Trial, reporter: Reporter
-) -> tuple[LoadedSet, int] | None:
-    """The test set, and how many of its samples the chosen plan keeps; it took no part in choosing."""
-    if config.test is None or trial.is_fp32:
-        return None
-    reporter.stage("testing the winner on unseen samples")
-    fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
-    loaded = load_set(load_samples(config.test.path, "test"), config.test, fp32, reporter.warn)
-    found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data)
-    return loaded, round(found.exact_match * len(loaded.data.rows))
-
-
-def _publish_choice(
-    recorder: RunRecorder, bundle: Bundle, trials: tuple[Trial, ...], choice: Choice, reporter: Reporter
-) -> None:
-    """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
-    trial = choice.trial if choice.faster else next((trial for trial in trials if trial.is_fp32), None)
-    if trial is None:
-        raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
-    reporter.stage("writing the model")
-    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), recorder.directory / FRESH_MODEL)
-    replace_model(recorder.directory)

@@ -195,8 +195,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Call("os", "fsync", 12),
         Call("precision_search.search.judge", "convert", 2),
         Call("precision_search.output.publish", "check_published"),
-        Call("precision_search.api", "replace_model"),
-        Call("precision_search.api", "pareto"),
+        Call("precision_search.run", "replace_model"),
+        Call("precision_search.run", "pareto_table"),
     ],
     ids=lambda moment: f"{moment.module.rpartition('.')[2]}.{moment.name}-{moment.count}",
 )

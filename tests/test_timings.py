@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
+from precision_search import run as run_module
 from precision_search.config import Config, load_config
 from precision_search.errors import InputError
 from precision_search.output import run_files
@@ -170,7 +171,7 @@ def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency:
         return MeasuredLatency(prepared.bundle, Workload(2, 4, 4), prepared.settings, config.search.seed)
 
-    monkeypatch.setattr(api, "_measured", measured)
+    monkeypatch.setattr(run_module, "_measured", measured)
 
 
 def timed(trials: Sequence[Trial]) -> list[int]:
