@@ -149,7 +149,7 @@ class Work:
         bundle = open_bundle(
             config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, say=say
         )
-        fp32 = open_fp32(bundle, SessionSettings(device=resolve_device(config.device.kind)))
+        fp32 = open_fp32(bundle, SessionSettings(device=resolve_device(config.device.kind, warn=say)))
         sections = {"calibration": config.calibration, "validation": config.validation, "test": config.test}
         return [
             load_set(load_samples(section.path, name), section, fp32, lambda text: None).data.reference

@@ -126,7 +126,7 @@ def verify(
     """
     samples = load_samples(data, "data")
     bundle = open_model(reference, cache, reporter=reporter)
-    settings = SessionSettings(device=resolve_device(device))
+    settings = SessionSettings(device=resolve_device(device, warn=reporter.warn))
     return compare(
         bundle,
         open_candidate(model, bundle),

@@ -7,6 +7,7 @@ The model runs as it was judged: `precision_search.json` says under which settin
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +153,8 @@ class Seq2SeqGenerator:
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
         model = load_candidate(path)
-        settings = SessionSettings(device=resolve_device(device, device_id), device_id=device_id, threads=threads)
+        place = resolve_device(device, device_id, warn=lambda text: warnings.warn(text, RuntimeWarning, stacklevel=4))
+        settings = SessionSettings(device=place, device_id=device_id, threads=threads)
         graphs, settings = _as_judged(model, settings)
         mixed = any(map(is_mixed, model.graphs.values()))
         generator = Generator(graphs, generation, settings, leave_out_finished=True, leave_out_padding=not mixed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.runtime import cuda_driver
 from precision_search.runtime import device_state as module
 from precision_search.runtime.device_state import DeviceState, device_state, pci_bus_id, query, run_command
 
@@ -94,7 +95,7 @@ def test_the_place_is_that_of_the_device_asked_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_driver_has_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_DRIVER", "libno-such-driver.so")
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libno-such-driver.so")
 
     assert pci_bus_id(0) is None
 

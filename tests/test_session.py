@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from precision_search.errors import DeviceError, DeviceMemoryError, InputError, MissingPackageError, UsageError
 from precision_search.runtime import cuda
+from precision_search.runtime import session as session_module
 from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER, GEMM_VARIABLE
+from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
 from precision_search.runtime.session import (
     SessionSettings,
     create_session,
@@ -94,6 +99,41 @@ def test_optimization_level_and_threads_are_pinned(level: Any, expected: str) ->
     assert session.get_providers() == [CPU_PROVIDER]
 
 
+MERGED_BY_ONNXRUNTIME = {
+    "a reciprocal times": "{ s = Sqrt(v) r = Div(one, s) y = Mul(r, x) }",
+    "a product plus a bias": "{ p = MatMul(x, w) y = Add(p, w0) }",
+    "Gelu": "{ d = Div(x, root) e = Erf(d) f = Add(e, one) m = Mul(x, f) y = Mul(m, half) }",
+    "a layer norm": "{ u = ReduceMean(x, last) d = Sub(x, u) q = Pow(d, two) m = ReduceMean(q, last) "
+    "a = Add(m, little) s = Sqrt(a) n = Div(d, s) g = Mul(n, w0) y = Add(g, w0) }",
+}
+CONSTANTS = (
+    "<float one = {1.0}, float two = {2.0}, float half = {0.5}, float root = {1.41421356}, float little = {0.00001}, "
+    "float[2] w0 = {1.5, 2.5}, float[2, 2] w = {1.5, 2.5, 3.5, 4.5}, int64[1] last = {-1}>"
+)
+
+
+@pytest.mark.parametrize("body", MERGED_BY_ONNXRUNTIME.values(), ids=MERGED_BY_ONNXRUNTIME)
+def test_the_pinned_level_merges_no_arithmetic(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = '<ir_version: 9, opset_import: ["" : 20]> g (float[N, 2] x, float[N, 2] v) => (float[N, 2] y)'
+    proto = onnx.parser.parse_model(f"{head} {CONSTANTS} {body}")
+    make_options = session_module._session_options
+
+    def writing(settings: SessionSettings) -> onnxruntime.SessionOptions:
+        options = make_options(settings)
+        options.optimized_model_filepath = str(tmp_path / "run.onnx")
+        return options
+
+    monkeypatch.setattr(session_module, "_session_options", writing)
+
+    def op_types_that_run(level: Any) -> list[str]:
+        create_session(ir.from_proto(proto), SessionSettings(optimization_level=level))
+        return [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node]
+
+    written = [node.op_type for node in proto.graph.node]
+    assert op_types_that_run("basic") == written
+    assert len(op_types_that_run("all")) < len(written)
+
+
 def test_a_graph_that_onnxruntime_rejects_is_an_input_error(capfd: pytest.CaptureFixture[str]) -> None:
     model = lookup_model(table_of(np.float32))
     next(iter(model.graph)).op_type = "Gathre"
@@ -105,7 +145,7 @@ def test_a_graph_that_onnxruntime_rejects_is_an_input_error(capfd: pytest.Captur
 
 def test_cuda_runs_on_cuda_or_fails_without_noise(capfd: pytest.CaptureFixture[str]) -> None:
     model = lookup_model(table_of(np.float32))
-    if resolve_device("auto") == "cuda":
+    if resolve_device("auto", warn=print) == "cuda":
         assert create_session(model, CUDA).get_providers()[0] == CUDA_PROVIDER
         return
     with pytest.raises((MissingPackageError, DeviceError)) as caught:
@@ -228,10 +268,24 @@ def test_float_arithmetic_on_the_cpu_is_refused_by_name(monkeypatch: pytest.Monk
 
 def test_device_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
-    assert resolve_device("cpu") == "cpu"
-    assert resolve_device("auto") == "cpu"
+    assert resolve_device("cpu", warn=print) == "cpu"
+    assert resolve_device("auto", warn=print) == "cpu"
     with pytest.raises(MissingPackageError):
-        resolve_device("cuda")
+        resolve_device("cuda", warn=print)
+
+
+def test_a_device_that_goes_unused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
+    told: list[str] = []
+    monkeypatch.setattr(session_module, "read_driver", lambda: None)
+    assert resolve_device("auto", warn=told.append) == "cpu"
+    assert told == []
+    device = CudaDevice(0, "Tesla T4", "7.5", 16 * 2**30, None, bfloat16=False)
+    monkeypatch.setattr(session_module, "read_driver", lambda: CudaDriver("580.1", "13.0", (device,), None))
+    assert resolve_device("auto", warn=told.append) == "cpu"
+    assert len(told) == 1
+    assert "runs on the CPU" in told[0]
+    assert "no CUDA provider" in told[0]
 
 
 @pytest.mark.usefixtures("cuda_offered")
@@ -239,7 +293,7 @@ def test_cuda_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
 
     class Started(FallenBack):
-        def __init__(self, graph: bytes, options: Any, *, providers: Any, enable_fallback: int) -> None:
+        def __init__(self, graph: bytes, options: Any, *, providers: Any, enable_fallback: int, **_: Any) -> None:
             seen.append((providers, enable_fallback))
 
         def get_providers(self) -> list[str]:

@@ -33,7 +33,7 @@ from precision_search.output.run_info import (
     tool_version,
 )
 from precision_search.precision.plan import Plan, blocklist_of_plan, pinned_keys
-from precision_search.runtime.doctor import cuda_device_name
+from precision_search.runtime.cuda_driver import cuda_device_name
 from precision_search.search.judge import ScreenStatistics
 from precision_search.search.pareto import Choice, choose_winner, pareto_front
 from precision_search.search.prepare import LoadedSet, Prepared, SetName, near_ties

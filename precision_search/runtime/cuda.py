@@ -12,7 +12,6 @@ import ctypes
 import io
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from precision_search.errors import (
     MissingPackageError,
     UsageError,
 )
+from precision_search.runtime import cuda_driver
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -35,7 +35,6 @@ USE_SHARED_MEMORY = "session.use_env_allocators"
 """The session config entry of ONNX Runtime that makes a session take the memory that `share_memory` registered."""
 
 LOG_ERROR, LOG_FATAL = 3, 4
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _INSTALL = "pip install 'precision-search[cuda]'"
 _ON_CPU = "set device.kind to cpu"
 _FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure (\d+): [^;]*[^; ]", re.IGNORECASE)
@@ -263,9 +262,9 @@ def _refused(device_id: int, text: str) -> EnvironmentProblemError:
 
 def _not_loaded(unloaded: tuple[tuple[str, str], ...]) -> EnvironmentProblemError:
     """Why ONNX Runtime gave a session on the CPU without a word."""
-    driver = _loads(_DRIVER)
+    driver = _loads(cuda_driver.LIBRARY)
     if unloaded:
-        also = "" if driver else f" Nor is there an NVIDIA driver ({_DRIVER})."
+        also = "" if driver else f" Nor is there an NVIDIA driver ({cuda_driver.LIBRARY})."
         return MissingPackageError(
             f"CUDA was asked for, but its libraries do not load: {', '.join(name for name, _ in unloaded)}.",
             why=f"{'; '.join(dict.fromkeys(reason for _, reason in unloaded))}.{also}",
@@ -274,7 +273,7 @@ def _not_loaded(unloaded: tuple[tuple[str, str], ...]) -> EnvironmentProblemErro
     if not driver:
         return DeviceError(
             "CUDA was asked for, but there is no NVIDIA driver.",
-            why=f"CUDA's libraries are there, {_DRIVER} does not load.",
+            why=f"CUDA's libraries are there, {cuda_driver.LIBRARY} does not load.",
             fix="Install the driver of the GPU (no Python package brings it); a container must be started with "
             f"access to the GPU. Or {_ON_CPU}.",
         )

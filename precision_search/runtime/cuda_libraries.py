@@ -41,7 +41,7 @@ class CudaLibrary:
 def find_libraries(cuda: str) -> tuple[CudaLibrary, ...]:
     """Looks for each library: what a program gets that asks for it by its name now, else what its package holds.
 
-    Whoever loads the packaged libraries (`session.load_cuda_libraries`) does that first, so that they have those names.
+    Whoever loads the packaged libraries (`cuda.load_libraries`) does that first, so that they have those names.
 
     Args:
         cuda: the version, for example "13.0".

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+from precision_search.runtime import cuda_driver
+
 _TIMEOUT_S = 10.0
 _FIELDS = (
     "name",
@@ -99,7 +99,7 @@ def query(place: str, command: Command = run_command) -> DeviceState:
 def pci_bus_id(device_id: int) -> str | None:
     """Where a CUDA device is on the bus, as its driver gives it; None without driver or device."""
     try:
-        driver = ctypes.CDLL(_DRIVER)
+        driver = ctypes.CDLL(cuda_driver.LIBRARY)
         device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
         failed = (
             driver.cuInit(0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.errors import EnvironmentProblemError, MissingPackageError
-from precision_search.runtime import cuda_driver
 from precision_search.runtime.cuda_driver import CudaDriver, read_driver
 from precision_search.runtime.cuda_libraries import CudaLibrary, find_libraries
 from precision_search.runtime.device_profile import available_profiles, load_profile
@@ -39,7 +38,6 @@ _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "ORT_CUDA_GEMM_OPTIONS", "NVIDIA_TF32_OVERRIDE")
 """Of the environment: which devices there are, and how their matrix products round."""
 
-cuda_device_name = cuda_driver.cuda_device_name
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

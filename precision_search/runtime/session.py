@@ -7,7 +7,7 @@ limit of protobuf nor the time to copy weights into a message matters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,7 @@ from precision_search.errors import (
 )
 from precision_search.runtime import cuda
 from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER
+from precision_search.runtime.cuda_driver import read_driver
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -41,6 +42,12 @@ _LEVELS: dict[OptimizationLevel, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+_MERGES = ("DivMulFusion", "GeluFusionL1", "LayerNormFusionL1", "MatMulAddFusion")
+"""What ONNX Runtime merges even at `basic` though it changes where floats are rounded (found with 1.31): 1 / x * y into
+a Div, Erf and what is around it into a Gelu, a layer norm's nodes into one, MatMul and Add into a Gemm. Graphs that we
+export hold none of these; others do."""
+_SPIN_MICROSECONDS = 20
+"""How long a thread waits busily for work before it sleeps (docs/decisions/0023-threads-spin-briefly.md)."""
 DEFAULT_GEMM_OPTIONS = 2
 """fp16 products keep their sums in fp32 to the end, which is what emulation assumes (see `SessionSettings`)."""
 
@@ -82,9 +89,9 @@ def create_session(
     """Makes a session for `model`.
 
     The session holds its own copy of the weights (measured with onnxruntime 1.31): the model may go away afterwards.
-    With `consume` it must: it is taken apart instead of cloned, which is a fifth of the time. With `changing_shapes` a
-    session on the CPU plans no memory from the shapes of a run for the next run of the same shapes: where every run
-    has others, as decoder steps do, that takes a quarter of the time.
+    With `consume` it must: it is taken apart instead of cloned, which is a fifth of the time. With `changing_shapes` it
+    plans no memory from the shapes of a run for the next run of the same shapes. On a CPU that takes a quarter of the
+    time where every run has others, as decoder steps do; on CUDA a plan may take more device memory in a second run.
 
     On CUDA every node that takes and gives floats runs there; ONNX Runtime may keep arithmetic on shapes on the host.
 
@@ -102,7 +109,7 @@ def create_session(
     floats = _float_nodes(model) if on_cuda else frozenset()
     graph, weights = _split_weights(model if consume else model.clone())
     options = _session_options(settings)
-    options.enable_mem_pattern = on_cuda or not changing_shapes
+    options.enable_mem_pattern = not changing_shapes
     options.add_external_initializers(list(weights), list(weights.values()))
     if on_cuda:
         cuda.check_provider_offered()
@@ -112,7 +119,13 @@ def create_session(
         with cuda.quiet() if on_cuda else nullcontext():
             if on_cuda and settings.memory_limit is not None:
                 cuda.share_memory(settings.device_id, settings.memory_limit)
-            session = onnxruntime.InferenceSession(graph, options, providers=_providers(settings), enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                graph,
+                options,
+                providers=_providers(settings),
+                enable_fallback=0,
+                disabled_optimizers=_MERGES if settings.optimization_level == "basic" else None,
+            )
     except PrecisionSearchError:
         raise
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
@@ -180,8 +193,12 @@ def run_error(error: Exception) -> PrecisionSearchError:
     return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
 
 
-def resolve_device(kind: Literal["auto", "cpu", "cuda"], device_id: int = 0) -> Device:
+def resolve_device(
+    kind: Literal["auto", "cpu", "cuda"], device_id: int = 0, *, warn: Callable[[str], object]
+) -> Device:
     """The device that `kind` means here: `auto` is CUDA if a one-node session runs on that CUDA device, else the CPU.
+
+    `warn` receives a line where `auto` means the CPU though the NVIDIA driver knows a device.
 
     Raises:
         MissingPackageError, DeviceError: `kind` is `cuda` and CUDA does not start.
@@ -190,9 +207,12 @@ def resolve_device(kind: Literal["auto", "cpu", "cuda"], device_id: int = 0) -> 
         return "cpu"
     try:
         require_cuda(SessionSettings(device="cuda", device_id=device_id))
-    except (MissingPackageError, DeviceError):
+    except (MissingPackageError, DeviceError) as error:
         if kind == "cuda":
             raise
+        driver = read_driver()
+        if driver is not None and driver.devices:
+            warn(f"there is a CUDA device, and this runs on the CPU: {error.what} {error.why}")
         return "cpu"
     return "cuda"
 
@@ -269,9 +289,10 @@ def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[settings.optimization_level])
     options.log_severity_level = cuda.LOG_ERROR
-    # Every session has a thread pool of its own. Threads that spin while they wait for work take cores from the other
-    # sessions: with three sessions on two busy cores, generation took 1.5 to 2.7 times as long.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Every session has a thread pool of its own, and one session of several runs at a time: the others must leave the
+    # cores alone.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if settings.device == "cuda":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if settings.memory_limit is not None:

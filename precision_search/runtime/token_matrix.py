@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.errors import MissingPackageError
+from precision_search.runtime.decoding import upload
 from precision_search.runtime.session import SessionSettings
 
 if TYPE_CHECKING:
@@ -113,10 +114,9 @@ def _speaker(value: OrtValue) -> Any:
 def _on_device(tokens: npt.NDArray[np.int64], settings: SessionSettings) -> OrtValue:
     from onnxruntime import OrtValue
 
-    place = settings.device, settings.device_id
     if settings.device == "cuda":
-        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens), *place)
+        return upload(tokens, settings)
     # Not from numpy: that would be numpy's memory, which a consumer of the capsule does not keep alive.
-    value = OrtValue.ortvalue_from_shape_and_type(list(tokens.shape), np.int64, *place)
+    value = OrtValue.ortvalue_from_shape_and_type(list(tokens.shape), np.int64)
     value.numpy()[:] = tokens
     return value

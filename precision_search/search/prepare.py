@@ -131,7 +131,7 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
         UsageError: this process has other GEMM options than the config asks for.
         VerificationError: the fp32 bundle does not generate what its checkpoint does.
     """
-    device = resolve_device(config.device.kind, config.device.id)
+    device = resolve_device(config.device.kind, config.device.id, warn=warn)
     settings = _session_settings(config.device, device)
     _check_process(settings, warn)
     profile = load_profile(config.latency.profile)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 
 from precision_search import Seq2SeqGenerator
@@ -153,6 +154,18 @@ def test_published_models_move_nothing_in_a_run(used: dict[str, tuple[Use, Used]
     for graph in GRAPH_NAMES:
         assert not [node for node in found.nodes[graph] if node.op_type.startswith("Memcpy")]
     assert found.level == ("all" if name.endswith("all") else "basic")
+
+
+def test_no_norm_of_a_model_from_another_tool_is_merged(used: dict[str, tuple[Use, Used]]) -> None:
+    use, found = used["exported by another tool"]
+    for graph in GRAPH_NAMES:
+        written = {
+            node.name
+            for node in onnx.load(use.directory / graph_file(graph)).graph.node
+            if "norm" in node.name.lower() and node.op_type in {"Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"}
+        }
+        assert len(written) >= 30
+        assert sorted(written - {node.name for node in found.nodes[graph]}) == []
 
 
 @by_use
