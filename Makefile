@@ -10,8 +10,10 @@ RUN := artifacts/runs/demo-$(shell date -u +%Y%m%d-%H%M%S)
 demo: $(STAMP)
 	$(BIN)/precision-search run configs/demo.toml --out $(RUN)
 
+# Two workers: most tests wait for one core, and more of them would each take gigabytes. A file's tests stay together,
+# since they share what its fixtures made.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

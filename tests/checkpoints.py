@@ -102,7 +102,11 @@ def saved_checkpoints(cache: Path) -> Path:
             _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
             for spec, *_ in SPECS:
                 (work / spec / "tokenizer.json").write_text(TOKENIZER)
-            work.rename(target)
+            try:
+                work.rename(target)
+            except OSError:
+                if not target.is_dir():  # otherwise another worker made the same ones first
+                    raise
     return target
 
 
