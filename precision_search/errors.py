@@ -7,8 +7,9 @@
     │   └── OutputExistsError           2  the output directory is already there
     ├── EnvironmentProblemError         3  this machine cannot do what was asked
     │   ├── MissingPackageError         3  a Python package or a system library is not installed
-    │   └── DeviceError                 3  a device is absent or does not start
-    │       └── DeviceMemoryError       3  a device has no memory left
+    │   └── DeviceError                 3  a device is absent, does not start, or broke down
+    │       ├── DeviceMemoryError       3  a device has no memory left
+    │       └── NoKernelError           3  a device cannot run a node of this graph
     ├── VerificationError               1  the work is complete and its result is "no"
     └── InternalError                   4  a postcondition of ours does not hold: a bug
 
@@ -80,7 +81,7 @@ class MissingPackageError(EnvironmentProblemError):
 
 
 class DeviceError(EnvironmentProblemError):
-    """A device is absent or does not start."""
+    """A device is absent, does not start, or broke down while it worked."""
 
 
 class DeviceMemoryError(DeviceError):
@@ -88,6 +89,10 @@ class DeviceMemoryError(DeviceError):
 
     Says nothing about a plan: who may choose the batch tries a smaller one.
     """
+
+
+class NoKernelError(DeviceError):
+    """A device has no kernel for a node in the types that it has: another plan may give it others."""
 
 
 class VerificationError(PrecisionSearchError):

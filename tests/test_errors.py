@@ -17,6 +17,7 @@ EXIT_CODES = {
     errors.MissingPackageError: 3,
     errors.DeviceError: 3,
     errors.DeviceMemoryError: 3,
+    errors.NoKernelError: 3,
     errors.VerificationError: 1,
     errors.InternalError: 4,
 }

@@ -15,7 +15,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from precision_search.errors import DeviceError, DeviceMemoryError, InputError, MissingPackageError, UsageError
+from precision_search.errors import (
+    DeviceError,
+    DeviceMemoryError,
+    InputError,
+    MissingPackageError,
+    NoKernelError,
+    UsageError,
+)
 from precision_search.runtime import cuda
 from precision_search.runtime import session as session_module
 from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER, GEMM_VARIABLE
@@ -102,6 +109,7 @@ def test_optimization_level_and_threads_are_pinned(level: Any, expected: str) ->
 MERGED_BY_ONNXRUNTIME = {
     "a reciprocal times": "{ s = Sqrt(v) r = Div(one, s) y = Mul(r, x) }",
     "a product plus a bias": "{ p = MatMul(x, w) y = Add(p, w0) }",
+    "a product and a sum": "{ p = Gemm(x, w) y = Sum(p, v) }",
     "Gelu": "{ d = Div(x, root) e = Erf(d) f = Add(e, one) m = Mul(x, f) y = Mul(m, half) }",
     "a layer norm": "{ u = ReduceMean(x, last) d = Sub(x, u) q = Pow(d, two) m = ReduceMean(q, last) "
     "a = Add(m, little) s = Sqrt(a) n = Div(d, s) g = Mul(n, w0) y = Add(g, w0) }",
@@ -230,7 +238,12 @@ def test_no_memory_for_the_weights_is_its_own_error(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [*((text, DeviceMemoryError) for text in MEMORY), ("cuDNN is unavailable for CUDA", MissingPackageError)],
+    [
+        *((text, DeviceMemoryError) for text in MEMORY),
+        ("cuDNN is unavailable for CUDA", MissingPackageError),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; file=x.cc", DeviceError),
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", DeviceError),
+    ],
 )
 def test_what_went_wrong_in_a_run_is_told_apart(text: str, kind: type[Exception]) -> None:
     assert type(run_error(RuntimeError(text))) is kind
@@ -261,7 +274,7 @@ class OnTheHost(FallenBack):
 @pytest.mark.usefixtures("cuda_offered")
 def test_float_arithmetic_on_the_cpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheHost)
-    with pytest.raises(DeviceError, match="1 nodes of the graph 'lookup' would run on the CPU") as caught:
+    with pytest.raises(NoKernelError, match="1 nodes of the graph 'lookup' would run on the CPU") as caught:
         create_session(lookup_model(table_of(np.float16)), CUDA)
     assert "kernel for up in" in caught.value.why
 

@@ -8,7 +8,13 @@ from typing import ClassVar
 
 import pytest
 
-from precision_search.errors import DeviceError, DeviceMemoryError
+from precision_search.errors import (
+    DeviceError,
+    DeviceMemoryError,
+    MissingPackageError,
+    NoKernelError,
+    PrecisionSearchError,
+)
 from precision_search.precision.plan import Plan
 from precision_search.search.strategies.base import Proposal, StrategyContext
 from precision_search.search.study import Budget, guarded, run_search
@@ -115,7 +121,7 @@ def count(plan: Plan) -> tuple[int, int]:
 
 def failing(proposal: Proposal, trial_id: int) -> Trial:
     if proposal.plan.fp32 & {"bad", "fp32"}:
-        raise DeviceError("the device is full", why="8 GB asked", fix="take less")
+        raise NoKernelError("no kernel for that node", why="it is bfloat16", fix="keep it in fp32")
     return judge(proposal, trial_id)
 
 
@@ -126,19 +132,22 @@ def test_an_error_about_one_plan_is_a_trial(tmp_path: Path) -> None:
     assert [t.verdict for t in outcome.trials] == ["stable", "error", "stable"]
     error = outcome.trials[1]
     assert (error.fp32_nodes, error.low_nodes, error.verdict_source, error.seconds) == (1, 9, "cuda", 0.0)
-    assert error.message == "the device is full\n  why: 8 GB asked\n  fix: take less"
+    assert error.message == "no kernel for that node\n  why: it is bfloat16\n  fix: keep it in fp32"
     assert read_trials(tmp_path / "log")[1] == error
 
 
-def test_memory_that_is_used_up_says_nothing_about_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [DeviceMemoryError, DeviceError, MissingPackageError])
+def test_what_is_wrong_with_the_machine_says_nothing_about_the_plan(
+    tmp_path: Path, kind: type[PrecisionSearchError]
+) -> None:
     def full(proposal: Proposal, trial_id: int) -> Trial:
         if proposal.plan.fp32 & {"bad"}:
-            raise DeviceMemoryError("the memory does not hold one sample")
+            raise kind("the device is gone, or its memory does not hold one sample")
         return judge(proposal, trial_id)
 
     path = tmp_path / "log"
     safe = guarded(full, lambda plan: PlanRecord.of(plan, {}), count, "cuda")
-    with pytest.raises(DeviceMemoryError):
+    with pytest.raises(kind):
         run_search(Listed(["good", "bad", "more"]), safe, TrialLog(path), Budget(10))
     assert names(read_trials(path)) == ["good"]
     safe = guarded(judge, lambda plan: PlanRecord.of(plan, {}), count, "cuda")
@@ -150,7 +159,7 @@ def test_an_error_about_fp32_itself_and_any_other_exception_pass_through(tmp_pat
     def buggy(proposal: Proposal, trial_id: int) -> Trial:
         raise ZeroDivisionError
 
-    for wrong, name, kind in ((failing, "fp32", DeviceError), (buggy, "x", ZeroDivisionError)):
+    for wrong, name, kind in ((failing, "fp32", NoKernelError), (buggy, "x", ZeroDivisionError)):
         safe = guarded(wrong, lambda plan: PlanRecord.of(plan, {}), count, "emulated")
         with pytest.raises(kind):
             run_search(Listed([name]), safe, TrialLog(tmp_path / f"log-{name}"), Budget(10))

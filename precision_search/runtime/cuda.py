@@ -204,6 +204,12 @@ def is_out_of_memory(text: str) -> bool:
     return any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS)
 
 
+def failure_in(text: str) -> str | None:
+    """What an ONNX Runtime message quotes of CUDA, cuBLAS or cuDNN, such as `CUDA failure 700: ...`; None if none."""
+    found = _FAILURE.search(text)
+    return found.group() if found else None
+
+
 def lacks_cudnn(text: str) -> bool:
     """Whether an ONNX Runtime message says that a node needs cuDNN and cuDNN does not load."""
     return "cuDNN is unavailable" in text

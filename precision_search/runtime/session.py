@@ -21,6 +21,7 @@ from precision_search.errors import (
     DeviceMemoryError,
     InputError,
     MissingPackageError,
+    NoKernelError,
     PrecisionSearchError,
 )
 from precision_search.runtime import cuda
@@ -42,10 +43,10 @@ _LEVELS: dict[OptimizationLevel, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
-_MERGES = ("DivMulFusion", "GeluFusionL1", "LayerNormFusionL1", "MatMulAddFusion")
+_MERGES = ("DivMulFusion", "GeluFusionL1", "GemmSumFusion", "LayerNormFusionL1", "MatMulAddFusion")
 """What ONNX Runtime merges even at `basic` though it changes where floats are rounded (found with 1.31): 1 / x * y into
-a Div, Erf and what is around it into a Gelu, a layer norm's nodes into one, MatMul and Add into a Gemm. Graphs that we
-export hold none of these; others do."""
+a Div, Erf and what is around it into a Gelu, a layer norm's nodes into one, MatMul and Add (or Gemm and Sum) into a
+Gemm. Graphs that we export hold none of these; others do."""
 _SPIN_MICROSECONDS = 20
 """How long a thread waits busily for work before it sleeps (docs/decisions/0023-threads-spin-briefly.md)."""
 DEFAULT_GEMM_OPTIONS = 2
@@ -98,7 +99,8 @@ def create_session(
     Raises:
         InputError: ONNX Runtime does not accept the graph.
         DeviceMemoryError: the device has no memory left.
-        DeviceError: CUDA was asked for and does not start, or would leave float arithmetic to the CPU.
+        DeviceError: CUDA was asked for and does not start.
+        NoKernelError: CUDA would leave float arithmetic to the CPU.
         MissingPackageError: CUDA was asked for and its libraries are missing (see `require_cuda`).
         UsageError: the process runs with other GEMM options or another memory limit.
     """
@@ -106,8 +108,9 @@ def create_session(
 
     on_cuda = settings.device == "cuda"
     name = model.graph.name or "(unnamed)"
-    floats = _float_nodes(model) if on_cuda else frozenset()
-    graph, weights = _split_weights(model if consume else model.clone())
+    own = model if consume else model.clone()
+    floats = _float_nodes(own) if on_cuda else frozenset()
+    graph, weights = _split_weights(own)
     options = _session_options(settings)
     options.enable_mem_pattern = not changing_shapes
     options.add_external_initializers(list(weights), list(weights.values()))
@@ -184,12 +187,19 @@ def _run_options(session: onnxruntime.InferenceSession, release: bool) -> onnxru
 def run_error(error: Exception) -> PrecisionSearchError:
     """What to raise for an ONNX Runtime error while a graph runs.
 
-    DeviceMemoryError without memory, MissingPackageError where cuDNN does not load, else InputError.
+    DeviceMemoryError without memory, MissingPackageError where cuDNN does not load, DeviceError where CUDA itself
+    failed, else InputError.
     """
     if is_out_of_memory(error):
         return DeviceMemoryError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
     if cuda.lacks_cudnn(str(error)):
         return cuda.cudnn_missing()
+    if failure := cuda.failure_in(str(error)):
+        return DeviceError(
+            "The CUDA device failed while a graph ran.",
+            why=failure,
+            fix="Check the device with nvidia-smi; start again, since a process whose device failed cannot go on.",
+        )
     return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
 
 
@@ -240,13 +250,19 @@ def is_out_of_memory(error: Exception) -> bool:
 def _float_nodes(model: ir.Model) -> frozenset[str]:
     """The names of the nodes, those within other nodes included, that take floats and give floats.
 
-    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes.
+    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes. Nodes without a
+    name get one: ONNX asks for none, and by its name ONNX Runtime says where a node runs.
     """
+    nodes = list(model.graph.all_nodes())
+    taken = {node.name for node in nodes}
+    for number, node in enumerate(nodes):
+        if not node.name:
+            name = f"{node.op_type}.{number}"
+            node.name = name if name not in taken else f"{name}.unnamed"
     return frozenset(
         str(node.name)
-        for node in model.graph.all_nodes()
-        if node.name
-        and node.op_type not in {"Shape", "Size"}
+        for node in nodes
+        if node.op_type not in {"Shape", "Size"}
         and any(value is not None and _is_float(value) for value in node.inputs)
         and any(value.dtype is None or _is_float(value) for value in node.outputs)
     )
@@ -262,7 +278,8 @@ def _check_placement(
     """Holds a session to the device.
 
     Raises:
-        DeviceError, MissingPackageError: it runs on the CPU, or float nodes of it do.
+        DeviceError, MissingPackageError: it runs on the CPU.
+        NoKernelError: float nodes of it do.
     """
     if session.get_providers()[0] != CUDA_PROVIDER:
         require_cuda(settings)
@@ -275,7 +292,7 @@ def _check_placement(
         if node.name in floats
     )
     if elsewhere:
-        raise DeviceError(
+        raise NoKernelError(
             f"{len(elsewhere)} nodes of the graph {name!r} would run on the CPU.",
             why=f"ONNX Runtime's CUDA provider has no kernel for {', '.join(elsewhere[:3])}"
             f"{' and others' if len(elsewhere) > 3 else ''} in the types that they have.",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from precision_search.errors import DeviceMemoryError, PrecisionSearchError
+from precision_search.errors import EnvironmentProblemError, NoKernelError, PrecisionSearchError
 from precision_search.precision.plan import Plan
 from precision_search.search.strategies.base import Proposal, Strategy
 from precision_search.search.trials import PlanRecord, Trial, TrialLog, VerdictSource
@@ -118,19 +118,18 @@ def guarded(
     """Wraps a judge so that an error of ours about one plan becomes a trial with the verdict `error`.
 
     `count` gives the number of fp32 and of low compute nodes over the three graphs. An error about fp32 itself passes
-    through: where the unchanged model cannot be judged, nothing can. So does memory that is used up: it says nothing
-    about the plan, which a resumed run judges anew.
+    through: where the unchanged model cannot be judged, nothing can. So does what is wrong with the machine, such as
+    memory that is used up: it says nothing about the plan, which a resumed run judges anew.
     """
 
     def judge_or_record(proposal: Proposal, trial_id: int) -> Trial:
         started = clock()
         try:
             return judge(proposal, trial_id)
-        except DeviceMemoryError:
-            raise
         except PrecisionSearchError as error:
             fp32_nodes, low_nodes = count(proposal.plan)
-            if low_nodes == 0:
+            of_the_machine = isinstance(error, EnvironmentProblemError) and not isinstance(error, NoKernelError)
+            if low_nodes == 0 or of_the_machine:
                 raise
             return Trial(
                 id=trial_id,

@@ -142,18 +142,21 @@ def test_cudnn_is_asked_for_before_a_node_needs_it(dry_cuda: DryCuda, tmp_path: 
     assert "libcudnn.so.9" in text and "pip install 'precision-search[cuda]'" in text
 
 
-def refused_graph() -> str:
+def refused_graph(names: tuple[str, str]) -> str:
     """The error for a graph with a node that CUDA has no kernel for."""
-    text = "(float[2, 3, 3] x) => (float[2] z) { [a] y = Det (x) [b] z = Relu (y) }"
+    text = "(float[2, 3, 3] x) => (float[2] z) { %s y = Det (x) %s z = Relu (y) }" % names
     with pytest.raises(PrecisionSearchError) as caught:
         create_session(model_of(text), SessionSettings(device="cuda"))
     return str(caught.value)
 
 
-def test_a_float_node_that_would_run_on_the_cpu_is_refused(dry_cuda: DryCuda) -> None:
-    text = dry_cuda.call(refused_graph)
+@pytest.mark.parametrize(("names", "told"), [(("[a]", "[b]"), "a"), (("", ""), "Det.0")])
+def test_a_float_node_that_would_run_on_the_cpu_is_refused(
+    dry_cuda: DryCuda, names: tuple[str, str], told: str
+) -> None:
+    text = dry_cuda.call(refused_graph, names=names)
     assert "1 nodes of the graph 'probe' would run on the CPU" in text
-    assert "no kernel for a in" in text
+    assert f"no kernel for {told} in" in text
 
 
 # Products are made as they were asked for.
