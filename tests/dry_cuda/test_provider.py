@@ -144,7 +144,7 @@ def test_cudnn_is_asked_for_before_a_node_needs_it(dry_cuda: DryCuda, tmp_path: 
 
 def refused_graph(names: tuple[str, str]) -> str:
     """The error for a graph with a node that CUDA has no kernel for."""
-    text = "(float[2, 3, 3] x) => (float[2] z) { %s y = Det (x) %s z = Relu (y) }" % names
+    text = f"(float[2, 3, 3] x) => (float[2] z) {{ {names[0]} y = Det (x) {names[1]} z = Relu (y) }}"
     with pytest.raises(PrecisionSearchError) as caught:
         create_session(model_of(text), SessionSettings(device="cuda"))
     return str(caught.value)
