@@ -47,6 +47,7 @@ def test_an_estimate_says_so_and_names_its_profile(demo_bundle: Bundle, estimate
     found = estimated.latency(demo_bundle.models)
 
     assert (found.source, found.profile) == ("estimated", "t4")
+    assert found.speedup_low is found.speedup_high is None
     assert 0 < found.low_ms < found.p50_ms < found.high_ms
 
 
@@ -105,12 +106,12 @@ TARGET_LENGTH = 5
 class FakeCompare:
     """Runs each side once, keeps what it returned, and says what the clock did."""
 
-    def __init__(self, first_ms: float, second_ms: float, *, stable: bool = True) -> None:
+    def __init__(self, first_ms: float, second_ms: float, *, stable: bool = True, narrow: bool = True) -> None:
         self.returned: list[Any] = []
         self.options: dict[str, Any] = {}
         first, second = (Timing(ms, 0.9 * ms, 1.2 * ms, (ms,)) for ms in (first_ms, second_ms))
         # The rounds' own ratio, which need not be that of the medians.
-        self.found = Comparison(first, second, Interval(1.04 * first_ms / second_ms, 1.0, 2.0), stable, narrow=True)
+        self.found = Comparison(first, second, Interval(1.04 * first_ms / second_ms, 1.0, 2.0), stable, narrow)
 
     def __call__(self, first: Callable[[], object], second: Callable[[], object], **options: Any) -> Comparison:
         self.returned += [first(), second()]
@@ -139,6 +140,7 @@ def test_a_measurement_is_against_fp32_of_the_same_rounds(demo_bundle: Bundle, m
     assert found is not None
     assert [found.p50_ms, found.low_ms, found.high_ms] == pytest.approx([20.0, 18.0, 24.0])
     assert found.speedup == pytest.approx(1.04 * 1.5)
+    assert (found.speedup_low, found.speedup_high) == (1.0, 2.0)
     assert (found.source, found.profile) == ("measured", None)
     assert fake.options == {"seed": 7}
 
@@ -156,8 +158,18 @@ def test_what_was_measured_is_handed_over_once(demo_bundle: Bundle, monkeypatch:
     assert measured.take() is None
 
 
-def test_a_measurement_that_did_not_settle_says_so(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "compare_times", FakeCompare(30.0, 20.0, stable=False))
+@pytest.mark.parametrize(
+    ("stable", "narrow", "problems"),
+    [
+        (False, True, ["still moved"]),
+        (True, False, ["the speedup is not known to 1%"]),
+        (False, False, ["still moved", "the speedup is not known to 1%"]),
+    ],
+)
+def test_a_measurement_that_did_not_settle_or_says_little_says_so(
+    demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, stable: bool, narrow: bool, problems: list[str]
+) -> None:
+    monkeypatch.setattr(module, "compare_times", FakeCompare(30.0, 20.0, stable=stable, narrow=narrow))
     measured = measuring(demo_bundle)
 
     assert measured.latency(demo_bundle.models) is not None
@@ -165,7 +177,9 @@ def test_a_measurement_that_did_not_settle_says_so(demo_bundle: Bundle, monkeypa
     taken = measured.take()
     assert taken is not None
     assert taken.problem is not None
-    assert "still moved" in taken.problem
+    found = taken.problem.split("; ")
+    assert len(found) == len(problems)
+    assert all(wanted in said for wanted, said in zip(problems, found, strict=True))
 
 
 def test_both_sides_generate_the_whole_workload(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

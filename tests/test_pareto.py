@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_search.search.pareto import choose_winner, front, pareto_front
-from precision_search.search.trials import FlipRisk
+from precision_search.search.trials import FlipRisk, TrialLatency
 from tests.search_models import latency, trial
 
 coordinate = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf]) | st.floats(0, 10)
@@ -112,3 +113,30 @@ def test_less_than_a_percent_is_not_faster() -> None:
         choice = choose_winner([FP32, trial(1, latency=latency(10.0 / speedup, speedup))], 0.0)
         assert choice.faster is faster
         assert ("not faster than fp32" in choice.reason) is not faster
+
+
+def timed(speedup: float, low: float, high: float) -> TrialLatency:
+    return replace(latency(10.0 / speedup, speedup), speedup_low=low, speedup_high=high)
+
+
+@pytest.mark.parametrize(
+    ("found", "faster", "reason"),
+    [
+        (timed(1.05, 1.0, 1.1), False, "its times vary too much to say that it is faster than fp32"),
+        (timed(1.05, 1.0001, 1.1), True, "of the validation samples"),
+        (timed(1.005, 1.004, 1.006), False, "it is not faster than fp32"),
+    ],
+)
+def test_a_speedup_counts_where_its_interval_is_above_one(found: TrialLatency, faster: bool, reason: str) -> None:
+    choice = choose_winner([FP32, trial(1, latency=found)], 0.0)
+    assert choice.trial is not None and choice.trial.id == 1
+    assert choice.faster is faster
+    assert choice.reason.endswith(reason)
+
+
+def test_a_plan_known_to_be_faster_goes_before_one_that_may_be() -> None:
+    perhaps, surely = trial(1, latency=timed(1.3, 0.9, 1.7)), trial(2, latency=timed(1.2, 1.19, 1.21))
+    choice = choose_winner([FP32, perhaps, surely], 0.0)
+    assert choice.trial == surely
+    assert choice.faster
+    assert choice.reason.endswith("of those known to be faster than fp32")

@@ -20,10 +20,11 @@ from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.device_state import DeviceState, device_state
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from precision_search.runtime.timing import Comparison, compare_times, synthetic_batch, without_end
+from precision_search.runtime.timing import RULES, Comparison, compare_times, synthetic_batch, without_end
 from precision_search.search.trials import TrialLatency
 
 _UNSTABLE = "times still moved at the end of the warm-up: the device may be shared, or its clocks not settled"
+_WIDE = f"the speedup is not known to {RULES.width:.0%}: times vary too much from round to round"
 
 
 class EstimatedLatency:
@@ -139,9 +140,11 @@ class MeasuredLatency:
             self._taken = PlanTiming(None, before or after, after, problem)
             return None
         after = self._state(self._settings.device_id)
-        self._taken = PlanTiming(found, before, after, None if found.stable else _UNSTABLE)
-        own = found.second
-        return TrialLatency(own.p50_ms, own.low_ms, own.high_ms, found.speedup.value, "measured", None)
+        self._taken = PlanTiming(found, before, after, _problem(found))
+        own, speedup = found.second, found.speedup
+        return TrialLatency(
+            own.p50_ms, own.low_ms, own.high_ms, speedup.value, "measured", None, speedup.low, speedup.high
+        )
 
     def take(self) -> PlanTiming | None:
         """What was measured since the last call; None if nothing was."""
@@ -152,3 +155,10 @@ class MeasuredLatency:
     def _described(self) -> str:
         load = self._workload
         return f"a batch of {load.batch} with {load.source_length} source and {load.target_length} target tokens"
+
+
+def _problem(found: Comparison) -> str | None:
+    problems = [] if found.stable else [_UNSTABLE]
+    if not found.narrow:
+        problems.append(_WIDE)
+    return "; ".join(problems) or None

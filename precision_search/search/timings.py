@@ -87,13 +87,13 @@ def read_timings(path: Path) -> tuple[TimingRecord, ...]:
 def with_timings(
     judge: Judge, take: Callable[[], PlanTiming | None], log: TimingLog, warn: Callable[[str], None]
 ) -> Judge:
-    """A judge that keeps the times of each plan that was measured, and says what is wrong with them.
+    """A judge that keeps the times of each plan that was measured; what is wrong with them becomes its message.
 
     Args:
         judge: judges and measures.
         take: gives what was measured since the last call (`MeasuredLatency.take`).
         log: where times go.
-        warn: told of a plan without latency, and of the first whose times did not settle.
+        warn: told of each plan without latency; of other problems, such as times that did not settle, once each.
     """
     told: set[str] = set()
 
@@ -108,11 +108,10 @@ def with_timings(
             return trial
         if taken.comparison is None:
             warn(f"plan {trial_id}: {taken.problem}")
-            return dataclasses.replace(trial, message=taken.problem)
-        if taken.problem not in told:
+        elif taken.problem not in told:
             told.add(taken.problem)
             warn(f"plan {trial_id}: {taken.problem}; {TIMINGS_FILE} has all times, and says of which plans it holds")
-        return trial
+        return dataclasses.replace(trial, message=taken.problem)
 
     return judge_and_keep
 

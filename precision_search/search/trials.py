@@ -91,6 +91,7 @@ class TrialLatency:
         speedup: fp32's time divided by this one's: of estimates, or the median over rounds that timed both.
         source: whether a device was measured or the cost model asked.
         profile: the device profile of an estimate, None if measured.
+        speedup_low, speedup_high: ends of the 95% interval of a measured speedup, None for an estimate.
     """
 
     p50_ms: float
@@ -99,6 +100,8 @@ class TrialLatency:
     speedup: float
     source: Literal["measured", "estimated"]
     profile: str | None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Trial:
         low_nodes: compute nodes in the low dtype over the three graphs.
         casts: Cast nodes that the plan adds over the three graphs, None where the plan was not converted.
         seconds: time it took to judge the plan.
-        message: what went wrong, for the verdict `error`.
+        message: what went wrong, for the verdict `error`; for `stable`, what is wrong with its latency.
         screened: how many calibration samples `exact_match` is a share of; a screen stops when its verdict is certain.
         noise: by how much margins moved, in rounding units (see `search.noise`); None where not known or not finite.
         expected_ms: the latency that the minimum cut had in mind; `latency` is that of the graphs as converted.
