@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from precision_search.config import Config, to_toml
+from precision_search.config import Config, DataSection, to_toml
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import load_samples
@@ -259,10 +259,15 @@ def _test(
     if config.test is None or trial.is_fp32:
         return None
     reporter.stage("testing the winner on unseen samples")
-    fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
-    loaded = load_set(load_samples(config.test.path, "test"), config.test, fp32, reporter.warn)
+    loaded = _load_test(config.test, prepared, reporter)
     found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data)
     return loaded, round(found.exact_match * len(loaded.data.rows))
+
+
+def _load_test(section: DataSection, prepared: Prepared, reporter: Reporter) -> LoadedSet:
+    """On its own, so that the fp32 sessions are gone before those of the winner are made."""
+    fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
+    return load_set(load_samples(section.path, "test"), section, fp32, reporter.warn)
 
 
 def _publish_choice(

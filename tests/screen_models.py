@@ -65,7 +65,7 @@ def samples_with(
     targets: Sequence[int] | None = None,
     *,
     sources: Sequence[int] | None = None,
-    size: int = 4,
+    size: int = 8,
 ) -> SampleScreen:
     """Samples with these smallest margins and lengths; without lengths, of three source and two target tokens."""
     lengths = targets or [2] * len(smallest)

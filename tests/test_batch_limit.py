@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+import onnx_ir as ir
 import pytest
 
 from precision_search.errors import DeviceMemoryError, InputError
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
+from precision_search.runtime.buffers import Buffer, release_shared
+from precision_search.runtime.session import NO_LIMIT, SessionSettings
 
 
 def holding(most: int, sizes: list[int]) -> Callable[[int], int]:
@@ -51,6 +54,66 @@ def test_one_sample_that_does_not_fit_is_an_error_with_exit_code_3() -> None:
     assert sizes == [4, 2, 1]
     assert (caught.value.exit_code, caught.value.why) == (3, "1 asked")
     assert "--resume" in caught.value.fix
+
+
+@pytest.fixture
+def idle() -> Buffer:
+    """A buffer in shared memory that holds some; no other does."""
+    release_shared()
+    buffer = Buffer(ir.DataType.FLOAT, SessionSettings(memory_limit=NO_LIMIT))
+    buffer.reserve(1)
+    return buffer
+
+
+def beside(buffer: Buffer, tried: list[int]) -> Callable[[int], int]:
+    """Work that fits only when the buffer's memory is free."""
+
+    def work(size: int) -> int:
+        tried.append(size)
+        if buffer.holds_memory:
+            raise DeviceMemoryError("no memory", why="a buffer has it")
+        return size
+
+    return work
+
+
+@pytest.mark.parametrize("size", [16, 1])
+def test_what_idle_buffers_hold_is_given_back_before_the_batch_shrinks(idle: Buffer, size: int) -> None:
+    said: list[str] = []
+    tried: list[int] = []
+    limit = BatchLimit(said.append)
+    assert limit.fitting(size, beside(idle, tried)) == size
+    assert (tried, said, limit.of(32)) == ([size, size], [], 32)
+
+
+def test_one_sample_is_tried_once_more_and_no_more(idle: Buffer) -> None:
+    sizes: list[int] = []
+    with pytest.raises(DeviceMemoryError, match="does not hold one sample"):
+        BatchLimit().fitting(1, holding(0, sizes))
+    assert sizes == [1, 1]
+    assert not idle.holds_memory
+
+
+def test_making_sessions_takes_what_idle_buffers_hold(idle: Buffer) -> None:
+    work = beside(idle, [])
+    assert after_release(lambda: work(3)) == 3
+
+
+def test_without_anything_to_give_back_nothing_is_tried_again(idle: Buffer) -> None:
+    sizes: list[int] = []
+    idle.release()
+    with pytest.raises(DeviceMemoryError, match="no memory"):
+        after_release(lambda: holding(0, sizes)(2))
+    assert sizes == [2]
+
+
+def test_other_errors_release_nothing(idle: Buffer) -> None:
+    def work() -> None:
+        raise InputError("a broken graph")
+
+    with pytest.raises(InputError):
+        after_release(work)
+    assert idle.holds_memory
 
 
 @pytest.mark.parametrize("error", [InputError("a broken graph"), RuntimeError("CUDA failure 700: illegal address")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from precision_search.errors import DeviceMemoryError
@@ -10,6 +11,20 @@ from precision_search.runtime.buffers import release_shared
 from precision_search.runtime.session import first_line, is_out_of_memory
 
 Result = TypeVar("Result")
+
+
+def after_release(work: Callable[[], Result]) -> Result:
+    """Calls `work`; where memory runs out, once more without what the shared buffers hold (see `release_shared`).
+
+    For work that makes sessions, and for work on batches: another's idle buffers should cost neither a run nor a batch.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if not _means_no_memory(error) or not release_shared():
+            raise
+    # Outside of the handler, whose error keeps alive what did not fit.
+    return work()
 
 
 class BatchLimit:
@@ -34,15 +49,17 @@ class BatchLimit:
     def fitting(self, wanted: int, work: Callable[[int], Result]) -> Result:
         """Calls `work` with a number of samples that fits: `wanted`, or half of it, and so on down to 1.
 
+        A size is given up only when the work failed with the memory of all shared buffers given back.
+
         Raises:
             DeviceMemoryError: not even one sample fits.
         """
         while True:
             size = self.of(wanted)
             try:
-                return work(size)
-            except Exception as error:  # an upload may fail in ONNX Runtime's own words
-                if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
+                return after_release(partial(work, size))
+            except Exception as error:
+                if not _means_no_memory(error):
                     raise
                 if size == 1:
                     raise DeviceMemoryError(
@@ -52,6 +69,10 @@ class BatchLimit:
                         "a run goes on with --resume.",
                     ) from error
                 self._most = size // 2
-            # Outside of the handler, whose error keeps alive what did not fit.
             release_shared()
             self._warn(f"out of memory with {size} samples at once, going on with {self._most}")
+
+
+def _means_no_memory(error: Exception) -> bool:
+    """Whether memory ran out; an upload may say so in ONNX Runtime's own words."""
+    return isinstance(error, DeviceMemoryError) or is_out_of_memory(error)

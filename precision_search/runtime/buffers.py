@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import DeviceMemoryError
-from precision_search.runtime.session import SessionSettings, first_line
+from precision_search.runtime.session import SessionSettings, first_line, is_out_of_memory, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -27,10 +27,16 @@ _shared: weakref.WeakSet[Buffer] = weakref.WeakSet()
 """The buffers in memory that sessions share (see `SessionSettings.memory_limit`)."""
 
 
-def release_shared() -> None:
-    """Gives back the memory of every buffer that shares it with sessions; nothing may be running there."""
-    for buffer in tuple(_shared):
+def release_shared() -> bool:
+    """Gives back the memory of every buffer that shares it with sessions; nothing may be running there.
+
+    Returns:
+        Whether any of them held memory.
+    """
+    held = [buffer for buffer in tuple(_shared) if buffer.holds_memory]
+    for buffer in held:
         buffer.release()
+    return bool(held)
 
 
 class Buffer:
@@ -51,6 +57,11 @@ class Buffer:
         if settings.memory_limit is not None:
             _shared.add(self)
 
+    @property
+    def holds_memory(self) -> bool:
+        """Whether there is room for any element."""
+        return self._value is not None
+
     def release(self) -> None:
         """Gives the memory back; `reserve` comes before the next use."""
         self._value, self._capacity = None, 0
@@ -60,6 +71,7 @@ class Buffer:
 
         Raises:
             DeviceMemoryError: the device has no memory left.
+            DeviceError, MissingPackageError, InputError: it failed otherwise (see `run_error`).
         """
         if count <= self._capacity:
             return
@@ -67,6 +79,8 @@ class Buffer:
         try:
             self._value = self._allocate(count)
         except Exception as error:  # ONNX Runtime raises classes of its own
+            if not is_out_of_memory(error):
+                raise run_error(error) from error
             raise DeviceMemoryError(
                 f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
                 why=first_line(error),

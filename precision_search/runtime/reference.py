@@ -11,7 +11,7 @@ import numpy.typing as npt
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import batches
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
@@ -121,8 +121,8 @@ def make_reference(
             why="there is no reference to compare with",
             fix="check the checkpoint; a model stored in fp16 may have lost its weights' range",
         )
-    encoder = ForcedEncoder(bundle.graphs["encoder"].model, settings)
-    decoder = ForcedDecoder(bundle.graphs["decoder"].model, settings)
+    encoder = after_release(lambda: ForcedEncoder(bundle.graphs["encoder"].model, settings))
+    decoder = after_release(lambda: ForcedDecoder(bundle.graphs["decoder"].model, settings))
 
     def force(size: int) -> tuple[npt.NDArray[np.float32], ...]:
         margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)

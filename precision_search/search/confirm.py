@@ -14,7 +14,7 @@ from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import first_difference, generate_all
 from precision_search.runtime.session import SessionSettings
@@ -61,7 +61,7 @@ def confirm(
         DeviceMemoryError: the device's memory does not hold the graphs with one source.
     """
     run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
-    generator = Generator(run, generation, settings)
+    generator = after_release(lambda: Generator(run, generation, settings))
     tokens, nonfinite = (limit or BatchLimit()).fitting(
         batch_size, lambda size: generate_all(generator, samples.rows, generation.pad_token_id, size)
     )

@@ -13,7 +13,7 @@ from precision_search.model.calibration import SampleSet, encode, load_samples
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.ranges import NodeRange, measure_ranges
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.cuda import apply_process_settings
 from precision_search.runtime.device_profile import DeviceProfile, load_profile
 from precision_search.runtime.forced import by_target_length, forced_batches
@@ -150,6 +150,7 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
         if name != "test":
             say(f"generating the fp32 reference of {len(texts[name].samples)} {name} samples")
             sets[name] = load_set(texts[name], section, fp32, warn)
+    del fp32  # its sessions need not lie beside those that measure
     _check_ties(sets["calibration"], warn)
     parity = _check_parity(bundle, sets["calibration"], config, say, warn)
     say("measuring activation ranges")
@@ -178,7 +179,7 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
 
 def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
     """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
-    generator = Generator(bundle.models, bundle.generation, settings)
+    generator = after_release(lambda: Generator(bundle.models, bundle.generation, settings))
     return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
 
 

@@ -21,7 +21,7 @@ from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.precision.switch import Switches, switchable
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.forced import (
     Feed,
     ForcedBatch,
@@ -36,7 +36,7 @@ from precision_search.runtime.session import SessionSettings
 
 FloatArray = npt.NDArray[np.float32]
 FIRST_BATCH = 8
-"""Samples in the first, most fragile batch: enough to show damage, little to pay for it."""
+"""Samples in the first, most fragile batch, if batches are that large: enough to show damage, little to pay for it."""
 
 FP32_ENCODER = b""
 """The `encoder_id` of plans that leave the whole encoder in fp32."""
@@ -100,7 +100,7 @@ class SampleScreen:
         self.samples = samples
         self.batch_size = batch_size
         self._generation = generation
-        self.batches = self._cut(FIRST_BATCH)
+        self.batches = self._cut()
         self._fp32: dict[int, FloatArray] = {}
         self._last: dict[int, FloatArray] = {}
         self._last_encoder = FP32_ENCODER
@@ -109,10 +109,10 @@ class SampleScreen:
         """No batch larger than this from now on, the first one included; what is known of the old ones is forgotten."""
         if batch_size < self.batch_size:
             self.batch_size = batch_size
-            self.batches = self._cut(min(FIRST_BATCH, batch_size))
+            self.batches = self._cut()
             self._fp32, self._last = {}, {}
 
-    def _cut(self, first_size: int) -> tuple[ForcedBatch, ...]:
+    def _cut(self) -> tuple[ForcedBatch, ...]:
         samples = self.samples
         order = samples.reference.fragile_first
         # Beyond the first batch, padding costs more than the order of fragility saves.
@@ -121,7 +121,7 @@ class SampleScreen:
         parts = [first, rest]
         return tuple(
             batch
-            for part, size in zip(parts, (first_size, self.batch_size), strict=True)
+            for part, size in zip(parts, (min(FIRST_BATCH, self.batch_size), self.batch_size), strict=True)
             if part
             for batch in forced_batches(samples.rows, samples.reference.tokens, self._generation, size, part)
         )
@@ -170,11 +170,12 @@ class Screener:
 
         Raises:
             InputError: the plan makes a node low that cannot be, or the graphs' opset does not take its dtype.
+            DeviceMemoryError: the device's memory does not hold the sessions.
         """
         start = time.perf_counter()
         assignments = assign(self._graphs, plan)
         if plan.dtype not in self._sessions:
-            self._sessions[plan.dtype] = self._build(plan.dtype)
+            self._sessions[plan.dtype] = after_release(lambda: self._build(plan.dtype))
         sessions = self._sessions[plan.dtype]
         encoder_flags = sessions.encoder_switches.of(assignments["encoder"])
         decoder_flags = sessions.decoder_switches.of(assignments["decoder"])
