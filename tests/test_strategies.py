@@ -241,6 +241,29 @@ def test_a_large_space_is_sampled_within_the_budget(tmp_path: Path) -> None:
     assert winner is not None and winner.plan.plan == of.plan_of(needed)
 
 
+def test_the_sampler_hears_of_all_plans_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device a hundred times as fast as its profile; every other plan has no time of its own."""
+    of = space(encoder=tuple(f"Op{n}" for n in range(12)), decoder=("Relu",), fixed=frozenset())
+    oracle, heard, add = Oracle(of, frozenset({("encoder", "Op3")})), dict[int, tuple[Trial, float]](), Sampler.add
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        found = oracle(proposal, trial_id)
+        assert found.latency is not None
+        timed = replace(found.latency, p50_ms=found.latency.p50_ms / 100, source="measured", profile=None)
+        return replace(found, latency=timed if trial_id % 2 else None)
+
+    def listen(sampler: Sampler, judged: Trial, selection: Selection, latency_ms: float) -> None:
+        heard[judged.id] = judged, latency_ms
+        add(sampler, judged, selection, latency_ms)
+
+    monkeypatch.setattr(Sampler, "add", listen)
+    run_search(make_strategy("op-types", context(of, 80)), judge, TrialLog(tmp_path / "log"), Budget(80))
+
+    assert {number % 2 for number in heard} == {0, 1}
+    for judged, latency_ms in heard.values():
+        assert latency_ms == pytest.approx(estimate(judged.plan.plan))
+
+
 @pytest.mark.parametrize("budget", [12, 30])
 def test_a_small_budget_is_shared_between_the_families(tmp_path: Path, budget: int) -> None:
     many = tuple(f"Op{n}" for n in range(8))

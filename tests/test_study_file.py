@@ -13,9 +13,10 @@ from precision_search.precision.plan import Plan
 from precision_search.search.strategies import STRATEGIES, make_strategy
 from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
+from precision_search.search.strategies.scale import fp32_plan
 from precision_search.search.study import Budget, run_search
 from precision_search.search.study_file import STUDY_FILE, STUDY_NAME, StudyFile, part_of
-from precision_search.search.trials import PlanRecord, Trial, TrialLog
+from precision_search.search.trials import PlanRecord, Trial, TrialLatency, TrialLog
 from tests.search_models import Oracle, estimate, node_space, space, trial
 
 SPACE = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
@@ -52,6 +53,7 @@ def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tm
         on_trial=study_file.add,
     )
     found = study_of(tmp_path).trials
+    fp32_ms = estimate(SPACE.plan_of(frozenset(SPACE.choices)))
     assert [t.user_attrs["id"] for t in found] == [t.id for t in outcome.trials] != []
     for stored, judged in zip(found, outcome.trials, strict=True):
         assert tuple(stored.params) == NAMES
@@ -61,7 +63,7 @@ def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tm
             assert stored.params[f"{family}/{op}"] == expected
         assert (stored.constraints["stable"] <= 0) == (judged.verdict == "stable")
         assert judged.latency is not None
-        assert stored.values[0] == judged.latency.p50_ms
+        assert stored.values[0] == pytest.approx(fp32_ms / judged.latency.speedup)
         assert stored.user_attrs["plan"] == judged.plan.plan.digest
         assert stored.user_attrs["latency_source"] == "estimated"
 
@@ -79,10 +81,29 @@ def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> No
     study_file.add(trial(0, plan=plan))
     study_file.add(trial(1, plan=plan, verdict="nonfinite", exact_match=0.0, latency=None, flip_risk=None))
     stable, rejected = study_of(tmp_path).trials
-    assert stable.values == [1.0, 2.0]
+    assert stable.values == [0.75, 2.0]  # ten times as fast as fp32
     assert rejected.values == [7.5, 1000.0]
     assert rejected.user_attrs["verdict"] == "nonfinite"
     assert [direction.name for direction in study_of(tmp_path).directions] == ["MINIMIZE", "MINIMIZE"]
+
+
+def test_timed_and_rejected_plans_are_on_one_scale(tmp_path: Path) -> None:
+    """A device a hundred times as fast as the profile says: a rejected plan with a cheaper estimate stays cheaper."""
+    study_file = StudyFile(tmp_path, SPACE, estimate)
+    plans = [SPACE.plan_of(frozenset(chosen)) for chosen in (SPACE.choices, SPACE.choices[:1], ())]
+    fp32, some, none = (estimate(plan) for plan in plans)
+    measured = [TrialLatency(ms / 100, ms / 100, ms / 100, fp32 / ms, "measured", None) for ms in (fp32, some)]
+    for number, (plan, found) in enumerate(zip(plans, [*measured, None], strict=True)):
+        study_file.add(trial(number, plan=PlanRecord.of(plan, {}), latency=found))
+
+    assert [stored.values[0] for stored in study_of(tmp_path).trials] == pytest.approx([fp32, some, none])
+    assert fp32 > some > none
+
+
+def test_what_is_forced_low_is_fp32_in_fp32(tmp_path: Path) -> None:
+    forced = space(encoder=("Add",), decoder=("Relu",), forced_low=frozenset({"encoder.0/Add"}))
+
+    assert fp32_plan(forced).fp32 == forced.fixed | forced.keys_of["encoder"]["Add"] | forced.keys_of["decoder"]["Relu"]
 
 
 def test_a_session_writes_the_file_anew_whatever_a_kill_left_of_it(tmp_path: Path) -> None:

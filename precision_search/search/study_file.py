@@ -6,12 +6,14 @@ elsewhere and read nothing from here. (Measured with 20 parameters: importing Op
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from precision_search.precision.plan import Plan
 from precision_search.search.strategies.base import SearchSpace
+from precision_search.search.strategies.scale import scaled_ms
 from precision_search.search.strategies.tpe import objectives, violation
 from precision_search.search.trials import Trial
 
@@ -39,25 +41,29 @@ class StudyFile:
         Args:
             directory: where the file lies.
             space: which op types have a choice, and their nodes.
-            estimate: latency of a plan in ms, for plans that were rejected before theirs was measured.
+            estimate: latency of a plan in ms; a measured one is put on its scale.
         """
         self._path = directory / STUDY_FILE
         self._keys = {f"{family}/{op}": space.keys_of[family][op] for family, op in space.choices}
-        self._estimate = estimate
+        self._space = space
+        self._estimate = functools.cache(estimate)
         self._study: optuna.Study | None = None
 
     def add(self, trial: Trial) -> None:
-        """Adds a judged plan: latency and the upper end of flip risk as values, stability as the constraint."""
+        """Adds a judged plan: latency and the upper end of flip risk as values, stability as the constraint.
+
+        All latencies of a study are on the scale of the estimates, since rejected plans have no other: a measured plan
+        counts as the estimate of fp32 divided by its speedup. Its own milliseconds are in the trial log.
+        """
         import optuna
 
         if self._study is None:
             self._study = self._create()
         plan = trial.plan.plan
-        latency_ms = self._estimate(plan) if trial.latency is None else trial.latency.p50_ms
         choice = optuna.distributions.CategoricalDistribution(PARTS)
         self._study.add_trial(
             optuna.create_trial(
-                values=objectives(trial, latency_ms),
+                values=objectives(trial, scaled_ms(trial, self._space, self._estimate)),
                 params={name: part_of(keys, plan) for name, keys in self._keys.items()},
                 distributions=dict.fromkeys(self._keys, choice),
                 constraints={"stable": violation(trial)},

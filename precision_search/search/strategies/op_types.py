@@ -28,6 +28,7 @@ from precision_search.search.strategies.base import (
     Steps,
     StrategyContext,
 )
+from precision_search.search.strategies.scale import scaled_ms
 from precision_search.search.strategies.tpe import Choice, Sampler
 from precision_search.search.trials import Trial
 
@@ -123,7 +124,7 @@ class OpTypeSearch:
             for digest, trial in self._trials.items():
                 selection = self._selections[digest]
                 if digest not in told and base <= selection:
-                    sampler.add(trial, selection, self._latency(trial, selection))
+                    sampler.add(trial, selection, scaled_ms(trial, self._space, self._context.estimate))
                 told.add(digest)
             chosen = self._nearest_new(sampler.suggest(len(self._trials)), free, tried, base)
             tried.add(chosen)
@@ -208,9 +209,6 @@ class OpTypeSearch:
 
     def _trial(self, selection: Selection) -> Trial | None:
         return self._trials.get(self._space.plan_of(selection).digest)
-
-    def _latency(self, trial: Trial, selection: Selection) -> float:
-        return self._estimate(selection) if trial.latency is None else trial.latency.p50_ms
 
     def _estimate(self, selection: Selection) -> float:
         if selection not in self._estimates:
