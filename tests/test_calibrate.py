@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
-from precision_search.errors import EnvironmentProblemError, InternalError, OutputExistsError, UsageError
+from precision_search.errors import DeviceError, EnvironmentProblemError, InternalError, OutputExistsError, UsageError
 from precision_search.output import calibrate as module
+from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
 from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver
 from precision_search.runtime.device_profile import DeviceProfile, load_profile
@@ -109,6 +110,45 @@ def test_nothing_is_replaced_unless_that_is_asked_for(cuda: None, tmp_path: Path
     assert (tmp_path / name).read_text() == "mine"
     calibrate(tmp_path / "lab.toml", device, Notes(), force=True)
     assert load_profile(str(tmp_path / "lab.toml")).measurement is not None
+
+
+def test_a_profile_never_lies_beside_the_times_of_another(
+    cuda: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two files, after a first profile."""
+    calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+    before, write = (tmp_path / "lab.samples.json").read_text(), run_files.write_text_atomically
+
+    def kill(path: Path, text: str) -> None:
+        if path.suffix == ".toml":
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(run_files, "write_text_atomically", kill)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=8e-6), Notes(), force=True)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["lab.samples.json"]
+    assert (tmp_path / "lab.samples.json").read_text() != before
+
+
+def test_a_device_that_cannot_be_measured_keeps_its_profile(cuda: None, tmp_path: Path) -> None:
+    calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    with pytest.raises(DeviceError):
+        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=0.0, product_s=0.0, bandwidth=1e30), Notes(), force=True)
+
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_left_out_and_what_is_not_known_well_is_told(cuda: None, tmp_path: Path) -> None:
+    reporter = Notes()
+
+    calibrate(tmp_path / "lab.toml", FakeDevice(flops={"float32": 6e12, "float16": 50e12}, noise=0.1), reporter)
+
+    assert sum("bfloat16" in note and "left out" in note for note in reporter.notes) == 8
+    assert any("not known to 2%" in warning and "kernel launch" in warning for warning in reporter.warnings)
 
 
 def test_a_directory_is_never_replaced(cuda: None, tmp_path: Path) -> None:

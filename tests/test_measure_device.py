@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from precision_search.errors import DeviceError, InputError
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, NoKernelError
 from precision_search.runtime.device_state import DeviceState
 from precision_search.runtime.measure_device import (
     CALIBRATION_RULES,
@@ -20,6 +20,7 @@ from precision_search.runtime.measure_device import (
 )
 from precision_search.runtime.probes import Probe, ProbeRun, probe_model
 from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.timing import Run
 from tests.fake_device import FakeDevice
 
 CPU = SessionSettings(threads=1)
@@ -87,9 +88,65 @@ def test_every_time_and_the_condition_around_them_is_kept() -> None:
 def test_a_dtype_without_kernels_is_left_out() -> None:
     bfloat16 = product_series("square product", "bfloat16", 2048, 2048, 2048)
 
-    found = measured(FakeDevice(flops={"float32": 1e12, "float16": 1e12}), LAUNCHES, bfloat16, PRODUCTS)
+    device, noted = FakeDevice(flops={"float32": 1e12, "float16": 1e12}), list[str]()
+
+    found = measure_device(
+        CPU, (LAUNCHES, bfloat16, PRODUCTS), note=noted.append, open_probe=device.open, clock=device.clock
+    )
 
     assert [each.series for each in found] == [LAUNCHES, PRODUCTS]
+    assert noted == [f"{bfloat16.name} is left out: ONNX Runtime does not accept the graph 'probe'."]
+
+
+def test_float_nodes_that_a_device_would_leave_to_the_cpu_are_no_kernels() -> None:
+    device, noted = FakeDevice(), list[str]()
+
+    def refuse(probe: Probe, settings: SessionSettings) -> Run:
+        if probe.dtype == "float16":
+            raise NoKernelError("a float node would run on the CPU", why="no kernel for MatMul")
+        return device.open(probe, settings)
+
+    found = measure_device(CPU, (LAUNCHES, PRODUCTS), note=noted.append, open_probe=refuse, clock=device.clock)
+
+    assert [each.series for each in found] == [LAUNCHES]
+    assert noted == [f"{PRODUCTS.name} is left out: no kernel for MatMul"]
+
+
+def test_a_low_dtype_that_fails_while_it_runs_is_not_hidden() -> None:
+    def broken() -> None:
+        raise InputError("A graph failed to run.", why="cuBLAS says no")
+
+    with pytest.raises(InputError, match="failed to run"):
+        measure_device(CPU, (PRODUCTS,), open_probe=lambda probe, settings: broken)
+
+
+@pytest.mark.parametrize("when", ["opened", "run"])
+def test_a_full_device_is_said_to_be_full_and_for_which_series(when: str) -> None:
+    def full() -> None:
+        raise DeviceMemoryError("A graph ran out of memory.", why="9,999 MiB", fix="Use a smaller batch.")
+
+    def opened(probe: Probe, settings: SessionSettings) -> Run:
+        if when == "opened":
+            full()
+        return full
+
+    with pytest.raises(DeviceMemoryError, match="square product, float16") as caught:
+        measure_device(CPU, (PRODUCTS,), open_probe=opened)
+
+    assert caught.value.why == "9,999 MiB"
+    assert "batch" not in (caught.value.fix or "")
+
+
+def test_an_input_that_finds_no_room_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        @staticmethod
+        def ortvalue_from_numpy(*arguments: object) -> None:
+            raise RuntimeError("BFCArena: Available memory of 8 is smaller than requested bytes of 536870912")
+
+    monkeypatch.setattr("onnxruntime.OrtValue", Full)
+
+    with pytest.raises(DeviceMemoryError):
+        ProbeRun(LAUNCHES.probes[0], CPU)
 
 
 def test_without_fp32_nothing_can_be_measured() -> None:

@@ -1,7 +1,7 @@
 """`precision-search calibrate`: measures a device and writes its profile, with every time beside it.
 
-In: a path and session settings. Out: the profile, as it is read back from its file. The profile is written last: where
-it is, its times are too.
+In: a path and session settings. Out: the profile, as it is read back from its file. A profile that is replaced goes
+before its times do, and the new one is written last: where a profile is, its own times lie beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from precision_search.output.progress import Reporter
 from precision_search.output.run_info import Versions, tool_version
 from precision_search.runtime.cuda_driver import read_driver
 from precision_search.runtime.device_profile import DeviceProfile, load_profile, profile_text
-from precision_search.runtime.measure_device import Series, SeriesResult, default_series, measure_device
+from precision_search.runtime.measure_device import (
+    CALIBRATION_RULES,
+    Series,
+    SeriesResult,
+    default_series,
+    measure_device,
+)
 from precision_search.runtime.measured_profile import measured_profile
 from precision_search.runtime.session import SessionSettings, require_cuda
 
@@ -58,8 +64,10 @@ def write_profile(
     Args:
         out: a path that ends in .toml.
         settings: the device, and how sessions run.
-        force: whether files may be replaced.
-        reporter: receives progress, and a warning where times did not settle or the device was slowed down.
+        force: whether files may be replaced. Once the device is measured the old profile is removed, then its times
+            are replaced; whatever stops the command in between leaves times without a profile.
+        reporter: receives progress, what is left out, and a warning where times did not settle, a figure is not known
+            well enough, or the device was slowed down.
         series: what to measure; None for `default_series`.
         measure: `measure_device`, or what stands for it.
 
@@ -67,6 +75,7 @@ def write_profile(
         UsageError: `out` does not end in .toml.
         OutputExistsError: a file is there, and `force` is not set.
         MissingPackageError, DeviceError: the device does not start, or cannot be measured.
+        InputError: a graph that the device accepted does not run.
         EnvironmentProblemError: the files cannot be written.
     """
     samples = out.with_suffix(".samples.json")
@@ -74,7 +83,7 @@ def write_profile(
     if settings.device == "cuda":
         require_cuda(settings)
     name, memory = _device(settings)
-    results = measure(settings, default_series() if series is None else series, say=reporter.stage)
+    results = measure(settings, default_series() if series is None else series, say=reporter.stage, note=reporter.note)
     date = datetime.now(UTC).date().isoformat()
     software = f"precision-search {tool_version()}, onnxruntime {Versions.installed().onnxruntime}{_driver()}"
     profile = measured_profile(
@@ -82,6 +91,7 @@ def write_profile(
     )
     _tell(profile, results, reporter)
     content = Samples(name, date, software, settings, results)
+    _remove(out)
     run_files.write_json_atomically(samples, content)
     run_files.write_text_atomically(out, profile_text(profile))
     found = load_profile(str(out.absolute()))
@@ -113,6 +123,15 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
         )
 
 
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentProblemError(
+            f"cannot replace {path}", why=str(error), fix="check its permissions and those of its directory"
+        ) from error
+
+
 def _device(settings: SessionSettings) -> tuple[str, int]:
     """Name and memory in bytes."""
     driver = read_driver() if settings.device == "cuda" else None
@@ -142,5 +161,10 @@ def _tell(profile: DeviceProfile, results: Sequence[SeriesResult], reporter: Rep
     )
     if moved := [each.series.name for each in results if not each.rounds.stable]:
         reporter.warn(f"times still moved at the end of the warm-up: {'; '.join(moved)}. Is the device shared?")
+    if wide := [each.series.name for each in results if not each.rounds.narrow]:
+        reporter.warn(
+            f"not known to {CALIBRATION_RULES.width:.0%}, since times vary too much: {'; '.join(wide)}. "
+            "Is the device shared?"
+        )
     if measured.slowed_by:
         reporter.warn(f"the device was slowed down ({', '.join(measured.slowed_by)}): the profile holds for that state")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from precision_search.errors import DeviceError, InputError
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, NoKernelError
 from precision_search.runtime.device_profile import FloatName
 from precision_search.runtime.device_state import DeviceState, device_state
 from precision_search.runtime.probes import Probe, ProbeRun
@@ -141,6 +141,7 @@ def measure_device(
     rules: TimingRules = CALIBRATION_RULES,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
     open_probe: Callable[[Probe, SessionSettings], Run] = ProbeRun,
     clock: Clock = time.perf_counter,
     state: Callable[[int], DeviceState] = device_state,
@@ -153,23 +154,30 @@ def measure_device(
         rules: when times count, and how many.
         seed: of the bootstrap.
         say: receives a line before each series.
+        note: receives a line for each series that is left out.
         open_probe: makes what runs a probe.
         clock: seconds, monotonic.
         state: a device's condition by its id.
 
     Raises:
         DeviceError: no device, no memory, or more work does not take longer.
+        InputError: a graph that the device accepted does not run.
         MissingPackageError: CUDA was asked for and its libraries are missing.
     """
     results = []
     for number, each in enumerate(series, 1):
         say(f"measuring {each.name} ({number} of {len(series)})")
         try:
-            found = _measure(each, settings, rules, seed, open_probe=open_probe, clock=clock, state=state)
-        except InputError:
-            if each.dtype == "float32":
-                raise
-            continue
+            runs = _open(each, settings, open_probe, note)
+            if not runs:
+                continue
+            found = _measure(each, runs, rules, seed, clock=clock, state=lambda: state(settings.device_id))
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"{each.name}: no memory left on the device",
+                why=error.why or error.what,
+                fix="end what else uses the device (nvidia-smi lists it): it is measured alone",
+            ) from error
         if found.unit_seconds.value <= 0.0:
             raise DeviceError(
                 f"{each.name}: more work does not take longer",
@@ -180,20 +188,34 @@ def measure_device(
     return tuple(results)
 
 
-def _measure(
+def _open(
     series: Series,
     settings: SessionSettings,
+    open_probe: Callable[[Probe, SessionSettings], Run],
+    note: Callable[[str], None],
+) -> list[Run]:
+    """What runs the probes; empty where the device has no kernels for a low dtype."""
+    try:
+        return [open_probe(probe, settings) for probe in series.probes]
+    except (InputError, NoKernelError) as error:
+        if series.dtype == "float32":
+            raise
+        note(f"{series.name} is left out: {error.why or error.what}")
+        return []
+
+
+def _measure(
+    series: Series,
+    runs: Sequence[Run],
     rules: TimingRules,
     seed: int,
     *,
-    open_probe: Callable[[Probe, SessionSettings], Run],
     clock: Clock,
-    state: Callable[[int], DeviceState],
+    state: Callable[[], DeviceState],
 ) -> SeriesResult:
-    runs = [open_probe(probe, settings) for probe in series.probes]
-    before = state(settings.device_id)
+    before = state()
     rounds = run_rounds(runs, rules, clock, lambda found: _price(series, found, seed).width <= rules.width)
-    after = state(settings.device_id)
+    after = state()
     starts = median_interval(_lines(series, rounds)[1], seed)
     return SeriesResult(series, _price(series, rounds, seed), starts, rounds, before, after)
 

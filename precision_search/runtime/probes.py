@@ -66,7 +66,7 @@ class ProbeRun:
         """Makes the session.
 
         Raises:
-            InputError: the device has no kernel for the dtype.
+            InputError, NoKernelError: the device has no kernel for the dtype.
             DeviceMemoryError, DeviceError, MissingPackageError: see `create_session`.
         """
         from onnxruntime import OrtValue
@@ -74,8 +74,11 @@ class ProbeRun:
         self._session = create_session(probe_model(probe), settings, consume=True)
         shape = (probe.rows, probe.width)
         values = _values(np.random.default_rng(_SEED), shape, 1.0)
-        # Kept here: a binding knows addresses only.
-        self._given = OrtValue.ortvalue_from_numpy(values, settings.device, settings.device_id)
+        try:
+            # Kept here: a binding knows addresses only.
+            self._given = OrtValue.ortvalue_from_numpy(values, settings.device, settings.device_id)
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            raise run_error(error) from error
         self._result = Buffer(DTYPES[probe.dtype], settings)
         self._result.reserve(probe.rows * probe.width)
         self._binding = self._session.io_binding()
