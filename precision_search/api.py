@@ -105,6 +105,7 @@ def verify(
     max_length: int | None = None,
     batch_size: int = BATCH_SIZE,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    device_id: int = 0,
     cache: Path,
     reporter: Reporter,
 ) -> VerifyReport:
@@ -118,6 +119,7 @@ def verify(
         max_length: longest source in tokens.
         batch_size: sentences at once.
         device: where to run.
+        device_id: which CUDA device.
         cache: directory for exports.
         reporter: receives progress.
 
@@ -126,7 +128,7 @@ def verify(
     """
     samples = load_samples(data, "data")
     bundle = open_model(reference, cache, reporter=reporter)
-    settings = SessionSettings(device=resolve_device(device, warn=reporter.warn))
+    settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
     return compare(
         bundle,
         open_candidate(model, bundle),
@@ -165,7 +167,7 @@ def calibrate(out: Path, *, device_id: int = 0, force: bool = False, reporter: R
         reporter: receives progress.
 
     Raises:
-        UsageError: `out` is not a .toml file.
+        UsageError: `out` is not a .toml file, or the process has other GEMM options.
         OutputExistsError: it exists, and `force` is not set.
         MissingPackageError, DeviceError: CUDA does not start, or cannot be measured.
     """

@@ -44,6 +44,9 @@ _FORMAT = click.option(
     show_default=True,
     help="For people or for programs.",
 )
+_DEVICE_ID = click.option(
+    "--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device."
+)
 
 Format = Literal["text", "json"]
 
@@ -191,6 +194,7 @@ def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: 
     show_default=True,
     help="Where both models run; auto is CUDA where it works.",
 )
+@_DEVICE_ID
 @click.option(
     "--min-exact-match",
     type=click.FloatRange(0.0, 1.0),
@@ -211,6 +215,7 @@ def verify(
     max_length: int | None,
     batch_size: int,
     device: Literal["auto", "cpu", "cuda"],
+    device_id: int,
     min_exact_match: float,
     style: Format,
 ) -> None:
@@ -231,6 +236,7 @@ def verify(
             max_length=max_length,
             batch_size=batch_size,
             device=device,
+            device_id=device_id,
             cache=export_cache(reference),
             reporter=reporter,
         )
@@ -281,7 +287,7 @@ def inspect(
 
 @cli.command(short_help="Measure a CUDA device for the cost model.")
 @click.option("--out", type=_PATH, required=True, metavar="PROFILE", help="The profile to write, a .toml file.")
-@click.option("--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device.")
+@_DEVICE_ID
 @click.option("--force", is_flag=True, help="Replace PROFILE if it exists.")
 @common_options
 @click.pass_context

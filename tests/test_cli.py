@@ -163,11 +163,14 @@ def test_verify_shows_each_difference_and_fails_below_the_minimum(monkeypatch: p
 def test_verify_passes_at_the_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = verified(monkeypatch, VERIFIED)
 
-    result = invoke(*VERIFY, "--min-exact-match", "0.99", "--prefix", "translate: ", "--device", "cpu")
+    result = invoke(
+        *VERIFY, "--min-exact-match", "0.99", "--prefix", "translate: ", "--device", "cpu", "--device-id", "2"
+    )
 
     assert result.exit_code == 0
     assert asked["arguments"] == (Path("model"), "fp32", Path("data.txt"))
     assert (asked["prefix"], asked["device"], asked["batch_size"]) == ("translate: ", "cpu", 32)
+    assert asked["device_id"] == 2
 
 
 def test_verify_speaks_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,8 @@ def share_memory(device_id: int, limit: int) -> None:
 
     A `limit` of 0 is none.
 
-    The arena never gives memory back to the device. It is for sessions that run one after another: they run on
+    What sessions and buffers free stays in the arena for the next of them. Only after a run with `release` do the parts
+    of it that nothing uses go back to the device. It is for sessions that run one after another: they run on
     different CUDA streams, and memory that one session has freed is another's at once.
 
     Raises:
@@ -178,6 +179,11 @@ def share_memory(device_id: int, limit: int) -> None:
             why=f"{_size(limit)} was asked for; the first limit in a process holds until it ends",
             fix="keep to one device.memory_limit, or start another process",
         )
+
+
+def process_memory_limit(device_id: int, default: int) -> int:
+    """The limit that `share_memory` registered for a device in this process; the default where it did not."""
+    return _shared_memory.get(device_id, default)
 
 
 def _size(limit: int) -> str:
@@ -246,7 +252,8 @@ def _refused(device_id: int, text: str) -> EnvironmentProblemError:
         return DeviceError(
             f"There is no CUDA device {device_id}.",
             why=f"{there}CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}.",
-            fix="Set device.id to one of those that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES leaves.",
+            fix="Name one of those that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES leaves, by device.id in a "
+            "config or by --device-id where a command has it.",
         )
     what, fix = {
         _OLD_DRIVER: (

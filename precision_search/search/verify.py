@@ -22,7 +22,8 @@ from precision_search.model.graph import GraphName
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.batch_limit import BatchLimit
+from precision_search.runtime.batch_limit import BatchLimit, after_release
+from precision_search.runtime.cuda import process_memory_limit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
@@ -111,7 +112,8 @@ def compare(
         reference: the fp32 bundle; its tokenizer and generation settings hold for both.
         candidate: the model to verify; it runs at the optimization level it was judged at.
         samples: the sentences.
-        settings: session settings, for the reference as they are.
+        settings: session settings, for the reference as they are. Memory is always shared; a `memory_limit` of None is
+            that of the process, or none.
         prefix: put before each sentence.
         max_length: longest source in tokens, None for the tokenizer's limit.
         batch_size: sentences at once, if the device's memory holds them; a warning of the report says where not.
@@ -127,7 +129,8 @@ def compare(
     _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
     warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
     say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
-    settings = replace(settings, memory_limit=NO_LIMIT if settings.memory_limit is None else settings.memory_limit)
+    if settings.memory_limit is None:
+        settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
     judged = judged_settings(candidate, settings)
     # They belong to the process, and fp32 products take no notice of them.
     settings = replace(settings, gemm_options=judged.gemm_options)
@@ -135,7 +138,7 @@ def compare(
     limit = BatchLimit(limited.append)
     wanted = _reference(reference, encoded.ids, batch_size, settings, limit)
     say(f"generating with {candidate.path}")
-    generator = Generator(_runnable(candidate, settings), reference.generation, judged)
+    generator = after_release(lambda: Generator(_runnable(candidate, settings), reference.generation, judged))
     pad = reference.generation.pad_token_id
     tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, encoded.ids, pad, size))
     source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from precision_search import api
 from precision_search.cli import cli
-from precision_search.errors import DeviceMemoryError, PrecisionSearchError
+from precision_search.errors import DeviceError, DeviceMemoryError, PrecisionSearchError
 from precision_search.model.bundle import Bundle
+from precision_search.model.calibration import load_samples
+from precision_search.output.progress import QuietReporter
 from precision_search.precision.convert import convert
 from precision_search.precision.inspect import measure
 from precision_search.precision.plan import Plan, pinned_keys
@@ -29,6 +33,7 @@ from precision_search.runtime.forced import forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import Reference, generate_all
 from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_session, require_cuda, run_session
+from precision_search.search import verify
 from precision_search.search.confirm import confirm
 from precision_search.search.damage import DamageFinder
 from precision_search.search.screen import SampleRows, SampleScreen, Screener
@@ -93,6 +98,27 @@ def test_a_device_that_is_not_there(dry_cuda: DryCuda, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = dry_cuda.call(run_elsewhere, out=str(out))
     check_nothing_happened(found, out, "There is no CUDA device 3", "sees 1, numbered from 0", "device.id")
+
+
+def verify_elsewhere(demo: Demo, data: str) -> str:
+    """Why a model is not verified on a device that is not there; in the child."""
+    with pytest.raises(DeviceError) as caught:
+        api.verify(
+            demo.model,
+            str(demo.model),
+            Path(data),
+            device="cuda",
+            device_id=3,
+            cache=demo.cache,
+            reporter=QuietReporter(sys.stderr),
+        )
+    return str(caught.value)
+
+
+def test_verification_asks_for_the_device_that_it_is_told(dry_cuda: DryCuda, demo: Demo, tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("A sentence.\n")
+    text = dry_cuda.call(verify_elsewhere, demo=demo, data=str(tmp_path / "data.txt"))
+    assert "There is no CUDA device 3" in text and "--device-id" in text
 
 
 def without(dry_cuda: DryCuda, folder: Path, pattern: str) -> DryCuda:
@@ -327,6 +353,30 @@ def test_a_process_has_one_memory_limit(dry_cuda: DryCuda) -> None:
     assert (first, same) == ("", "")
     assert other.startswith("UsageError: a limit of 0.0244141 GiB was asked for")
     assert none.startswith("UsageError: no limit was asked for")
+
+
+def verified_within(demo: Demo, data: str, limit: int) -> tuple[int, str]:
+    """For how many samples a verification generates in a process that has a memory limit, or which error it gives."""
+    create_session(weighing(MIB), SessionSettings(device="cuda", memory_limit=limit))
+    bundle = demo.open()
+    samples = load_samples(Path(data), "data")
+    generated: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        # What comes out is garbage, which no tokenizer reads.
+        patch.setattr(verify, "make_report", lambda _, wanted, tokens, *__, **___: generated.append(len(tokens)))
+        try:
+            verify.compare(bundle, verify.open_candidate(bundle.path, bundle), samples, SessionSettings(device="cuda"))
+        except PrecisionSearchError as error:
+            return 0, f"{type(error).__name__}: {error}"
+    return sum(generated), ""
+
+
+def test_verification_keeps_to_the_limit_that_the_process_has(dry_cuda: DryCuda, demo: Demo, tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("A sentence.\nAnother one.\n")
+    data = str(tmp_path / "data.txt")
+    assert dry_cuda.call(verified_within, demo=demo, data=data, limit=2**30) == (2, "")
+    _, error = dry_cuda.call(verified_within, demo=demo, data=data, limit=8 * MIB)
+    assert error.startswith("DeviceMemoryError")
 
 
 @dataclass(frozen=True, slots=True)
