@@ -23,6 +23,9 @@ from precision_search.toml_tables import (
     write_tables,
 )
 
+MOST_THREADS = 1024
+"""Every session makes as many: a number far beyond the cores of any machine ends the process."""
+
 STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -110,7 +113,7 @@ class DeviceSection:
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     id: int = field(default=0, metadata=at_least(0))
     use_tf32: bool = False
-    threads: int | None = field(default=None, metadata=at_least(1))
+    threads: int | None = field(default=None, metadata=between(1, MOST_THREADS))
     gemm_options: int = field(default=2, metadata=between(0, 7))
     memory_limit: float | None = field(default=None, metadata=more_than(0))
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from precision_search.config import MOST_THREADS
 from precision_search.errors import InputError, UsageError
 from precision_search.model.bundle import graph_file
 from precision_search.model.calibration import batches
@@ -149,7 +150,7 @@ class Seq2SeqGenerator:
             raise UsageError(
                 f"there is no device {device!r}", why="known are auto, cpu and cuda", fix="give one of them"
             )
-        check_count("threads", threads)
+        check_count("threads", threads, most=MOST_THREADS)
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
         model = load_candidate(path)
@@ -247,7 +248,7 @@ def _check_layout(path: Path) -> None:
             f"{path} is a checkpoint, not a published model",
             why=f"it has weights in safetensors and no {graph_file('encoder')}",
             fix="`precision-search run` makes a model of it; for fp32 alone, "
-            "`precision_search.api.open_model(path, cache).path` is a directory with its ONNX graphs",
+            '`precision_search.api.open_model("MODEL", Path("CACHE")).path` is a directory with its ONNX graphs',
         )
 
 

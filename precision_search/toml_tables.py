@@ -240,7 +240,9 @@ def _value(name: str, spec: "dataclasses.Field[Any]", hint: object, entry: _Entr
         if rule is not None and not rule.holds(value):
             raise ValueError(rule.expected)
     except (ValueError, OSError, RuntimeError) as error:
-        near = difflib.get_close_matches(str(entry.value), [word for word in words if isinstance(word, str)], n=1)
+        # Stricter than for names, so that nobody who writes gpu is sent to cpu.
+        choices = [word for word in words if isinstance(word, str)]
+        near = difflib.get_close_matches(str(entry.value), choices, n=1, cutoff=0.7)
         raise ConfigError(
             f"`{name}` cannot be {entry.value!r} (in {entry.origin})",
             why=f"it must be {error}" if isinstance(error, ValueError) else str(error),

@@ -190,7 +190,7 @@ def test_the_resolved_demo_config_reads_back_equal_from_elsewhere(tmp_path: Path
         ("search.dtype=16", "one of float16, bfloat16"),
         ("device.kind=gpu", "one of auto, cpu, cuda"),
         ("device.id=-1", "at least 0"),
-        ("device.threads=0", "at least 1"),
+        ("device.threads=0", "between 1 and 1024"),
         ("device.use_tf32=1", "true or false"),
         ("device.gemm_options=8", "between 0 and 7"),
         ("device.memory_limit=0", "more than 0"),

@@ -137,7 +137,15 @@ def test_a_section_that_came_or_went_is_named(stored: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["search.max_trials=9", "search.timeout=5", "device.threads=1", "model.cache=x", "test.path=other.txt"]
+    "override",
+    [
+        "search.max_trials=9",
+        "search.timeout=5",
+        "device.threads=1",
+        "device.memory_limit=4",
+        "model.cache=x",
+        "test.path=other.txt",
+    ],
 )
 def test_limits_and_test_sentences_may_change(stored: Path, override: str) -> None:
     check_run_directory(load_config(stored, [override]), stored.parent / "run", resume=True)

@@ -49,9 +49,9 @@ def tiny(tiny_directory: Path) -> Seq2SeqGenerator:
         (7, "no list"),
         (None, "no list"),
         ({"a": 1}, "no list"),
-        (["a b", 3], "row 0 of the inputs is neither"),
-        (["a b", [3, 1]], "row 0 of the inputs is neither"),
-        ([[3, 1], "a"], "row 1 of the inputs is neither"),
+        (["a b", 3], "row 1 of the inputs is no text, unlike row 0"),
+        (["a b", "a", [3, 1]], "row 2 of the inputs is no text, unlike row 0"),
+        ([[3, 1], "a"], "row 1 of the inputs is a text, unlike row 0"),
         ([None], "row 0 of the inputs is neither"),
         ([3, 1], "row 0 of the inputs is neither"),
         ([[3.0, 1.0]], "row 0 of the inputs is neither"),
@@ -140,8 +140,8 @@ def test_a_limit_beyond_memory_is_said_and_harms_nothing(tiny: Seq2SeqGenerator)
         assert tiny.generate(SENTENCES).ids == wanted
 
 
-@pytest.mark.parametrize("threads", [0, -1, True, "2", 1.5])
-def test_threads_are_counted_from_one(tiny_directory: Path, threads: Any) -> None:
+@pytest.mark.parametrize("threads", [0, -1, True, "2", 1.5, 1_000_000])
+def test_threads_are_a_count_that_a_machine_can_bear(tiny_directory: Path, threads: Any) -> None:
     with pytest.raises(InputError, match="threads is"):
         Seq2SeqGenerator.from_pretrained(tiny_directory, device="cpu", threads=threads)
 

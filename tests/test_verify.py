@@ -21,7 +21,7 @@ from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.candidate import FACTS_FILE, open_candidate
+from precision_search.search.candidate import FACTS_FILE, load_candidate, open_candidate
 from precision_search.search.verify import DifferingSample, VerifyReport, compare, make_report
 from tests.conftest import DEMO_DATA
 
@@ -300,13 +300,27 @@ def test_what_a_published_model_says_of_itself_is_applied_and_doubted(
     assert "decoder_start_token_id 5 instead of" in other_start
 
 
-def test_a_broken_fact_file_is_an_error_and_an_odd_one_is_ignored(demo_bundle: Bundle, broken: Path) -> None:
-    (broken / FACTS_FILE).write_text(
-        '{"settings": {"optimization_level": "maximal", "use_tf32": 3}, "content_hash": 1}'
-    )
-    candidate = open_candidate(broken, demo_bundle)
-    assert (candidate.optimization_level, candidate.use_tf32, candidate.content_hash) == (None, None, None)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must be an object"),
+        ('{"settings": 3}', "settings is 3"),
+        ('{"settings": {"optimization_level": "maximal"}}', "one of disabled, basic, extended, all"),
+        ('{"settings": {"use_tf32": 1}}', "true or false"),
+        ('{"settings": {"use_tf32": "maybe"}}', "true or false"),
+        ('{"settings": {"gemm_options": 7}}', 'from "0" to "7"'),
+        ('{"settings": {"gemm_options": "99"}}', 'from "0" to "7"'),
+    ],
+)
+def test_a_fact_file_that_is_not_understood_is_an_error(broken: Path, text: str, told: str) -> None:
+    (broken / FACTS_FILE).write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_candidate(broken)
+    assert told in str(caught.value)
 
-    (broken / FACTS_FILE).write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
-        open_candidate(broken, demo_bundle)
+
+def test_facts_that_say_nothing_of_settings_leave_them_open(broken: Path) -> None:
+    (broken / FACTS_FILE).write_text('{"settings": {"gemm_options": null}, "content_hash": 1}')
+    found = load_candidate(broken)
+    assert (found.optimization_level, found.use_tf32, found.gemm_options, found.content_hash) == (None,) * 4

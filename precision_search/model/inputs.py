@@ -36,7 +36,15 @@ def read_inputs(
     entries = _entries(inputs)
     if not isinstance(prefix, str):
         raise InputError("the prefix is no text", why=f"it is {prefix!r:.60}", fix="give a text, or nothing")
-    if all(isinstance(entry, str) for entry in entries):
+    texts = [isinstance(entry, str) for entry in entries]
+    if any(texts) and not all(texts):
+        other = texts.index(not texts[0])
+        raise InputError(
+            f"row {other} of the inputs is {'a' if texts[other] else 'no'} text, unlike row 0",
+            why=f"it is {entries[other]!r:.60}",
+            fix="give texts only, or rows of token ids only",
+        )
+    if all(texts):
         rows = [_encoded(prefix + str(text), index, tokenizer) for index, text in enumerate(entries)]
     elif prefix:
         raise InputError(
@@ -52,8 +60,8 @@ def read_inputs(
     return rows
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuses what does not count tokens or threads: all but None and whole numbers from 1 on.
+def check_count(name: str, value: object, *, most: int | None = None) -> None:
+    """Refuses what does not count tokens or threads: all but None and whole numbers from 1 to `most`.
 
     Raises:
         InputError: it is refused.
@@ -62,6 +70,8 @@ def check_count(name: str, value: object) -> None:
         raise InputError(
             f"{name} is {value!r:.60}", why="it is a count", fix="give a whole number of at least 1, or None"
         )
+    if value is not None and most is not None and value > most:  # type: ignore[operator]
+        raise InputError(f"{name} is {value}", why=f"more than {most} use up the machine", fix="give fewer, or None")
 
 
 def _is_whole(value: object) -> bool:

@@ -144,12 +144,12 @@ def _changes(before: Config, now: Config) -> list[str]:
 
 
 def _judging_part(config: Config) -> Config:
-    """The config without what no verdict depends on: test sentences, limits, where to cache, how many threads."""
+    """The config without what no verdict depends on: test sentences, limits, where to cache, threads, memory."""
     return dataclasses.replace(
         config,
         test=None,
         model=dataclasses.replace(config.model, cache=Path()),
-        device=dataclasses.replace(config.device, threads=None),
+        device=dataclasses.replace(config.device, threads=None, memory_limit=None),
         search=dataclasses.replace(config.search, max_trials=1, timeout=None),
     )
 

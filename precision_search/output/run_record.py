@@ -34,6 +34,7 @@ from precision_search.output.run_info import (
 )
 from precision_search.precision.plan import Plan, blocklist_of_plan, pinned_keys
 from precision_search.runtime.cuda_driver import cuda_device_name
+from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS
 from precision_search.search.judge import ScreenStatistics
 from precision_search.search.pareto import Choice, choose_winner, pareto_front
 from precision_search.search.prepare import LoadedSet, Prepared, SetName, near_ties
@@ -225,8 +226,9 @@ class RunRecorder:
                 name=cuda_device_name(settings.device_id) if on_cuda else None,
                 profile=None if on_cuda else prepared.profile.name,
                 optimization_level=settings.optimization_level,
-                use_tf32=settings.use_tf32,
-                gemm_options=str(settings.gemm_options),
+                # What was emulated, not what the config asks of a device that is not here.
+                use_tf32=settings.use_tf32 and on_cuda,
+                gemm_options=str(settings.gemm_options if on_cuda else DEFAULT_GEMM_OPTIONS),
             ),
             model=Model(
                 name=Path(config.model.path).name,

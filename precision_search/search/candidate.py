@@ -31,6 +31,14 @@ _MUST_AGREE = ("vocab_size", "num_decoder_layers", "num_heads", "d_kv")
 OTHER_REFERENCE = "give the fp32 model that it was made from with --reference"
 
 
+_SETTINGS: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "optimization_level": (get_args(OptimizationLevel), f"one of {', '.join(get_args(OptimizationLevel))}"),
+    "use_tf32": ((False, True), "true or false"),
+    "gemm_options": (tuple(map(str, range(8))), 'a text from "0" to "7"'),
+}
+"""What is read of the settings in `precision_search.json`: the values that there are, and how to say so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A model directory as found.
@@ -77,17 +85,16 @@ def load_candidate(path: Path) -> Candidate:
         raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
     graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
     facts = _read_facts(path / FACTS_FILE)
-    settings = facts.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
-    level, tf32, gemm = (settings.get(name) for name in ("optimization_level", "use_tf32", "gemm_options"))
+    settings = _read_settings(path / FACTS_FILE, facts)
+    level, tf32, gemm = (settings.get(name) for name in _SETTINGS)
     made_from = facts.get("content_hash")
     return Candidate(
         path=path,
         graphs=graphs,
         tokenizer=load_tokenizer(path),
-        optimization_level=level if level in get_args(OptimizationLevel) else None,
-        use_tf32=tf32 if isinstance(tf32, bool) else None,
-        gemm_options=int(gemm) if isinstance(gemm, str) and gemm.isdecimal() else None,
+        optimization_level=level,
+        use_tf32=tf32,
+        gemm_options=None if gemm is None else int(gemm),
         content_hash=made_from if isinstance(made_from, str) else None,
     )
 
@@ -173,4 +180,26 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file, or remove it") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise _wrong_facts(path, "it holds", content, "an object")
+    return content
+
+
+def _read_settings(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the model was judged under; a value that is not understood must not be taken for one that is not there."""
+    settings = facts.get("settings", {})
+    if not isinstance(settings, dict):
+        raise _wrong_facts(path, "settings is", settings, "an object")
+    for name, (known, expected) in _SETTINGS.items():
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, type(known[0])) and value in known):
+            raise _wrong_facts(path, f"settings.{name} is", value, expected)
+    return settings
+
+
+def _wrong_facts(path: Path, what: str, value: object, expected: str) -> InputError:
+    return InputError(
+        f"{path} does not say how the model was judged",
+        why=f"{what} {value!r:.60}, and must be {expected}",
+        fix="restore the file; without it the model runs as any other",
+    )
