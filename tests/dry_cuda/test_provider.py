@@ -36,6 +36,7 @@ from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_s
 from precision_search.search import verify
 from precision_search.search.confirm import confirm
 from precision_search.search.damage import DamageFinder
+from precision_search.search.prepare import open_fp32
 from precision_search.search.screen import SampleRows, SampleScreen, Screener
 from tests.conftest import ROOT
 from tests.dry_cuda.build import build
@@ -428,6 +429,27 @@ def test_a_full_device_halves_the_batch_and_nothing_is_lost(dry_cuda: DryCuda, d
     assert len(found.said) <= 4
     assert (found.generated, found.screened) == (len(ROWS), len(ROWS))
     assert found.confirmed  # it looked at tokens, which are garbage here
+
+
+def made_beside_an_idle_buffer(demo: Demo, part: str) -> bool:
+    """Makes the sessions of a part of a run where a buffer has what they need; whether it kept it; in the child."""
+    settings = SessionSettings(device="cuda", memory_limit=NO_LIMIT)
+    bundle = demo.open()
+    parts: dict[str, Callable[[], object]] = {
+        "fp32": lambda: open_fp32(bundle, settings),
+        "screen": lambda: Screener(bundle.graphs, WeightCache(), settings).prepare(low_plan(bundle)),
+    }
+    create_session(weighing(MIB), settings)
+    buffer = Buffer(ir.DataType.FLOAT, settings)
+    buffer.reserve(64 * MIB)
+    set_device_memory(in_use())
+    parts[part]()
+    return buffer.holds_memory
+
+
+@pytest.mark.parametrize("part", ["fp32", "screen"])
+def test_sessions_are_made_in_what_idle_buffers_give_back(dry_cuda: DryCuda, demo: Demo, part: str) -> None:
+    assert not dry_cuda.call(made_beside_an_idle_buffer, demo=demo, part=part)
 
 
 def no_room(demo: Demo) -> tuple[int, str]:
