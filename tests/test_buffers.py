@@ -38,13 +38,6 @@ def test_only_memory_that_runs_out_is_called_so(
     assert caught.value.why in failure
 
 
-def test_a_size_that_is_none_is_no_lack_of_memory() -> None:
-    """ONNX Runtime's own refusal: 2**63 elements are a negative number to it."""
-    with pytest.raises(PrecisionSearchError) as caught:
-        Buffer(ir.DataType.FLOAT, CPU).reserve(2**63)
-    assert not isinstance(caught.value, DeviceMemoryError)
-
-
 def test_a_buffer_holds_memory_from_its_reservation_to_its_release() -> None:
     buffer = Buffer(ir.DataType.INT64, CPU, fill=7)
     assert not buffer.holds_memory
