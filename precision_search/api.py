@@ -127,8 +127,8 @@ def verify(
         InputError: the data or one of the models cannot be used, or they do not belong together.
     """
     samples = load_samples(data, "data")
-    bundle = open_model(reference, cache, reporter=reporter)
     settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
+    bundle = open_model(reference, cache, reporter=reporter)
     return compare(
         bundle,
         open_candidate(model, bundle),

@@ -81,7 +81,7 @@ def test_missing_libraries_are_named(
     assert error.what.endswith("do not load: libcublasLt.so.13, libcurand.so.10.")
     assert "libcurand.so.10: file too short" in error.why
     assert error.why.count("libcurand") == 1
-    assert error.fix == f"{INSTALL} (or set device.kind to cpu)"
+    assert error.fix == f"{INSTALL} (or run on the CPU)"
     driver.clear()
     error = told(MissingPackageError)
     assert "Nor is there an NVIDIA driver" in error.why

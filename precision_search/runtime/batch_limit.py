@@ -65,8 +65,7 @@ class BatchLimit:
                     raise DeviceMemoryError(
                         "The memory does not hold one sample at a time.",
                         why=error.why if isinstance(error, DeviceMemoryError) else first_line(error),
-                        fix="Free memory on the device, raise device.memory_limit or take another device; "
-                        "a run goes on with --resume.",
+                        fix="Free memory on the device or raise device.memory_limit; a run goes on with --resume.",
                     ) from error
                 self._most = size // 2
             release_shared()

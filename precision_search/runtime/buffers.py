@@ -79,7 +79,8 @@ class Buffer:
         try:
             self._value = self._allocate(count)
         except Exception as error:  # ONNX Runtime raises classes of its own
-            if not is_out_of_memory(error):
+            beyond_any = count * self._dtype.itemsize >= 2**63  # the binding refuses the number itself
+            if not (is_out_of_memory(error) or beyond_any):
                 raise run_error(error) from error
             raise DeviceMemoryError(
                 f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",

@@ -36,7 +36,7 @@ USE_SHARED_MEMORY = "session.use_env_allocators"
 
 LOG_ERROR, LOG_FATAL = 3, 4
 _INSTALL = "pip install 'precision-search[cuda]'"
-_ON_CPU = "set device.kind to cpu"
+_ON_CPU = "run on the CPU"
 _FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure (\d+): [^;]*[^; ]", re.IGNORECASE)
 _NO_SUCH_DEVICE = re.compile(r"Invalid device ID: \d+, must be between 0 \(inclusive\) and (\d+) \(exclusive\)")
 _NOT_LOADED = re.compile(r"Failed to load (\S+): (.*)")

@@ -296,7 +296,7 @@ def _check_placement(
             f"{len(elsewhere)} nodes of the graph {name!r} would run on the CPU.",
             why=f"ONNX Runtime's CUDA provider has no kernel for {', '.join(elsewhere[:3])}"
             f"{' and others' if len(elsewhere) > 3 else ''} in the types that they have.",
-            fix="Keep these nodes in fp32, or set device.kind to cpu.",
+            fix="Keep these nodes in fp32, or run on the CPU.",
         )
 
 
