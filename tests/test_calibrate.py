@@ -97,6 +97,13 @@ def test_every_time_lies_beside_it(cuda: None, tmp_path: Path) -> None:
         assert result["before"]["sm_clock_mhz"] == 1500.0
 
 
+@pytest.mark.parametrize(("out", "told"), [("", "gpu.toml"), (".toml", "gpu.toml"), ("lab.json", "lab.toml")])
+def test_a_path_that_is_no_profile_is_refused_with_one_that_is(out: str, told: str) -> None:
+    with pytest.raises(UsageError, match=r"a profile is a \.toml file") as caught:
+        calibrate(Path(out), FakeDevice(), Notes())
+    assert caught.value.fix == f"write --out {told}"
+
+
 @pytest.mark.parametrize("name", ["lab.toml", "lab.samples.json"])
 def test_nothing_is_replaced_unless_that_is_asked_for(cuda: None, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")

@@ -78,7 +78,7 @@ def write_profile(
         InputError: a graph that the device accepted does not run.
         EnvironmentProblemError: the files cannot be written.
     """
-    samples = out.with_suffix(".samples.json")
+    samples = out.parent / f"{out.stem}.samples.json"
     _check(out, samples, force=force)
     if settings.device == "cuda":
         require_cuda(settings)
@@ -104,9 +104,9 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
     """What can be known to be wrong before minutes of measuring."""
     if out.suffix != ".toml":
         raise UsageError(
-            f"a profile is a .toml file, not {out.name}",
+            f"a profile is a .toml file, not {out.name or 'a directory'}",
             why="latency.profile takes other words for the name of a built-in profile",
-            fix=f"write --out {out.with_suffix('.toml')}",
+            fix=f"write --out {out.parent / 'gpu.toml' if out.name in {'', '.toml'} else out.with_suffix('.toml')}",
         )
     for path in (out, samples):
         if path.exists() and (path.is_dir() or not force):
