@@ -113,7 +113,7 @@ def test_a_terminal_keeps_stages_and_messages_and_loses_the_live_line() -> None:
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     assert "a note" in lines
     assert "warning: a warning" in lines
-    assert "reading [model]: 1 plan, 2.0 a second, 12.3 screens/s, best 3: 2.00x (0.0 s)" in lines
+    assert "reading [model]: 1 plan, 2.0 a second, 12.3 screens/s, best 3: 10.00x (0.0 s)" in lines
     assert lines[-1] == "writing (0.0 s)"
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 
