@@ -82,20 +82,7 @@ def measured_profile(
         bf16 = None
     low = [fp16] if bf16 is None else [fp16, bf16]
     launch = _mixture(kernel.unit_seconds.value, product.unit_seconds.value, _PRODUCT_SHARE)
-    last = max(results, key=lambda each: sum(map(sum, each.rounds.times))).after
-    measurement = Measurement(
-        date=date,
-        software=software,
-        samples=samples,
-        stable=all(each.rounds.stable for each in results),
-        run_us=_figure(kernel.run_seconds.value * 1e6),
-        kernel_us=_figure(kernel.unit_seconds.value * 1e6),
-        product_us=_figure(product.unit_seconds.value * 1e6),
-        sm_clock_mhz=last.sm_clock_mhz,
-        temperature_c=last.temperature_c,
-        power_w=last.power_w,
-        slowed_by=_slowed_by(each.after for each in results),
-    )
+    measurement = _measurement(results, kernel, product, date=date, software=software, samples=samples)
     return DeviceProfile(
         profile_label(stem, measurement),
         Datasheet(
@@ -120,6 +107,32 @@ def measured_profile(
             ),
         ),
         measurement,
+    )
+
+
+def _measurement(
+    results: Sequence[SeriesResult],
+    kernel: SeriesResult,
+    product: SeriesResult,
+    *,
+    date: str,
+    software: str,
+    samples: str,
+) -> Measurement:
+    """How it was measured; the device's condition is that after the longest series, when it had worked hardest."""
+    last = max(results, key=lambda each: sum(map(sum, each.rounds.times))).after
+    return Measurement(
+        date=date,
+        software=software,
+        samples=samples,
+        stable=all(each.rounds.stable for each in results),
+        run_us=_figure(kernel.run_seconds.value * 1e6),
+        kernel_us=_figure(kernel.unit_seconds.value * 1e6),
+        product_us=_figure(product.unit_seconds.value * 1e6),
+        sm_clock_mhz=last.sm_clock_mhz,
+        temperature_c=last.temperature_c,
+        power_w=last.power_w,
+        slowed_by=_slowed_by(each.after for each in results),
     )
 
 
