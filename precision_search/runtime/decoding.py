@@ -333,7 +333,7 @@ def forced_token(generation: GenerationSettings, step: int, limit: int) -> int:
     return head.NOT_FORCED
 
 
-def upload(array: npt.NDArray[np.int64], settings: SessionSettings) -> OrtValue:
+def upload(array: npt.NDArray[np.int64] | npt.NDArray[np.float32], settings: SessionSettings) -> OrtValue:
     """An array on the device; on a CPU it shares the array's memory where that is contiguous.
 
     Raises:

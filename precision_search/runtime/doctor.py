@@ -38,7 +38,6 @@ _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "ORT_CUDA_GEMM_OPTIONS", "NVIDIA_TF32_OVERRIDE")
 """Of the environment: which devices there are, and how their matrix products round."""
 
-
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 

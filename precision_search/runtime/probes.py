@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.runtime.buffers import Buffer
+from precision_search.runtime.decoding import upload
 from precision_search.runtime.device_profile import FloatName
 from precision_search.runtime.session import SessionSettings, create_session, run_error
 
@@ -69,16 +70,10 @@ class ProbeRun:
             InputError, NoKernelError: the device has no kernel for the dtype.
             DeviceMemoryError, DeviceError, MissingPackageError: see `create_session`.
         """
-        from onnxruntime import OrtValue
-
         self._session = create_session(probe_model(probe), settings, consume=True)
         shape = (probe.rows, probe.width)
-        values = _values(np.random.default_rng(_SEED), shape, 1.0)
-        try:
-            # Kept here: a binding knows addresses only.
-            self._given = OrtValue.ortvalue_from_numpy(values, settings.device, settings.device_id)
-        except Exception as error:  # ONNX Runtime raises classes of its own
-            raise run_error(error) from error
+        # Kept here: a binding knows addresses only.
+        self._given = upload(_values(np.random.default_rng(_SEED), shape, 1.0), settings)
         self._result = Buffer(DTYPES[probe.dtype], settings)
         self._result.reserve(probe.rows * probe.width)
         self._binding = self._session.io_binding()

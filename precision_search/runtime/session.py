@@ -51,8 +51,6 @@ _SPIN_MICROSECONDS = 20
 """How long a thread waits busily for work before it sleeps (docs/decisions/0023-threads-spin-briefly.md)."""
 DEFAULT_GEMM_OPTIONS = 2
 """fp16 products keep their sums in fp32 to the end, which is what emulation assumes (see `SessionSettings`)."""
-
-
 NO_LIMIT = 0
 """A `memory_limit` that shares memory and does not limit it."""
 
@@ -109,6 +107,8 @@ def create_session(
     on_cuda = settings.device == "cuda"
     name = model.graph.name or "(unnamed)"
     own = model if consume else model.clone()
+    if on_cuda:
+        _name_nodes(own)
     floats = _float_nodes(own) if on_cuda else frozenset()
     graph, weights = _split_weights(own)
     options = _session_options(settings)
@@ -247,21 +247,24 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or cuda.is_out_of_memory(str(error))
 
 
-def _float_nodes(model: ir.Model) -> frozenset[str]:
-    """The names of the nodes, those within other nodes included, that take floats and give floats.
-
-    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes. Nodes without a
-    name get one: ONNX asks for none, and by its name ONNX Runtime says where a node runs.
-    """
+def _name_nodes(model: ir.Model) -> None:
+    """Names what has no name, in place: ONNX asks for none, and by its name ONNX Runtime says where a node runs."""
     nodes = list(model.graph.all_nodes())
     taken = {node.name for node in nodes}
     for number, node in enumerate(nodes):
         if not node.name:
             name = f"{node.op_type}.{number}"
             node.name = name if name not in taken else f"{name}.unnamed"
+
+
+def _float_nodes(model: ir.Model) -> frozenset[str]:
+    """The names of the nodes, those within other nodes included, that take floats and give floats.
+
+    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes.
+    """
     return frozenset(
         str(node.name)
-        for node in nodes
+        for node in model.graph.all_nodes()
         if node.op_type not in {"Shape", "Size"}
         and any(value is not None and _is_float(value) for value in node.inputs)
         and any(value.dtype is None or _is_float(value) for value in node.outputs)
