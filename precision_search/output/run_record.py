@@ -297,8 +297,15 @@ def _speed(statistics: ScreenStatistics) -> ScreenSpeed:
 
 
 def _sample_file(loaded: LoadedSet) -> SampleFile:
-    samples = loaded.samples
-    return SampleFile(samples.path.name, len(samples.samples), samples.content_hash, loaded.truncated)
+    samples, section = loaded.samples, loaded.section
+    return SampleFile(
+        name=samples.path.name,
+        count=len(samples.samples),
+        hash=samples.content_hash,
+        truncated=loaded.truncated,
+        prefix=section.prefix,
+        max_length=section.max_length,
+    )
 
 
 def _optional_file(prepared: Prepared, name: SetName) -> SampleFile | None:
