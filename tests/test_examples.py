@@ -1,0 +1,34 @@
+"""The examples do what they say, on a model small enough for a test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny_model import write_tiny_config
+
+
+@pytest.mark.slow
+def test_search_leaves_a_model_and_generates_with_it(tmp_path: Path) -> None:
+    config = write_tiny_config(tmp_path, "nodes")
+    command = [sys.executable, str(ROOT / "examples/search.py"), str(config), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("chosen: the fastest stable plan")
+    assert any("(estimated)" in line and "flips in 1,000 tokens" in line for line in lines)
+    assert f"{tmp_path / 'run-calm'}: 12 of 12 calibration samples exact (emulated)" in lines
+    assert lines[-1].startswith((tmp_path / "calibration.txt").read_text().splitlines()[0] + " -> ")
+    assert (tmp_path / "run-calm/precision_search.json").is_file()
+
+
+def test_search_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/search.py")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "usage: " in done.stderr
