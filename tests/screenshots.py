@@ -45,12 +45,15 @@ def netron(model: Path) -> Iterator[Page]:
 
 def select_node(page: Page, key: str) -> str:
     """Finds a node by its key in Netron and selects it; gives what its sidebar then says."""
-    page.keyboard.press("Control+f")
-    page.locator(".sidebar input").first.fill(key)
+    query, sidebar = page.locator(".sidebar-find-query"), page.locator(".sidebar")
+    while not query.count():  # it takes no keys before it has drawn the graph
+        page.keyboard.press("Control+f")
+        page.wait_for_timeout(500)
+    query.fill(key)
     page.locator(".sidebar li").get_by_text(key, exact=True).first.click()
     page.keyboard.press("Enter")
-    page.locator(".sidebar").get_by_text("Node Properties").wait_for()
-    return page.locator(".sidebar").inner_text()
+    sidebar.get_by_text("Node Properties").wait_for()
+    return str(sidebar.inner_text())
 
 
 def _picture_of_the_dashboard(run: Path) -> bytes:

@@ -38,10 +38,7 @@ def test_optuna_dashboard_shows_every_plan_of_a_run(run: Path) -> None:
         page.get_by_text("Trial 0 (trial_id=0)").wait_for()
         shown = page.inner_text("body")
         assert [name for name in ("verdict stable", "stage fp32", "exact_match 1", "id 0") if name not in shown] == []
-        assert page.get_by_text(re.compile(r"^Trial \d+$")).count() == trials
-        assert page.get_by_text("Infeasible").count() == sum(
-            '"verdict": "stable"' not in line for line in (run / "trials.jsonl").read_text().splitlines()
-        )
+        assert re.findall(r"^Trial (\d+)$", shown, re.MULTILINE) == [str(number) for number in range(trials)]
 
         page.goto(f"{address}/studies/0")
         page.get_by_text("Pareto Front").wait_for()
