@@ -80,8 +80,8 @@ def converted(page: Page) -> Callable[[str, GraphName, bool], Model]:
     return run
 
 
-def without_round_trips(page: Page, model: Model) -> Model:
-    """The page's repair but for the fp16 round trips between fp32 nodes."""
+def with_round_trips(page: Page, model: Model) -> Model:
+    """The page's repair but for the fp16 round trips between fp32 nodes, which stay."""
     repair = types.FunctionType(page["repaired"].__code__, dict(page) | {"casts_to": lambda node, dtype: False})
     repaired: Model = repair(model)
     return repaired
@@ -162,15 +162,15 @@ def test_repaired_it_has_our_types_and_nearly_our_tokens(
     assert (report.exact, report.samples, report.nonfinite) == (exact, 100, 0)
 
 
-@pytest.mark.parametrize("converter", CONVERTERS)
-def test_round_trips_between_fp32_nodes_are_why_the_repair_is_needed(
-    converter: str, page: Page, converted: Callable[..., Model], demo_bundle: Bundle, tmp_path: Path
+@pytest.mark.parametrize(("converter", "nonfinite"), [(CONVERTERS[0], 100), (CONVERTERS[1], 0)])
+def test_with_round_trips_between_fp32_nodes_it_is_garbage(
+    converter: str, nonfinite: int, page: Page, converted: Callable[..., Model], demo_bundle: Bundle, tmp_path: Path
 ) -> None:
     out = model_directory(
-        tmp_path / "out", demo_bundle, lambda name: without_round_trips(page, converted(converter, name, False))
+        tmp_path / "out", demo_bundle, lambda name: with_round_trips(page, converted(converter, name, False))
     )
     report = api.verify(out, page["fp32"], DEMO_DATA / "calibration.txt", device="cpu")
-    assert (report.exact, report.samples, report.nonfinite) == (0, 100, 100)
+    assert (report.exact, report.samples, report.nonfinite) == (0, 100, nonfinite)
 
 
 def test_the_last_block_of_the_page_writes_a_model_that_verifies(
@@ -178,7 +178,8 @@ def test_the_last_block_of_the_page_writes_a_model_that_verifies(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(code_under("The fp16 converters")[2], dict(page))
-    assert api.verify("converted", page["fp32"], DEMO_DATA / "test.txt", device="cpu").exact_match > 0.9
+    (tmp_path / "few.txt").write_text("\n".join((DEMO_DATA / "test.txt").read_text().splitlines()[:30]))
+    assert api.verify("converted", page["fp32"], "few.txt", device="cpu").exact_match > 0.9
 
 
 def test_the_page_names_the_versions_and_messages_tried() -> None:
