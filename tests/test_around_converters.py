@@ -1,15 +1,16 @@
-"""What other people's fp16 converters make of our blocklist: the page's code runs, and what comes out is what it says."""
+"""What other people's fp16 converters make of our blocklist: the page's code runs, and does what the page says."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -62,27 +63,52 @@ def page(demo_bundle: Bundle, export_cache: Path, tmp_path_factory: pytest.TempP
     return defined
 
 
-@pytest.fixture(scope="module")
-def converted(page: Page) -> Callable[[str, GraphName, bool], Model]:
-    """A graph by a converter, as the page calls it; the last argument is `keep_io_types`."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The page's names, the demo in fp32, and a folder to write to."""
 
-    def run(converter: str, name: GraphName, keep_io_types: bool) -> Model:
+    page: Page
+    bundle: Bundle
+    folder: Path
+
+    def convert(self, converter: str, name: GraphName, *, keep_io_types: bool = False) -> Model:
+        """A graph by a converter as the page calls it."""
         module = import_module(f"{converter}.float16")
-        proxy = types.SimpleNamespace(
-            DEFAULT_OP_BLOCK_LIST=module.DEFAULT_OP_BLOCK_LIST,
-            convert_float_to_float16=lambda model, **options: module.convert_float_to_float16(
-                model, **options | {"keep_io_types": keep_io_types}
-            ),
+
+        def run(model: Model, **options: Any) -> Model:
+            result: Model = module.convert_float_to_float16(model, **options | {"keep_io_types": keep_io_types})
+            return result
+
+        defaults = module.DEFAULT_OP_BLOCK_LIST
+        result: Model = self.page["convert"](
+            SimpleNamespace(DEFAULT_OP_BLOCK_LIST=defaults, convert_float_to_float16=run), name
         )
-        result: Model = page["convert"](proxy, name)
         return result
 
-    return run
+    def write(self, converter: str, repair: Callable[[Model], Model]) -> Path:
+        """A model directory of what the converter gives, repaired."""
+        out = self.folder / "out"
+        out.mkdir()
+        for name in GRAPH_NAMES:
+            onnx.save(repair(self.convert(converter, name)), out / f"{name}_model.onnx")
+        for file in self.bundle.path.glob("*.json"):
+            shutil.copy(file, out)
+        return out
+
+    def verify(self, model: Path) -> tuple[int, int, int]:
+        """How many calibration sentences are exact, how many there are, how many were not finite."""
+        report = api.verify(model, self.page["fp32"], DEMO_DATA / "calibration.txt", device="cpu")
+        return report.exact, report.samples, report.nonfinite
+
+
+@pytest.fixture
+def bench(page: Page, demo_bundle: Bundle, tmp_path: Path) -> Bench:
+    return Bench(page, demo_bundle, tmp_path)
 
 
 def with_round_trips(page: Page, model: Model) -> Model:
     """The page's repair but for the fp16 round trips between fp32 nodes, which stay."""
-    repair = types.FunctionType(page["repaired"].__code__, dict(page) | {"casts_to": lambda node, dtype: False})
+    repair = FunctionType(page["repaired"].__code__, dict(page) | {"casts_to": lambda node, dtype: False})
     repaired: Model = repair(model)
     return repaired
 
@@ -100,15 +126,6 @@ def said_by_onnxruntime(model: Model) -> str | None:
     return None
 
 
-def model_directory(folder: Path, bundle: Bundle, make: Callable[[GraphName], Model]) -> Path:
-    folder.mkdir()
-    for name in GRAPH_NAMES:
-        onnx.save(make(name), folder / f"{name}_model.onnx")
-    for file in bundle.path.glob("*.json"):
-        shutil.copy(file, folder)
-    return folder
-
-
 def casts(models: Mapping[Any, Model]) -> int:
     return sum(node.op_type == "Cast" for model in models.values() for node in model.graph.node)
 
@@ -117,18 +134,18 @@ def casts(models: Mapping[Any, Model]) -> int:
 @pytest.mark.parametrize("keep_io_types", [False, True])
 @pytest.mark.parametrize("name", GRAPH_NAMES)
 def test_what_they_write_does_not_load(
-    converter: str, why: str, keep_io_types: bool, name: GraphName, converted: Callable[..., Model]
+    name: GraphName, keep_io_types: bool, converter: str, why: str, bench: Bench
 ) -> None:
-    assert why in (said_by_onnxruntime(converted(converter, name, keep_io_types)) or "it loads")
+    model = bench.convert(converter, name, keep_io_types=keep_io_types)
+    assert why in (said_by_onnxruntime(model) or "it loads")
 
 
 @pytest.mark.parametrize("converter", CONVERTERS)
-def test_repaired_it_loads_but_for_fp32_inputs_and_outputs_with_one_of_them(
-    converter: str, page: Page, converted: Callable[..., Model]
-) -> None:
+def test_repaired_it_loads_but_for_fp32_inputs_and_outputs_with_one_of_them(converter: str, bench: Bench) -> None:
+    repaired = bench.page["repaired"]
     for name in GRAPH_NAMES:
-        assert said_by_onnxruntime(page["repaired"](converted(converter, name, False))) is None
-        said = said_by_onnxruntime(page["repaired"](converted(converter, name, True)))
+        assert said_by_onnxruntime(repaired(bench.convert(converter, name))) is None
+        said = said_by_onnxruntime(repaired(bench.convert(converter, name, keep_io_types=True)))
         if converter == CONVERTERS[0] and name != "encoder":
             assert BOUND_TWICE in (said or "it loads")
         else:
@@ -136,19 +153,12 @@ def test_repaired_it_loads_but_for_fp32_inputs_and_outputs_with_one_of_them(
 
 
 @pytest.mark.parametrize(("converter", "exact", "added"), [(CONVERTERS[0], 98, 194), (CONVERTERS[1], 100, 393)])
-def test_repaired_it_has_our_types_and_nearly_our_tokens(
-    converter: str,
-    exact: int,
-    added: int,
-    page: Page,
-    converted: Callable[..., Model],
-    demo_bundle: Bundle,
-    tmp_path: Path,
-) -> None:
-    out = model_directory(tmp_path / "out", demo_bundle, lambda name: page["repaired"](converted(converter, name, False)))
-    ours = convert(demo_bundle.graphs, plan_of_blocklist(read_blocklist(BLOCKLIST), demo_bundle.graphs))
+def test_repaired_it_has_our_types_and_nearly_our_tokens(converter: str, exact: int, added: int, bench: Bench) -> None:
+    out = bench.write(converter, bench.page["repaired"])
+    graphs = bench.bundle.graphs
+    ours = convert(graphs, plan_of_blocklist(read_blocklist(BLOCKLIST), graphs))
     theirs = load_candidate(out).graphs
-    for name, graph in demo_bundle.graphs.items():
+    for name, graph in graphs.items():
         wanted, made = (
             {str(node.name): node.outputs[0].dtype for node in models[name].graph} for models in (ours.models, theirs)
         )
@@ -156,21 +166,15 @@ def test_repaired_it_has_our_types_and_nearly_our_tokens(
             node.key: wanted[node.key] for node in graph.compute
         }
     stored = {name: onnx.load(out / f"{name}_model.onnx") for name in GRAPH_NAMES}
-    plain = {name: onnx.load(page["fp32"] / f"{name}_model.onnx") for name in GRAPH_NAMES}
+    plain = {name: onnx.load(bench.page["fp32"] / f"{name}_model.onnx") for name in GRAPH_NAMES}
     assert (ours.casts, casts(stored) - casts(plain)) == (68, added)
-    report = api.verify(out, page["fp32"], DEMO_DATA / "calibration.txt", device="cpu")
-    assert (report.exact, report.samples, report.nonfinite) == (exact, 100, 0)
+    assert bench.verify(out) == (exact, 100, 0)
 
 
 @pytest.mark.parametrize(("converter", "nonfinite"), [(CONVERTERS[0], 100), (CONVERTERS[1], 0)])
-def test_with_round_trips_between_fp32_nodes_it_is_garbage(
-    converter: str, nonfinite: int, page: Page, converted: Callable[..., Model], demo_bundle: Bundle, tmp_path: Path
-) -> None:
-    out = model_directory(
-        tmp_path / "out", demo_bundle, lambda name: with_round_trips(page, converted(converter, name, False))
-    )
-    report = api.verify(out, page["fp32"], DEMO_DATA / "calibration.txt", device="cpu")
-    assert (report.exact, report.samples, report.nonfinite) == (0, 100, nonfinite)
+def test_with_round_trips_between_fp32_nodes_it_is_garbage(converter: str, nonfinite: int, bench: Bench) -> None:
+    out = bench.write(converter, lambda model: with_round_trips(bench.page, model))
+    assert bench.verify(out) == (0, 100, nonfinite)
 
 
 def test_the_last_block_of_the_page_writes_a_model_that_verifies(

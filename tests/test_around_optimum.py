@@ -1,4 +1,4 @@
-"""optimum loads what we write and generates the same tokens as our generator, both as ONNX Runtime's CPU provider runs it.
+"""optimum loads what we write and generates our generator's tokens, both as ONNX Runtime's CPU provider runs them.
 
 Our public generator widens low graphs on a CPU; here the stored graphs run as they are, at the same optimization level
 as optimum's sessions. The CPU provider computes fp16 nodes in fp32, so a plan that is garbage on a GPU is none here.
@@ -51,9 +51,7 @@ class Case:
         """What our generator makes of the stored graphs."""
         settings = read_generation_settings(self.directory, None)
         generator = Generator(load_candidate(self.directory).graphs, settings, SessionSettings(threads=2))
-        made = generator.generate(
-            self.batch.input_ids, self.batch.attention_mask, max_new_tokens=self.max_new_tokens
-        )
+        made = generator.generate(self.batch.input_ids, self.batch.attention_mask, max_new_tokens=self.max_new_tokens)
         return [tuple(row[:length].tolist()) for row, length in zip(made.tokens, made.lengths, strict=True)]
 
 
@@ -119,12 +117,12 @@ def test_a_cpu_hides_from_optimum_what_a_gpu_would_make_of_all_fp16(
 ) -> None:
     """So this is no way to check a low-precision model; our generator shows it."""
     case = cases["demo-all-low"]
-    rows = [
-        row[mask == 1].tolist() for row, mask in zip(case.batch.input_ids, case.batch.attention_mask, strict=True)
-    ]
+    rows = [row[mask == 1].tolist() for row, mask in zip(case.batch.input_ids, case.batch.attention_mask, strict=True)]
     emulated = list(api.Seq2SeqGenerator.from_pretrained(case.directory, device="cpu").generate(rows).ids)
-    same = [sum(one == other for one, other in zip(rows, theirs["demo-fp32"], strict=True))
-            for rows in (theirs["demo-all-low"], emulated)]
+    same = [
+        sum(one == other for one, other in zip(rows, theirs["demo-fp32"], strict=True))
+        for rows in (theirs["demo-all-low"], emulated)
+    ]
     assert same[0] >= SENTENCES - 2
     assert same[1] == 0
 
@@ -135,11 +133,11 @@ def test_the_page_shows_how(cases: dict[str, Case], tmp_path: Path) -> None:
     assert '"CUDAExecutionProvider"' in code
     model = cases["demo-mixed"].directory
     script = tmp_path / "page.py"
-    script.write_text(
-        code.replace("RUN/model", str(model)).replace("CUDAExecutionProvider", "CPUExecutionProvider")
-    )
+    script.write_text(code.replace("RUN/model", str(model)).replace("CUDAExecutionProvider", "CPUExecutionProvider"))
     printed = run_with_optimum(str(script))
-    texts = api.Seq2SeqGenerator.from_pretrained(model, device="cpu").generate(
-        ["Avahi GTK+ utilities", "Kazakh dictionary for GNU Aspell"]
-    ).texts
+    texts = (
+        api.Seq2SeqGenerator.from_pretrained(model, device="cpu")
+        .generate(["Avahi GTK+ utilities", "Kazakh dictionary for GNU Aspell"])
+        .texts
+    )
     assert printed.splitlines() == [str(list(texts))]

@@ -1,4 +1,4 @@
-"""The Hugging Face files beside the graphs: which they are, and copies of them that load elsewhere and tell nothing private.
+"""The Hugging Face files beside the graphs: which they are, and copies that load elsewhere and tell nothing private.
 
 Configs and tokenizer configs record where a model was loaded from, and now and then with which token. None of that is
 of use elsewhere, so it does not go into what is published.
@@ -39,8 +39,8 @@ _ABSOLUTE = re.compile(r"^(/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config, generation config and tokenizer files, as far as they are there, without what is private.
 
-    A tokenizer config is written so that transformers 4 reads it too, which optimum still needs. A file of which nothing
-    changes is copied byte by byte.
+    A tokenizer config is written so that transformers 4 reads it too, which optimum still needs. A file in which
+    nothing changes is copied byte by byte.
     """
     for name in HF_FILES:
         if not (source / name).is_file():
@@ -68,7 +68,7 @@ def without_private(value: Any, name: str = "") -> Any:
 
 
 def _for_transformers_4(settings: Any) -> Any:
-    """A tokenizer config of transformers 5 with the list of further special tokens under the name that both versions know.
+    """A tokenizer config whose list of further special tokens has the name that transformers 4 and 5 know.
 
     Transformers 4.57 takes `extra_special_tokens` for a mapping and fails to load a tokenizer that has a list there.
     """

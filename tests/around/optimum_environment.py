@@ -27,7 +27,7 @@ def optimum_python() -> Path:
     python, stamp = place / "bin/python", place / "installed"
     if stamp.is_file():
         return python
-    for old in place.parent.glob('optimum-' + '?' * 12):
+    for old in place.parent.glob("optimum-" + "?" * 12):
         shutil.rmtree(old)
     torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet"]
