@@ -1,0 +1,105 @@
+"""The last line of a terminal, redrawn while a command works, and consoles that take NO_COLOR at its word.
+
+In: a function that gives the line for a width, and messages. Out: one line that never wraps, messages above it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import Control
+from rich.live import Live
+from rich.segment import ControlType, Segment
+
+REFRESH_SECONDS = 0.25
+
+# Rich has no name for "erase from the cursor to the end of the screen"; the code beside the text is for old Windows
+# consoles, which are told by number and erase the line.
+_ERASE_BELOW = Segment("\x1b[J", None, [(ControlType.ERASE_IN_LINE, 0)])
+_ERASING = Control()
+_ERASING.segment = _ERASE_BELOW
+_TO_LINE_START = Segment("\r", None, [(ControlType.CARRIAGE_RETURN,)])
+
+
+def make_console(stream: TextIO, width: int | None = None) -> Console:
+    """A console on the stream, as wide as its terminal unless told; with NO_COLOR without bold and dim too."""
+    return Console(file=stream, width=width, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+class LiveLine:
+    """Shows a line from `start` to `stop`; may be given messages before, between and after."""
+
+    def __init__(self, console: Console, text: Callable[[int], str]) -> None:
+        """`text` gives the line, of at most so many characters; it is also called from another thread."""
+        self._console = console
+        self._text = text
+        # stdout carries data and is left alone; what libraries write to stderr is moved above the live line.
+        self._live = Live(
+            console=console, get_renderable=lambda: self, auto_refresh=False, transient=True, redirect_stdout=False
+        )
+        self._ticker = _Ticker(self._live.refresh)
+
+    @property
+    def width(self) -> int:
+        """Characters that a line may have: the last column stays empty, since terminals differ in when they wrap."""
+        width = self._console.width
+        with contextlib.suppress(OSError, ValueError):  # no terminal behind the stream
+            # COLUMNS, which wins for tables, is of no use here: the terminal wraps where it ends.
+            width = min(width, os.get_terminal_size(self._console.file.fileno()).columns or width)
+        return width - 1
+
+    def start(self) -> None:
+        """Shows the line, or brings it up to date."""
+        if not self._live.is_started:
+            self._live.start()
+            self._ticker.start()
+        self._live.refresh()
+
+    def stop(self) -> None:
+        """Removes the line and gives the cursor back."""
+        self._ticker.stop()
+        self._live.stop()
+
+    def print(self, text: str, style: str | None = None) -> None:
+        """Prints a message above the line; the terminal wraps a long one, so that it can be copied."""
+        with self._console as console:
+            if self._live.is_started:
+                console.control(_ERASING)
+            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Leaves the cursor at the line's start: there it stays when a window is made narrower and wraps the line, and
+        what was wrapped is below it.
+        """
+        return self._segments()
+
+    def _segments(self) -> Iterator[Segment]:
+        yield _ERASE_BELOW
+        yield Segment(self._text(self.width))
+        yield _TO_LINE_START
+
+
+class _Ticker:
+    """Calls a function every quarter of a second, in a thread that is gone when `stop` returns."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(REFRESH_SECONDS):
+            self._tick()
