@@ -17,7 +17,7 @@ from precision_search.output.tally import NOTHING_KNOWN, SearchState
 from precision_search.search.screen import FIRST_BATCH
 from precision_search.search.trials import Trial
 
-PROBING = re.compile(r"measuring the noise of (\d+) roles")
+PROBING = re.compile(r"measuring the noise of (\d+) role")
 """What a search says when it begins to screen roles one by one."""
 
 

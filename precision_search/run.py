@@ -262,7 +262,7 @@ def _test(
     if config.test is None or trial.is_fp32:
         return None
     loaded = _load_test(config.test, prepared, reporter)
-    reporter.stage(f"testing the winner on {len(loaded.data.rows)} unseen samples")
+    reporter.stage(f"testing the winner, {len(loaded.data.rows)} unseen samples")
     found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data, reporter.progress)
     return loaded, round(found.exact_match * len(loaded.data.rows))
 
@@ -270,7 +270,7 @@ def _test(
 def _load_test(section: DataSection, prepared: Prepared, reporter: Reporter) -> LoadedSet:
     """On its own, so that the fp32 sessions are gone before those of the winner are made."""
     samples = load_samples(section.path, "test")
-    reporter.stage(f"generating the fp32 reference of {len(samples.samples)} test samples")
+    reporter.stage(f"generating the fp32 reference, {len(samples.samples)} test samples")
     fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
     return load_set(samples, section, fp32, reporter.warn, reporter.progress)
 

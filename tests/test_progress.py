@@ -47,7 +47,7 @@ def live(clock: Clock, *, verbose: bool = False) -> tuple[RichReporter, Terminal
 
 def shown(stream: Terminal) -> str:
     """The last drawing of the live line."""
-    return visible(stream.getvalue()).rstrip("\r").rpartition("\r")[2]
+    return visible(stream.getvalue()).rstrip("\r").replace("\r", "\n").rpartition("\n")[2]
 
 
 def tell_everything(reporter: Reporter) -> None:
@@ -149,7 +149,7 @@ def test_a_terminal_keeps_stages_and_messages_and_loses_the_live_line() -> None:
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     assert "a note" in lines
     assert "warning: a warning" in lines
-    assert "reading [model]: 4 plans, last joined, 12.3 screens/s, best 10.00x est. (0.0 s)" in lines
+    assert "reading [model]: 4 plans, stage joined, 12.3 screens/s, best 10.00x est. (0.0 s)" in lines
     assert lines[-1] == "writing (0.0 s)"
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 

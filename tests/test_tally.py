@@ -43,7 +43,7 @@ def test_plans_of_earlier_sessions_count_and_the_rate_is_of_this_one() -> None:
         clock.now += 0.5
         tally.add(trial(number, stage="calm"), SearchState(20.04))
 
-    assert said(tally) == "44 plans, last calm, 2.0 a second, 20.0 screens/s"
+    assert said(tally) == "44 plans, stage calm, 2.0 a second, 20.0 screens/s"
 
 
 def test_the_first_plan_which_builds_the_sessions_is_no_measure_of_the_rate() -> None:
@@ -62,7 +62,7 @@ def test_slow_plans_are_told_in_seconds() -> None:
     tally = Tally(clock)
     judged(tally, clock, 4, 12.0, SearchState(0.084))
 
-    assert said(tally) == "4 plans, last calm, 12.0 s each, 0.08 screens/s"
+    assert said(tally) == "4 plans, stage calm, 12.0 s each, 0.08 screens/s"
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_work_within_a_search_is_told_until_the_next_plan() -> None:
     tally = Tally(Clock())
     tally.add(trial(3, stage="cut"), NOTHING_KNOWN)
     tally.progress(12, 37, "roles")
-    assert said(tally) == "4 plans, last cut, 12 of 37 roles"
+    assert said(tally) == "4 plans, stage cut, 12 of 37 roles"
 
     tally.add(trial(4, stage="cut"), NOTHING_KNOWN)
-    assert said(tally) == "5 plans, last cut"
+    assert said(tally) == "5 plans, stage cut"
 
 
 def whole() -> list[Part]:
@@ -178,12 +178,12 @@ def whole() -> list[Part]:
         (79, "searching: 112 plans, 20.1 screens/s, best 1.54x est., up to ~14:10 left"),
         (
             119,
-            "searching, strategy nodes: 112 plans, last release, 20.1 screens/s, best 1.54x est., "
+            "searching, strategy nodes: 112 plans, stage release, 20.1 screens/s, best 1.54x est., "
             "up to ~14:10 left (56.0 s)",
         ),
         (
             199,
-            "searching, strategy nodes: 112 plans, last release, 2.0 a second, 20.1 screens/s, best 1.54x est., "
+            "searching, strategy nodes: 112 plans, stage release, 2.0 a second, 20.1 screens/s, best 1.54x est., "
             "up to ~14:10 left (56.0 s)",
         ),
     ],

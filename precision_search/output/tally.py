@@ -94,7 +94,7 @@ class Tally:
         if self._last is None:
             return []
         judged, best, seconds = self._last.id + 1, self._state.best, self._seconds_each()
-        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"last {self._last.stage}", 6)]
+        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {self._last.stage}", 6)]
         if seconds:
             parts.append(Part(f"{seconds:.1f} s each" if seconds >= 1 else f"{1 / seconds:.1f} a second", 7))
         if self._state.screens_per_second is not None:

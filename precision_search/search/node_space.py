@@ -50,7 +50,7 @@ def make_node_space(
 
     def noise(wanted: frozenset[str]) -> Mapping[str, float]:
         if new := wanted - known.keys():
-            say(f"measuring the noise of {len(new)} roles")
+            say(f"measuring the noise of {len(new)} role{'s' * (len(new) != 1)}")
             progress(0, len(new), "roles")
         for done, role in enumerate(sorted(new), 1):
             known[role] = probe.noise(frozenset(key for key, each in soft.items() if each == role))

@@ -156,7 +156,7 @@ def prepare(
     sets: dict[SetName, LoadedSet] = {}
     for name, section in _sections(config).items():
         if name != "test":
-            say(f"generating the fp32 reference of {len(texts[name].samples)} {name} samples")
+            say(f"generating the fp32 reference, {len(texts[name].samples)} {name} samples")
             sets[name] = load_set(texts[name], section, fp32, warn, progress)
     del fp32  # its sessions need not lie beside those that measure
     _check_ties(sets["calibration"], warn)
