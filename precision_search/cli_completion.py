@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
 
 from precision_search.cli_support import RUNS
 
 Items = list[CompletionItem[str]]
 Completer = Callable[[click.Context, click.Parameter, str], Items]
 
-_ADD = "COMPREPLY+=($value)"
+_BASH_ADDS, _ZSH_WORDS = "COMPREPLY+=($value)", "-U -V unsorted -a completions"
 
 
 @add_completion_class
@@ -30,7 +30,17 @@ class Bash(BashComplete):
     """click's, except that no space follows `key=`."""
 
     source_template = BashComplete.source_template.replace(
-        _ADD, f"{_ADD}\n            [[ $value == *= ]] && compopt -o nospace"
+        _BASH_ADDS, f"{_BASH_ADDS}\n            [[ $value == *= ]] && compopt -o nospace"
+    )
+
+
+@add_completion_class
+class Zsh(ZshComplete):
+    """click's, except that no space follows `key=`."""
+
+    source_template = ZshComplete.source_template.replace(
+        f"compadd {_ZSH_WORDS}",
+        f"if [[ $completions[1] == *= ]]; then compadd -S '' {_ZSH_WORDS}; else compadd {_ZSH_WORDS}; fi",
     )
 
 

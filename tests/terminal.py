@@ -1,0 +1,141 @@
+"""A real terminal for tests: a bash in tmux, of a size that can change, whose screen can be read at any moment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROMPT = "$ "
+LIMIT_S = 240.0
+"""How long a screen may take to show what is waited for: long, because the machine may be busy."""
+
+HEIGHT = 50
+
+
+def require_tmux() -> str:
+    """The path of tmux; without it the test is skipped, or fails where nothing may be skipped."""
+    found = shutil.which("tmux")
+    if found is None:
+        if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
+            pytest.fail("there is no tmux")
+        pytest.skip("there is no tmux")
+    return found
+
+
+class Terminal:
+    """A terminal window with a shell in which `precision-search` is a command.
+
+    Its tmux server is its own, found through a socket in a directory of its own, so that no other tmux is touched.
+    """
+
+    def __init__(self, work: Path, width: int, **environment: str) -> None:
+        """`work` is the shell's directory, `environment` adds to the little it gets."""
+        self._tmux = require_tmux()
+        self._folder = tempfile.TemporaryDirectory(prefix="tmux-")  # a socket's path must be short
+        home = Path(self._folder.name)
+        command = home / "bin/precision-search"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m precision_search "$@"\n')
+        command.chmod(0o755)
+        variables = {
+            "HOME": str(home),
+            "PATH": f"{command.parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "PS1": PROMPT,
+            "LANG": "C.UTF-8",
+            **environment,
+        }
+        shell = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
+        # TERM is what tmux says it is, unless a test says otherwise.
+        shell += ["sh", "-c", f"TERM=${{TERM:-{'screen'}}} exec bash --norc --noprofile"]
+        options = ["-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(HEIGHT), "-c", str(work)]
+        self._call("-u", *options, shlex.join(shell))
+        self.wait(lambda screen: screen.rstrip("\n") == PROMPT.rstrip())
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call("kill-server")
+        self._folder.cleanup()
+
+    def type(self, text: str) -> None:
+        """Types a line."""
+        self._call("send-keys", "-l", text)
+        self._call("send-keys", "Enter")
+
+    def press(self, key: str) -> None:
+        """Presses a key by its tmux name, such as `C-c`."""
+        self._call("send-keys", key)
+
+    def resize(self, width: int) -> None:
+        """Makes the window so many columns wide."""
+        self._call("resize-window", "-x", str(width))
+
+    def screen(self) -> str:
+        """What the window shows, without trailing spaces and lines."""
+        return self._call("capture-pane", "-p").rstrip("\n")
+
+    def history(self) -> list[str]:
+        """All lines since the start; what the terminal wrapped is one line again."""
+        return [line.rstrip() for line in self._call("capture-pane", "-p", "-J", "-S", "-").rstrip("\n").split("\n")]
+
+    def styled(self) -> str:
+        """Everything since the start with its colours and styles, as escape codes."""
+        return self._call("capture-pane", "-p", "-e", "-S", "-")
+
+    def cursor_is_visible(self) -> bool:
+        """Whether the terminal shows its cursor."""
+        return self._call("display-message", "-p", "#{cursor_flag}").strip() == "1"
+
+    def wait(self, seen: Callable[[str], object]) -> str:
+        """The screen as soon as it is what is waited for."""
+        end = time.monotonic() + LIMIT_S
+        while not seen(screen := self.screen()):
+            if time.monotonic() > end:
+                pytest.fail(f"the screen never showed what was waited for:\n{screen}")
+            time.sleep(0.05)
+        return screen
+
+    def run(self, command: str) -> int:
+        """Runs a command to its end and gives its exit code; the screen is cleared before."""
+        self.type(f"clear; {command}; echo exit=$?=")
+        screen = self.wait(lambda screen: ended(screen) is not None)
+        found = ended(screen)
+        assert found is not None
+        return found
+
+    def _call(self, *arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "TMUX"}
+        done = subprocess.run(
+            [self._tmux, "-S", f"{self._folder.name}/socket", *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def ended(screen: str) -> int | None:
+    """The exit code of the command that `Terminal.run` runs, once it has ended and the shell waits for the next one."""
+    lines = screen.split("\n")
+    if len(lines) < 2 or lines[-1].rstrip() != PROMPT.rstrip() or not lines[-2].startswith("exit="):
+        return None
+    return int(lines[-2].split("=")[1])
