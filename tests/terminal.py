@@ -43,7 +43,9 @@ class Terminal:
     def __init__(self, work: Path, width: int, **environment: str) -> None:
         """`work` is the shell's directory, `environment` adds to the little it gets."""
         self._tmux = require_tmux()
-        self._folder = tempfile.TemporaryDirectory(prefix="tmux-")  # a socket's path must be short
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="tmux-", ignore_cleanup_errors=True
+        )  # sockets' paths are short
         home = Path(self._folder.name)
         command = home / "bin/precision-search"
         command.parent.mkdir()
@@ -54,12 +56,12 @@ class Terminal:
             "PATH": f"{command.parent}:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
             "PS1": PROMPT,
+            "HISTFILE": "/dev/null",
             "LANG": "C.UTF-8",
+            "TERM": "screen",
             **environment,
         }
-        shell = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-        # TERM is what tmux says it is, unless a test says otherwise.
-        shell += ["sh", "-c", f"TERM=${{TERM:-{'screen'}}} exec bash --norc --noprofile"]
+        shell = ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), "bash", "--norc"]
         options = ["-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(HEIGHT), "-c", str(work)]
         self._call("-u", *options, shlex.join(shell))
         self.wait(lambda screen: screen.rstrip("\n") == PROMPT.rstrip())

@@ -192,6 +192,10 @@ def test_what_matters_least_is_left_out_first_and_whole(width: int, text: str) -
     assert fitted(SEARCHING, whole(), width, "56.0 s") == text
 
 
+def test_where_not_both_have_room_the_best_stays_and_the_time_left_goes() -> None:
+    assert fitted(SEARCHING, whole(), 50) == "searching: 112 plans, best 1.54x est."
+
+
 @pytest.mark.parametrize("width", range(1, 200))
 def test_no_line_is_too_long(width: int) -> None:
     line = fitted(SEARCHING, whole(), width, "56.0 s")

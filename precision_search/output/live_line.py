@@ -18,12 +18,18 @@ from rich.segment import ControlType, Segment
 
 REFRESH_SECONDS = 0.25
 
-# Rich has no name for "erase from the cursor to the end of the screen"; the code beside the text is for old Windows
-# consoles, which are told by number and erase the line.
-_ERASE_BELOW = Segment("\x1b[J", None, [(ControlType.ERASE_IN_LINE, 0)])
+
+def _control(text: str, kind: ControlType) -> Segment:
+    """A control code that Rich has no name for; an old Windows console, which knows kinds only, gets the kind."""
+    return Segment(text, None, [(kind, 0)])
+
+
+_ERASE_BELOW = _control("\x1b[J", ControlType.ERASE_IN_LINE)
+# A window that was made narrower a moment ago, which nobody could know yet, cuts the line instead of wrapping it.
+_BEGIN = _control("\x1b[?7l", ControlType.CARRIAGE_RETURN)
+_END = _control("\x1b[?7h\r", ControlType.CARRIAGE_RETURN)
 _ERASING = Control()
 _ERASING.segment = _ERASE_BELOW
-_TO_LINE_START = Segment("\r", None, [(ControlType.CARRIAGE_RETURN,)])
 
 
 def make_console(stream: TextIO, width: int | None = None) -> Console:
@@ -73,15 +79,14 @@ class LiveLine:
             console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Leaves the cursor at the line's start: there it stays when a window is made narrower and wraps the line, and
-        what was wrapped is below it.
-        """
+        """Leaves the cursor at the line's start: there it stays where a window is made narrower and wraps the line."""
         return self._segments()
 
     def _segments(self) -> Iterator[Segment]:
         yield _ERASE_BELOW
+        yield _BEGIN
         yield Segment(self._text(self.width))
-        yield _TO_LINE_START
+        yield _END
 
 
 class _Ticker:

@@ -23,7 +23,7 @@ RECENT = 20
 ALWAYS = 0
 """The rank of a part that the narrowest line still shows."""
 
-DETAIL, TOOK = 4, 5
+DETAIL, TOOK = 5, 6
 """The ranks of a title's detail, and of how long it took."""
 
 ELLIPSIS = "..."
@@ -86,19 +86,19 @@ class Tally:
         parts = self._counted()
         if self._work is not None and not ended:
             done, total, what = self._work
-            parts.append(Part(f"{done} of {total} {what}", 2 if parts else ALWAYS))
+            parts.append(Part(f"{done} of {total} {what}", 3 if parts else ALWAYS))
         left = None if ended else self._left()
-        return parts if left is None else [*parts, Part(left, 1)]
+        return parts if left is None else [*parts, Part(left, 2)]
 
     def _counted(self) -> list[Part]:
         if self._last is None:
             return []
         judged, best, seconds = self._last.id + 1, self._state.best, self._seconds_each()
-        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {self._last.stage}", 6)]
+        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {self._last.stage}", 7)]
         if seconds:
-            parts.append(Part(f"{seconds:.1f} s each" if seconds >= 1 else f"{1 / seconds:.1f} a second", 7))
+            parts.append(Part(f"{seconds:.1f} s each" if seconds >= 1 else f"{1 / seconds:.1f} a second", 8))
         if self._state.screens_per_second is not None:
-            parts.append(Part(screen_rate(self._state.screens_per_second), 3))
+            parts.append(Part(screen_rate(self._state.screens_per_second), 4))
         if best is not None and not best.is_fp32 and best.latency is not None:
             parts.append(Part(f"best {best.latency.speedup:.2f}x {ABBREVIATED[best.latency.source]}", 1))
         return parts
@@ -138,23 +138,27 @@ class Tally:
 
 
 def fitted(title: str, parts: Sequence[Part], width: int, took: str = "") -> str:
-    """A line of at most `width` characters: what matters least goes first and whole, the title's end last.
+    """A line of at most `width` characters: what matters most comes in first, whole; a title too long loses its end.
 
     Args:
         title: the stage; what follows its first comma is detail.
-        parts: in their order; those of the highest rank go first, those of rank `ALWAYS` stay.
+        parts: in their order; those of the lowest rank matter most, those of rank `ALWAYS` stay.
         width: characters there are.
         took: how long it took so far, told at the end of the line.
     """
     short, comma, detail = title.partition(", ")
-    ranks = {*(part.rank for part in parts), DETAIL, TOOK} - {ALWAYS}
-    for limit in [*sorted(ranks, reverse=True), ALWAYS]:
-        said = ", ".join(part.text for part in parts if part.rank <= limit)
-        line = short + (comma + detail if limit >= DETAIL else "")
-        line += (f": {said}" if said else "") + (f" ({took})" if took and limit >= TOOK else "")
-        if len(line) <= width:
-            return line
-    return line[: max(0, width - len(ELLIPSIS))] + ELLIPSIS[: max(0, width)]
+
+    def line(ranks: set[int]) -> str:
+        said = ", ".join(part.text for part in parts if part.rank in ranks)
+        ended = f" ({took})" if took and TOOK in ranks else ""
+        return f"{short}{comma + detail if DETAIL in ranks else ''}{f': {said}' if said else ''}{ended}"
+
+    kept = {ALWAYS}
+    for rank in sorted({*(part.rank for part in parts), DETAIL, TOOK}):
+        if len(line(kept | {rank})) <= width:
+            kept.add(rank)
+    found = line(kept)
+    return found if len(found) <= width else found[: max(0, width - len(ELLIPSIS))] + ELLIPSIS[:width]
 
 
 def screen_rate(per_second: float) -> str:
