@@ -177,6 +177,8 @@ def test_no_color_leaves_no_style_and_verbose_lists_the_plans(work: Path, no_col
         styled, lines = terminal.styled(), terminal.history()
 
     assert (STYLE.search(styled) is None) == no_color
+    # The first stage's line stood in the window's first row, of which tmux keeps what is erased.
+    assert len([line for line in lines if line.startswith("generating the fp32 reference")]) == 3
     assert [line for line in lines if line.startswith("plan 0 (fp32): stable, 1.00x estimated")]
     assert [line for line in lines if line.startswith("plan 1 (all-low): rejected, ")]
     assert [line for line in lines if line.startswith("searching, strategy nodes: ")]

@@ -29,7 +29,8 @@ _ERASE_BELOW = _control("\x1b[J", ControlType.ERASE_IN_LINE)
 _BEGIN = _control("\x1b[?7l", ControlType.CARRIAGE_RETURN)
 _END = _control("\x1b[?7h\r", ControlType.CARRIAGE_RETURN)
 _ERASING = Control()
-_ERASING.segment = _ERASE_BELOW
+# The line first: tmux keeps what is erased from the top left corner on, if there is anything, as history.
+_ERASING.segment = _control("\r\x1b[2K\x1b[J", ControlType.CARRIAGE_RETURN)
 
 
 def make_console(stream: TextIO, width: int | None = None) -> Console:

@@ -116,7 +116,7 @@ def show_doctor(report: DoctorReport, console: Console) -> None:
         f"latency   {_latency(report)}",
     ]
     lines += [f"to do     {fix}" for fix in report.fixes]
-    _print(console, lines)
+    _print(console, lines, indent=10)
 
 
 def _library(library: CudaLibrary) -> str:
@@ -257,17 +257,20 @@ def _aligned(header: Sequence[str], cells: Sequence[str]) -> list[str]:
     return [text.rjust(width) if _is_number(cells) else text.ljust(width) for text in (*header, *cells)]
 
 
-def _print(console: Console, lines: Iterable[str], style: str = "") -> None:
-    """Prints lines; on a terminal that is too narrow, what follows a label goes on below its first word."""
+def _print(console: Console, lines: Iterable[str], style: str = "", indent: int | None = None) -> None:
+    """Prints lines, which a terminal that is too narrow breaks between words.
+
+    What is broken goes on below what follows the label: so many characters on, or up to a gap near the line's start.
+    """
     from rich.text import Text
 
     for line in lines:
-        label = re.match(r"\s*(\S+( \S+)? {2,})?", line)
-        indent = 0 if label is None or not console.is_terminal else label.end()
-        rest = Text(line[indent:], style=style)
-        wrapped = rest.wrap(console, max(1, console.width - indent)) if console.is_terminal else [rest]
+        found = re.match(r"\s*(\S+( \S+)? {2,})?", line)
+        label = line[: indent if indent is not None else found.end() if found else 0]
+        rest = Text(line[len(label) :], style=style)
+        wrapped = rest.wrap(console, max(1, console.width - len(label))) if console.is_terminal else [rest]
         for number, text in enumerate(wrapped):
-            start = line[:indent] if number == 0 else " " * indent
+            start = label if number == 0 else " " * len(label)
             console.print(Text(start, style=style) + text, soft_wrap=True)
 
 
