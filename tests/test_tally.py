@@ -112,6 +112,17 @@ def test_time_left_runs_down_between_plans_and_not_below_nothing() -> None:
     assert "up to ~0:00 left" in said(tally)
 
 
+def test_work_within_a_search_does_not_stand_in_for_the_time_left() -> None:
+    clock = Clock()
+    tally = Tally(clock)
+    judged(tally, clock, 5, 2.0, SearchState(remaining=Remaining(100)))
+    tally.progress(0, 50, "roles")
+    clock.now += 10.0
+    tally.progress(25, 50, "roles")
+
+    assert said(tally).endswith("25 of 50 roles, up to ~3:10 left")
+
+
 def test_without_a_rate_only_a_time_limit_says_how_long() -> None:
     tally = Tally(Clock())
     tally.add(trial(0), SearchState(remaining=Remaining(100)))
@@ -156,6 +167,10 @@ def test_work_within_a_search_is_told_until_the_next_plan() -> None:
     tally.add(trial(3, stage="cut"), NOTHING_KNOWN)
     tally.progress(12, 37, "roles")
     assert said(tally) == "4 plans, stage cut, 12 of 37 roles"
+    tally.progress(37, 37, "roles")
+    assert said(tally) == "4 plans, stage cut"
+    tally.progress(0, 2, "roles")
+    assert said(tally) == "4 plans, stage cut, 0 of 2 roles"
 
     tally.add(trial(4, stage="cut"), NOTHING_KNOWN)
     assert said(tally) == "5 plans, stage cut"

@@ -270,6 +270,7 @@ def _print(console: Console, lines: Iterable[str], style: str = "", indent: int 
         rest = Text(line[len(label) :], style=style)
         wrapped = rest.wrap(console, max(1, console.width - len(label))) if console.is_terminal else [rest]
         for number, text in enumerate(wrapped):
+            text.rstrip()
             start = label if number == 0 else " " * len(label)
             console.print(Text(start, style=style) + text, soft_wrap=True)
 

@@ -79,15 +79,17 @@ class Tally:
         self._work_moved = self._clock()
         if self._work is None or done < self._work[0] or (total, what) != self._work[1:]:
             self._work_began = self._work_moved
-        self._work = done, total, what
+        self._work = (done, total, what) if self._last is None or done < total else None
 
     def parts(self, *, ended: bool = False) -> list[Part]:
         """What to say now, in the order of a line; once the stage has ended, nothing of what is under way."""
         parts = self._counted()
+        left = None if ended else self._search_left()
         if self._work is not None and not ended:
             done, total, what = self._work
             parts.append(Part(f"{done} of {total} {what}", 3 if parts else ALWAYS))
-        left = None if ended else self._left()
+            if self._last is None:  # within a search, how long it takes is no news of the search's end
+                left = self._work_left(done, total)
         return parts if left is None else [*parts, Part(left, 2)]
 
     def _counted(self) -> list[Part]:
@@ -107,11 +109,6 @@ class Tally:
         """Seconds from plan to plan; None before two were judged after the first, which is no measure."""
         plans = len(self._finished) - 1
         return (self._finished[-1] - self._finished[0]) / plans if plans >= 2 else None
-
-    def _left(self) -> str | None:
-        if self._work is not None:
-            return self._work_left(*self._work[:2])
-        return self._search_left()
 
     def _work_left(self, done: int, total: int) -> str | None:
         """By the pace so far; None before there is any, and at the end."""
