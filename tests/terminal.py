@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ class Terminal:
     def __init__(self, work: Path, width: int, **environment: str) -> None:
         """`work` is the shell's directory, `environment` adds to the little it gets."""
         self._tmux = require_tmux()
+        self._runs = 0
         self._folder = tempfile.TemporaryDirectory(
             prefix="tmux-", ignore_cleanup_errors=True
         )  # sockets' paths are short
@@ -59,6 +61,7 @@ class Terminal:
             "HISTFILE": "/dev/null",
             "LANG": "C.UTF-8",
             "TERM": "screen",
+            "TMPDIR": str(home),
             **environment,
         }
         shell = ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), "bash", "--norc"]
@@ -115,11 +118,11 @@ class Terminal:
 
     def run(self, command: str) -> int:
         """Runs a command to its end and gives its exit code; the screen is cleared before."""
-        self.type(f"clear; {command}; echo exit=$?=")
-        screen = self.wait(lambda screen: ended(screen) is not None)
-        found = ended(screen)
-        assert found is not None
-        return found
+        self._runs += 1
+        number = self._runs
+        self.type(f"clear; {command}; echo exit=$?=run={number}")
+        screen = self.wait(lambda screen: _exit_code(screen, number) is not None)
+        return int(_exit_code(screen, number) or 0)
 
     def _call(self, *arguments: str) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "TMUX"}
@@ -135,9 +138,7 @@ class Terminal:
         return done.stdout
 
 
-def ended(screen: str) -> int | None:
-    """The exit code of the command that `Terminal.run` runs, once it has ended and the shell waits for the next one."""
-    lines = screen.split("\n")
-    if len(lines) < 2 or lines[-1].rstrip() != PROMPT.rstrip() or not lines[-2].startswith("exit="):
-        return None
-    return int(lines[-2].split("=")[1])
+def _exit_code(screen: str, number: int) -> str | None:
+    """The exit code of the command of that number, once it has ended and the shell waits for the next one."""
+    found = re.search(rf"^exit=(\d+)=run={number}\n{re.escape(PROMPT.rstrip())} ?\Z", screen, re.MULTILINE)
+    return None if found is None else found[1]

@@ -191,7 +191,7 @@ def test_quiet_shows_data_and_warnings_only(terminal: Terminal) -> None:
     first, second, *rest = terminal.screen().split("\n")
     assert "warning: parity with transformers is skipped" in f"{first}{second}"
     assert "left" not in "\n".join(rest).partition("> chosen")[0]
-    assert rest[-2:] == ["exit=0=", PROMPT.rstrip()]
+    assert rest[-1] == PROMPT.rstrip()
     assert not [line for line in rest if line.startswith(("searching", "generating", "run:", "model:"))]
 
 
