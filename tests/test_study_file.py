@@ -50,7 +50,7 @@ def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tm
         TrialLog(tmp_path / "log"),
         Budget(30),
         baseline=Proposal(SPACE.plan_of(frozenset(SPACE.choices)), "fp32"),
-        on_trial=study_file.add,
+        on_trial=lambda trial, remaining: study_file.add(trial),
     )
     found = study_of(tmp_path).trials
     fp32_ms = estimate(SPACE.plan_of(frozenset(SPACE.choices)))
