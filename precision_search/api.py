@@ -13,6 +13,7 @@ from precision_search.config import load_config
 from precision_search.errors import UsageError
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.calibration import encode, load_samples
+from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
@@ -129,16 +130,19 @@ def verify(
     samples = load_samples(data, "data")
     settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
     bundle = open_model(reference, cache, reporter=reporter)
-    return compare(
-        bundle,
-        open_candidate(model, bundle),
-        samples,
-        settings,
-        prefix=prefix,
-        max_length=max_length,
-        batch_size=batch_size,
-        say=reporter.stage,
-    )
+    with unchanged(model):
+        report = compare(
+            bundle,
+            open_candidate(model, bundle),
+            samples,
+            settings,
+            prefix=prefix,
+            max_length=max_length,
+            batch_size=batch_size,
+            say=reporter.stage,
+        )
+    bundle.files.check()
+    return report
 
 
 def inspect(

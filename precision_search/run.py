@@ -130,6 +130,7 @@ def _search(
     if measured is not None:
         timings = TimingLog(out / TIMINGS_FILE, log.next_id)
         judging = with_timings(judge, measured.take, timings, reporter.warn)
+    judging = _while_unchanged(guarded(judging, judge.record, judge.node_counts, judge.source), prepared.bundle)
 
     def on_trial(trial: Trial) -> None:
         recorder.judged(log.trials, judge.statistics)
@@ -142,7 +143,7 @@ def _search(
     reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,
-        guarded(judging, judge.record, judge.node_counts, judge.source),
+        judging,
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
@@ -180,6 +181,17 @@ def dry_run(config: Config, reporter: Reporter) -> str:
     lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
     lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
     return "\n".join(lines) + "\n"
+
+
+def _while_unchanged(judge: Judge, bundle: Bundle) -> Judge:
+    """A judge that gives no verdict on a mixture of two models; weights in external files are read while it works."""
+
+    def judge_and_check(proposal: Proposal, trial_id: int) -> Trial:
+        trial = judge(proposal, trial_id)
+        bundle.files.check()
+        return trial
+
+    return judge_and_check
 
 
 def _given_blocklist(config: Config, path: Path) -> Blocklist:

@@ -1,7 +1,7 @@
 """Every error the package raises on purpose, read from its source: `python -m tests.error_catalogue` writes the page.
 
-In: the syntax trees of the package. Out: `Site`s, which `docs/reference/errors.md` lists and which the test run compares
-with what tests made happen (see `tests.error_log`). Where a helper makes the error, each call of it is a site.
+In: the syntax trees of the package. Out: `Site`s, which `docs/reference/errors.md` lists and which a test run compares
+with what tests made happen (see `tests.every_error`). Where a helper makes the error, each call of it is a site.
 """
 
 from __future__ import annotations
@@ -132,18 +132,20 @@ class _Renderer:
     def _texts_of(self, node: ast.expr, seen: tuple[str, ...]) -> list[str]:
         match node:
             case ast.Constant(value=str(text)):
-                return [text]
+                found = [text]
             case ast.JoinedStr(values=parts):
-                return ["".join(self._part(part, seen) for part in parts)]
+                found = ["".join(self._part(part, seen) for part in parts)]
             case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return [self._joined(left, seen) + self._joined(right, seen)]
+                found = [self._joined(left, seen) + self._joined(right, seen)]
             case ast.IfExp(body=one, orelse=other):
-                return [text for each in (one, other) for text in self._texts_of(each, seen) if text]
+                found = [text for each in (one, other) for text in self._texts_of(each, seen) if text]
             case ast.Name(id=name) if name in self._texts:
-                return [self._texts[name]]
+                found = [self._texts[name]]
             case ast.Name(id=name) if name in self._known and name not in seen:
-                return [text for each in self._known[name] for text in self._texts_of(each, (*seen, name))]
-        return [f"{{{placeholder(node)}}}"]
+                found = [text for each in self._known[name] for text in self._texts_of(each, (*seen, name))]
+            case _:
+                found = [f"{{{placeholder(node)}}}"]
+        return found
 
     def _joined(self, node: ast.expr, seen: tuple[str, ...]) -> str:
         found = self._texts_of(node, seen)
@@ -241,9 +243,9 @@ error: calibration file german.txt is not UTF-8
   fix: convert it, if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8 german.txt > converted.txt
 ```
 
-The first line says **what** happened, `why` the cause, with the names and numbers found, and `fix` what to do. In Python
-they are the attributes `what`, `why` and `fix` of the exception, all of whose classes are in `precision_search.errors` and
-derive from `PrecisionSearchError`; its `exit_code` is that of the command.
+The first line says **what** happened, `why` the cause, with the names and numbers found, and `fix` what to do. In
+Python they are the attributes `what`, `why` and `fix` of the exception. All classes are in `precision_search.errors` and
+derive from `PrecisionSearchError`; `exit_code` is what the command ends with.
 
 | exit code | meaning |
 | --- | --- |
@@ -256,9 +258,15 @@ derive from `PrecisionSearchError`; its `exit_code` is that of the command.
 Wrong usage of the command line itself (an unknown option, a missing argument) is told by
 [click](https://click.palletsprojects.com) in its own form, `Error: No such option: --resum`, with exit code 2.
 
-An **unexpected error** is one line, `error: internal error: ...`, with exit code 4. It names a file with the traceback, in the
-directory for temporary files, to send with a report; with `--verbose` the traceback is printed too. The file holds the
-command line with its arguments, the versions of Python and of this package, and the traceback: no environment variables.
+An **unexpected error** is one line with exit code 4:
+
+```text
+error: internal error: ZeroDivisionError: division by zero; please report it with /tmp/precision-search-x1y2.txt
+```
+
+The file it names holds the command with its arguments, versions, and the traceback, and nothing of the environment; what
+looks like a password or a token is struck out. Look at it before you send it: file names and texts of messages are in it.
+With `--verbose` the traceback is printed too.
 
 Below are all messages. `{name}` stands for what is filled in, and ` / ` separates alternatives.
 This page is made from the source: `python -m tests.error_catalogue` writes it.
@@ -292,7 +300,9 @@ def _cell(text: str) -> str:
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         pieces = [text.replace("`", "'")]
-    shown = [re.sub(r"([\\*<|\[])", r"\\\1", piece) if number % 2 == 0 else piece for number, piece in enumerate(pieces)]
+    shown = [
+        re.sub(r"([\\*<|\[])", r"\\\1", piece) if number % 2 == 0 else piece for number, piece in enumerate(pieces)
+    ]
     return "`".join(shown).replace("|", "\\|").replace("\\\\|", "\\|")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from precision_search.errors import EnvironmentProblemError, InputError
+from precision_search.errors import InputError
+from precision_search.files import writing
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -57,7 +58,7 @@ def load_model(path: Path) -> ir.Model:
     except InputError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
-        raise _unreadable(path, _first_line(error)) from error
+        raise _unreadable(path, first_line(error)) from error
     return model
 
 
@@ -70,7 +71,7 @@ def data_files(path: Path) -> list[Path]:
     try:
         tensors = list(_tensors(ir.load(path, format="protobuf")))
     except Exception as error:  # as in load_model
-        raise _unreadable(path, _first_line(error)) from error
+        raise _unreadable(path, first_line(error)) from error
     return sorted({path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
@@ -87,17 +88,12 @@ def write_model(model: ir.Model, path: Path) -> None:
         model = model.clone()
         for value in model.graph.initializers.values():
             _read_into_memory(value)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
-            written = Path(folder) / path.name
-            ir.save(model, written, external_data=external)
-            if external:
-                (Path(folder) / external).replace(path.parent / external)
-            written.replace(path)
-    except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot write {path}", why=str(error), fix="check free space and permissions"
-        ) from error
+    with writing(path), tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        ir.save(model, written, external_data=external)
+        if external:
+            (Path(folder) / external).replace(path.parent / external)
+        written.replace(path)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -192,7 +188,7 @@ def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
         if not target.is_file():
             raise InputError(
                 f"{path.name} needs the file {tensor.location}",
-                why="it is not beside the ONNX file",
+                why="what has that name is no regular file" if target.exists() else "it is not beside the ONNX file",
                 fix="copy it there",
             )
         if target.stat().st_nlink > 1:  # onnx_ir would refuse it too, when the weight is first read
@@ -244,6 +240,7 @@ def _unreadable(path: Path, why: str) -> InputError:
     return InputError(f"{path} is not a readable ONNX file", why=why, fix="export it again")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says of its trouble, without what it adds on further lines."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from precision_search.errors import EnvironmentProblemError, OutputExistsError
+from precision_search.files import reason, remedy
 from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
 from precision_search.model.graph import KEYED, Graph
 from precision_search.model.model_files import write_model
@@ -58,7 +59,7 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
     Raises:
         OutputExistsError: `out` exists.
         EnvironmentProblemError: it cannot be written.
-        InputError: the plan does not fit the bundle (see `convert`).
+        InputError: the plan does not fit the bundle (see `convert`), or the bundle's files changed.
         InternalError: what was written is not what was meant; nothing is left of it.
     """
     _refuse_existing(out)
@@ -71,12 +72,13 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
             work.mkdir()
             _write(work, bundle, plan, converted, facts)
             check_published(work, bundle.graphs, plan)
+            bundle.files.check()  # weights are read when they are written
             _refuse_existing(out)
             work.rename(out)
     except OSError as error:
         _refuse_existing(out)
         raise EnvironmentProblemError(
-            f"cannot write {out}", why=str(error), fix="check free space and permissions, or give another --out"
+            f"cannot write {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
     return out
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from precision_search.config import Config, load_config
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
+from precision_search.files import reason, remedy, writing
 from precision_search.model.work_folder import try_lock, work_folder
 from precision_search.output import run_files
 from precision_search.search.study_file import STUDY_FILE
@@ -42,7 +43,7 @@ def new_run_directory(out: Path) -> Iterator[Path]:
             work.rename(out)
     except OSError as error:
         raise EnvironmentProblemError(
-            f"cannot create {out}", why=str(error.strerror), fix="check the path, free space and permissions"
+            f"cannot create {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
 
 
@@ -55,7 +56,10 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with (run_dir / run_files.TRIALS_FILE).open("ab") as file:
+    log = run_dir / run_files.TRIALS_FILE
+    with writing(log):
+        file = log.open("ab")
+    with file:
         if try_lock(file) is False:
             raise UsageError(
                 f"the run in {run_dir} is still going on",

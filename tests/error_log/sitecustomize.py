@@ -1,7 +1,7 @@
 """Python imports this by itself where its folder is on the path: then every error of ours notes where it was made.
 
-In: `PRECISION_SEARCH_ERROR_LOG`, a file. Out: a line for each place, with the place that called it: `file:line file:line`.
-So child processes take part, whoever starts them.
+In: `PRECISION_SEARCH_ERROR_LOG`, a file. Out: a line for each place, with the place that called it. So child processes
+take part, whoever starts them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def record(log: Path) -> None:
         make(self, what, why=why, fix=fix)
         here = sys._getframe(1)
         frames = (here, here.f_back or here)
-        line = " ".join(f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in frames) + "\n"
+        line = "\t".join(f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in frames) + "\n"
         if line not in seen:
             seen.add(line)
             with contextlib.suppress(OSError), log.open("ab", buffering=0) as file:
