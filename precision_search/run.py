@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.config import Config, DataSection, to_toml
-from precision_search.errors import ConfigError, InternalError
+from precision_search.errors import ConfigError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import load_samples
 from precision_search.output import run_files
@@ -286,9 +286,8 @@ def _publish_choice(
     recorder: RunRecorder, bundle: Bundle, trials: tuple[Trial, ...], choice: Choice, reporter: Reporter
 ) -> None:
     """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
-    trial = choice.trial if choice.faster else next((trial for trial in trials if trial.is_fp32), None)
-    if trial is None:
-        raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
+    trial = choice.trial if choice.faster else next(trial for trial in trials if trial.is_fp32)
+    assert trial is not None  # what is faster than fp32 is a trial
     reporter.stage("writing the model")
     publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), recorder.directory / FRESH_MODEL)
     replace_model(recorder.directory)

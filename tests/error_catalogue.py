@@ -68,8 +68,9 @@ class Site:
 @functools.cache
 def sites() -> tuple[Site, ...]:
     """All places that make one of our errors, in the order of the files."""
-    trees = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py")) if path.stem != "errors"}
-    return tuple(site for path, tree in trees.items() for site in _Module(path, tree).sites())
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "errors")
+    modules = [_Module(path, ast.parse(path.read_text())) for path in paths]
+    return tuple(site for module in modules for site in module.sites(modules))
 
 
 class _Module:
@@ -82,15 +83,15 @@ class _Module:
         functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
         self._owners = {id(inner): function for function in functions for inner in ast.walk(function)}
 
-    def sites(self) -> Iterator[Site]:
+    def sites(self, others: Sequence[_Module]) -> Iterator[Site]:
         for call in self._calls(KINDS):
             owner = self._owners.get(id(call))
-            if owner is None or not _gives(owner, call):
+            if owner is None or not _is_helper(owner, call):
                 yield self._site(call, owner, {}, None)
                 continue
-            for use in self._calls({owner.name}):
-                texts = self._arguments(owner, use)
-                yield self._site(call, owner, texts, self._lines(use))
+            for user in [self] if owner.name.startswith("_") else others:
+                for use in user._calls({owner.name}):
+                    yield self._site(call, owner, user._arguments(owner, use), user._lines(use))
 
     def _calls(self, names: Mapping[str, object] | set[str]) -> list[ast.Call]:
         calls = [node for node in ast.walk(self._tree) if isinstance(node, ast.Call) and _name(node) in names]
@@ -155,14 +156,15 @@ class _Renderer:
         if not isinstance(part, ast.FormattedValue):
             return self._joined(part, seen)
         is_text = isinstance(part.value, ast.IfExp | ast.Constant)
-        substituted = isinstance(part.value, ast.Name) and part.value.id in self._texts
+        name = part.value.id if isinstance(part.value, ast.Name) else ""
+        substituted = name in self._texts or (name.isupper() and name in self._known)
         return self._joined(part.value, seen) if is_text or substituted else f"{{{placeholder(part.value)}}}"
 
 
 def placeholder(node: ast.expr) -> str:
     """A short name for a value: what a reader needs to see that something stands here."""
     match node:
-        case ast.Call(func=ast.Name(id="str" | "repr" | "sorted" | "first_line" | "_first_line"), args=[value]):
+        case ast.Call(func=ast.Name(id="str" | "repr" | "sorted" | "first_line" | "reason"), args=[value]):
             return placeholder(value)
         case ast.Call(func=ast.Attribute(attr="join"), args=[value]):
             return placeholder(value)
@@ -181,10 +183,16 @@ def _name(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _gives(function: Function, call: ast.Call) -> bool:
-    """Whether the function returns the error for others to raise."""
+def _is_helper(function: Function, call: ast.Call) -> bool:
+    """Whether others decide what the error says: they are given it to raise, or they give it its words.
+
+    What a public function returns is one place: other modules raise it as it is.
+    """
     returned = (node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value)
-    return any(call is inner for value in returned for inner in ast.walk(value))
+    gives = any(call is inner for value in returned for inner in ast.walk(value))
+    takes_words = any(isinstance(node, ast.Name) and node.id == "what" for node in ast.walk(call.args[0]))
+    parameters = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+    return (gives and function.name.startswith("_")) or (takes_words and "what" in parameters)
 
 
 def _assigned_before(function: Function | None, call: ast.Call) -> dict[str, list[ast.expr]]:
@@ -244,8 +252,8 @@ error: calibration file german.txt is not UTF-8
 ```
 
 The first line says **what** happened, `why` the cause, with the names and numbers found, and `fix` what to do. In
-Python they are the attributes `what`, `why` and `fix` of the exception. All classes are in `precision_search.errors` and
-derive from `PrecisionSearchError`; `exit_code` is what the command ends with.
+Python they are the attributes `what`, `why` and `fix` of the exception. All classes are in `precision_search.errors`
+and derive from `PrecisionSearchError`; `exit_code` is what the command ends with.
 
 | exit code | meaning |
 | --- | --- |
@@ -264,9 +272,9 @@ An **unexpected error** is one line with exit code 4:
 error: internal error: ZeroDivisionError: division by zero; please report it with /tmp/precision-search-x1y2.txt
 ```
 
-The file it names holds the command with its arguments, versions, and the traceback, and nothing of the environment; what
-looks like a password or a token is struck out. Look at it before you send it: file names and texts of messages are in it.
-With `--verbose` the traceback is printed too.
+The file it names holds the command with its arguments, versions, and the traceback, and nothing of the environment.
+What looks like a password or a token is struck out. Look at it before you send it: file names and texts of messages are
+in it. With `--verbose` the traceback is printed too.
 
 Below are all messages. `{name}` stands for what is filled in, and ` / ` separates alternatives.
 This page is made from the source: `python -m tests.error_catalogue` writes it.

@@ -1,7 +1,7 @@
 """`pytest --every-error`: a whole run fails unless its tests made every error of the catalogue happen.
 
 In: the log that `tests.error_log` writes in this process, in pytest's workers and in all Python processes that tests
-start. Out: the places that nothing reached, in the summary. Those that need what a test machine has not are listed here.
+start. Out: the places that nothing reached, in the summary. Those that need what a test machine has not stand here.
 """
 
 from __future__ import annotations
