@@ -25,6 +25,7 @@ from precision_search.cli_support import (
     new_run,
     open_reporter,
     print_rich,
+    resumable,
     say,
     tell_interrupted,
 )
@@ -116,7 +117,8 @@ def run(
             click.echo(api.dry_run(resolved, reporter), nl=False)
             return
         try:
-            result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
+            with resumable(config, overrides, out, plan):
+                result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
             tell_interrupted(config, overrides, out, plan)

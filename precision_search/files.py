@@ -55,9 +55,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot write {path}", why=reason(error), fix=remedy(error, "give another place")
-        ) from error
+        raise EnvironmentProblemError(f"cannot write {path}", why=reason(error), fix=remedy(error)) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -48,7 +48,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "fix"),
     [
-        (errno.ENOSPC, "free some space on that disk, or give another place"),
+        (errno.ENOSPC, "free some space on that disk"),
         (errno.EDQUOT, "free some space"),
         (errno.EROFS, "make it writable"),
         (errno.EACCES, "make it writable"),
