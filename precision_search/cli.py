@@ -173,7 +173,7 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
 def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: Path) -> None:
     """Write the ONNX graphs of a stable plan of the run in the directory RUN; prints the model directory."""
     check_run(run_directory)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise OutputExistsError(f"{out} exists already", why="an export never overwrites", fix="give another --out")
     from precision_search import api
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from precision_search.errors import EnvironmentProblemError
+from precision_search.errors import EnvironmentProblemError, UsageError
 
 LARGEST_TEXT = 1 << 30
 """Bytes of the largest file that is read as text: sentences, configs, logs."""
@@ -94,6 +94,19 @@ def append(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):  # a part of a line is dropped when it is read, too
                 os.truncate(path, before)
             raise
+
+
+def check_name(path: Path) -> None:
+    """Raises UsageError where the path is no text: ONNX's own tools take no other, and say so late."""
+    whole = str(path.absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path} cannot be the path of a model or a run",
+            why=f"the byte {ord(whole[error.start]) - 0xDC00:#x} in it is not UTF-8",
+            fix="use a directory whose path is UTF-8",
+        ) from error
 
 
 def reason(error: OSError) -> str:

@@ -34,14 +34,18 @@ class Rule:
     words: tuple[str, ...] = ()
 
 
-def at_least(low: float) -> Mapping[str, Rule]:
-    """Metadata of a field whose value is `low` or more."""
-    return {"rule": Rule(lambda value: value >= low, f"at least {low}")}
+def at_least(low: float, most: float = math.inf) -> Mapping[str, Rule]:
+    """Metadata of a field whose value is `low` or more, and no more than `most`."""
+    return {"rule": Rule(lambda value: low <= value <= most, f"at least {low}{_and_at_most(most)}")}
 
 
-def more_than(low: float) -> Mapping[str, Rule]:
-    """Metadata of a field whose value is above `low`."""
-    return {"rule": Rule(lambda value: value > low, f"more than {low}")}
+def more_than(low: float, most: float = math.inf) -> Mapping[str, Rule]:
+    """Metadata of a field whose value is above `low`, and no more than `most`."""
+    return {"rule": Rule(lambda value: low < value <= most, f"more than {low}{_and_at_most(most)}")}
+
+
+def _and_at_most(most: float) -> str:
+    return "" if math.isinf(most) else f" and at most {most}"
 
 
 def between(low: float, high: float) -> Mapping[str, Rule]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import InputError
-from precision_search.files import writing
+from precision_search.files import check_name, writing
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -42,6 +42,7 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         InputError: missing or corrupt file; external data that leaves the model's folder; control flow.
     """
+    check_name(path)
     if not path.is_file():
         raise InputError(
             f"there is no file {path}",

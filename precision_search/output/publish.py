@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from precision_search.errors import EnvironmentProblemError, OutputExistsError
-from precision_search.files import reason, remedy
+from precision_search.files import check_name, reason, remedy
 from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
 from precision_search.model.graph import KEYED, Graph
 from precision_search.model.model_files import write_model
@@ -58,10 +58,12 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
 
     Raises:
         OutputExistsError: `out` exists.
+        UsageError: its name is no text.
         EnvironmentProblemError: it cannot be written.
         InputError: the plan does not fit the bundle (see `convert`), or the bundle's files changed.
         InternalError: what was written is not what was meant; nothing is left of it.
     """
+    check_name(out)
     _refuse_existing(out)
     plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
     converted = convert(bundle.graphs, plan)
