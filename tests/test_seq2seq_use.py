@@ -100,7 +100,7 @@ def test_longer_inputs_run_when_they_are_asked_for(tiny: Seq2SeqGenerator) -> No
 
 def test_rows_of_arrays_are_rows_of_ids(tiny: Seq2SeqGenerator) -> None:
     rows: npt.NDArray[np.int64] = np.array([[3, 4, 1], [5, 6, 1]])
-    assert tiny.generate(rows.astype(np.int32)).ids == tiny.generate([[3, 4, 1], [5, 6, 1]]).ids
+    assert tiny.generate(rows.astype(np.int32)).ids == tiny.generate([[3, 4, 1], [5, 6, 1]]).ids  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "a\x00b", "\u200b\ufeff e\u0301 \U0001f600"])
@@ -334,7 +334,7 @@ assert generator.generate(ids).ids == generator.generate(list(ids)).ids == gener
 
 def test_a_runtime_without_dlpack_says_what_to_install() -> None:
     with pytest.raises(MissingPackageError) as caught:
-        token_matrix._speaker(SimpleNamespace(_ortvalue=object()))  # type: ignore[arg-type]
+        token_matrix._speaker(SimpleNamespace(_ortvalue=object()))
     assert caught.value.what == "this build of ONNX Runtime has no DLPack"
     assert "was built without it" in caught.value.why
     assert "install onnxruntime-gpu" in caught.value.fix
