@@ -221,6 +221,26 @@ def test_the_oracle_is_the_checkpoint_that_was_exported(
     assert not (tmp_path / "cache/oracle").exists()
 
 
+@pytest.mark.parametrize("broken", ["", "[[1", "7", '[["x"]]', "\0"])
+def test_a_broken_answer_in_the_cache_is_asked_for_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    donor = write_tiny_model(tmp_path / "donor")
+
+    def work(jobs: list[Any]) -> list[Any]:
+        for job in (job for job in jobs if isinstance(job, ExportJob)):
+            shutil.copyfile(donor / graph_file(job.graph), job.target)
+        return [{"tokens": [[1]]}]
+
+    monkeypatch.setattr(bundle_module, "run_jobs", work)
+    found = open_bundle(str(checkpoint), tmp_path / "cache")
+    assert oracle_tokens(found, ((1,),), tmp_path / "cache") == [[1]]
+    (stored,) = (tmp_path / "cache/oracle").iterdir()
+    stored.write_text(broken)
+    assert oracle_tokens(found, ((1,),), tmp_path / "cache") == [[1]]
+    assert stored.read_text() == "[[1]]"
+
+
 def test_an_export_that_finds_no_space_names_the_cache(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ are cached by the content of what they depend on.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -160,7 +161,8 @@ def oracle_tokens(
     key.update(json.dumps([rows, bundle.generation.max_new_tokens, batch_size]).encode())
     stored = cache / "oracle" / f"{key.hexdigest()[:32]}.json"
     if stored.is_file():
-        return [list(map(int, row)) for row in json.loads(stored.read_text())]
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a broken answer is asked for again
+            return [list(map(int, row)) for row in json.loads(read_file(stored))]
     job = GenerateJob(
         str(bundle.checkpoint), bundle.config.model_type, rows, bundle.generation.max_new_tokens, batch_size
     )
