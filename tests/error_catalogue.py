@@ -247,7 +247,7 @@ Whatever goes wrong ends in one message on stderr and an exit code. A message ha
 
 ```text
 error: calibration file german.txt is not UTF-8
-  why: line 3 is not: byte 0xfc at offset 61
+  why: byte 0xfc at offset 61 (line 3) is not valid there
   fix: convert it, if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8 german.txt > converted.txt
 ```
 

@@ -224,3 +224,17 @@ def test_the_real_child_loads_no_pickle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot load the checkpoint"):
         run_jobs([generate((1,), checkpoint=str(tmp_path))])
     assert not (tmp_path / "ran").exists()
+
+
+def test_trouble_of_the_machine_in_the_child_is_told_as_such(child: Child) -> None:
+    child.does("""
+from precision_search.model import torch_worker
+def full(job):
+    raise OSError(28, "No space left on device")
+torch_worker._do = full
+torch_worker.main()
+""")
+    with pytest.raises(EnvironmentProblemError) as caught:
+        run_jobs([ExportJob("here", "t5", "decoder", "there.onnx")])
+    assert caught.value.what == "there.onnx cannot be used"
+    assert (caught.value.why, caught.value.fix) == ("No space left on device", "free some space on that disk")
