@@ -1,6 +1,6 @@
 """The public functions: what the command line does, as typed calls.
 
-`search` runs everything and leaves a run directory; `pareto`, `export` and `verify` work on what it left. `calibrate`
+`search` runs everything and leaves a run directory; `pareto`, `report`, `export` and `verify` work on what it left. `calibrate`
 measures a device for the estimates of machines that do not have it.
 """
 
@@ -18,6 +18,7 @@ from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
+from precision_search.output.report import write_report
 from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
 from precision_search.precision.plan import LowDtype
@@ -37,6 +38,7 @@ __all__ = [
     "inspect",
     "open_model",
     "pareto",
+    "report",
     "search",
     "verify",
 ]
@@ -58,6 +60,22 @@ def pareto(run: Path) -> ParetoTable:
     found = run_files.read_run(run)
     share = load_config(run / run_files.CONFIG_FILE).min_exact_match
     return pareto_table(found.trials, share, pinned=found.info.model.pinned)
+
+
+def report(run: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run for a browser, from the run's files alone, and gives its path.
+
+    Args:
+        run: the run directory; the run may be unfinished.
+        out: the file to write, which must not exist; None replaces `report.html` in the run directory.
+
+    Raises:
+        InputError: `run` is no run directory, or a file in it is broken.
+        OutputExistsError: `out` exists.
+        MissingPackageError: plotly is not installed.
+        EnvironmentProblemError: the file cannot be written.
+    """
+    return write_report(run, out)
 
 
 def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> Path:
