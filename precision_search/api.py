@@ -1,7 +1,7 @@
 """The public functions: what the command line does, as typed calls.
 
-`search` runs everything and leaves a run directory; `pareto`, `report`, `export` and `verify` work on what it left. `calibrate`
-measures a device for the estimates of machines that do not have it.
+`search` runs everything and leaves a run directory; `pareto`, `report`, `export` and `verify` work on what it left.
+`calibrate` measures a device for the estimates of machines that do not have it.
 """
 
 from __future__ import annotations

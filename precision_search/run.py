@@ -34,8 +34,8 @@ from precision_search.precision.plan import (
 )
 from precision_search.precision.weights import WeightCache
 from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
-from precision_search.search.latency import EstimatedLatency, MeasuredLatency
 from precision_search.search.landmarks import rejected_landmarks, show_landmark
+from precision_search.search.latency import EstimatedLatency, MeasuredLatency
 from precision_search.search.node_space import make_node_space
 from precision_search.search.noise import is_damaged
 from precision_search.search.pareto import Choice, choose_winner

@@ -1,4 +1,4 @@
-"""A real browser for the tests: Debian's Chromium, headless, that is told nothing but a file and records what it does."""
+"""Debian's Chromium for the tests: headless, given nothing but a file, and everything it does is recorded."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ generates freely and that differ from the reference, with the place where they p
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -137,7 +136,18 @@ def _sample(
 
 
 def _span(decode: Decode, tokens: Sequence[int], position: int, text: str) -> Span:
-    """Where the token at `position` stands in the text of all tokens: a decoder may join tokens, so texts are compared."""
-    start, end = (len(os.path.commonprefix([decode(tokens[:count]), text])) for count in (position, position + 1))
+    """Where the token at `position` stands in `text`, with what follows if it has no text of its own.
+
+    A decoder may join tokens, so the text of the first ones is compared with that of all.
+    """
+    start = _common(decode(tokens[:position]), text)
+    ends = (_common(decode(tokens[: count + 1]), text) for count in range(position, len(tokens)))
+    end = next((end for end in ends if text[start:end].strip()), start)
     shown = text[start:end]
-    return Span(start + len(shown) - len(shown.lstrip()), max(start, end))
+    return Span(start + len(shown) - len(shown.lstrip()), end)
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -16,9 +16,9 @@ from precision_search.search.strategies.nodes import NodeSearch
 from precision_search.search.trials import LANDMARKS, Trial
 
 TITLES: Mapping[str | None, str] = {
-    "measured": "latency of the workload, ms, measured",
-    "estimated": "latency of the workload, ms, estimated",
-    None: "latency of the workload, not known",
+    "measured": "latency, ms, measured",
+    "estimated": "latency, ms, estimated",
+    None: "latency, not known",
 }
 
 _INSIDE = re.compile(r"[^*]*\*[./]((?P<part>\w+\.\d+)[./])?(?P<rest>.*)")

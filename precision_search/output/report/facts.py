@@ -136,7 +136,7 @@ def _facts(info: RunInfo, trial: Trial, fp32: Trial | None) -> Iterator[Fact]:
         base_size = "" if fp32 is None or fp32.size_bytes is None else f"fp32 {_megabytes(fp32.size_bytes)} MB"
         yield Fact("Size", f"{_megabytes(trial.size_bytes)} MB", base_size)
     every = trial.fp32_nodes + trial.low_nodes
-    yield Fact("In fp32", f"{trial.fp32_nodes} of {every}", "compute nodes of the three graphs")
+    yield Fact("In fp32", str(trial.fp32_nodes), f"of {every} compute nodes")
 
 
 def _kept(label: str, match: Match | None, file: SampleFile | None) -> Fact:
@@ -189,7 +189,9 @@ def _run(info: RunInfo, trials: Sequence[Trial]) -> Iterator[Fact]:
     if info.peak_rss_bytes is not None:
         yield Fact("peak memory", f"{info.peak_rss_bytes / 2**20:.0f} MiB")
     if info.cut is not None:
-        yield Fact("minimum cut", f"off by at most {info.cut.largest_difference:.2%}", f"{info.cut.plans} plans")
+        off = info.cut.largest_difference
+        most = "less than 0.01%" if off < 1e-4 else f"at most {off:.2%}"
+        yield Fact("minimum cut", f"off by {most}", f"against the converted graphs of {info.cut.plans} plans")
     yield Fact("config, SHA-256", info.config_hash)
 
 

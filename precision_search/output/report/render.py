@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from importlib import resources
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from precision_search.errors import MissingPackageError
 from precision_search.output.landmarks_record import RunLandmarks
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("common.js", "table.js", "details.js", "blocks.js", "pareto.js", "ranges.js", "progress.js", "main.js")
 """In the order they run; each uses those before it."""
+
+VERDICTS: tuple[Verdict, ...] = ("stable", "mismatch", "nonfinite", "error")
+"""In the order of the buttons that filter them."""
 
 
 def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks: RunLandmarks | None) -> str:
@@ -61,7 +64,7 @@ def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks:
         state=facts.state(info, len(trials)),
         columns=facts.columns(page.latency_title, mixed=mixed),
         rows=rows,
-        verdicts={verdict: verdicts.count(verdict) for verdict in get_args(Verdict) if verdict in verdicts},
+        verdicts={verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts},
         landmarks=shown_landmarks(landmarks, {row.trial.id: row for row in rows}),
         tried=landmarks is not None,
         sections=facts.sections(info, trials),

@@ -1,4 +1,4 @@
-"""The differing sentences of rejected landmarks, ready to be shown side by side. In: their record. Out: texts in parts."""
+"""The differing sentences of rejected landmarks, to be shown side by side. In: their record. Out: texts in parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from precision_search.output.landmarks_record import RunLandmarks
 from precision_search.output.render import share
 from precision_search.output.table import Row
-from precision_search.search.landmarks import Landmark, LandmarkSample, Span
+from precision_search.search.landmarks import SHOWN, Landmark, LandmarkSample, Span
 from precision_search.search.trials import Trial
 
 
@@ -35,12 +35,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A rejected landmark: its plan, what was found, how much of it is shown, and the sentences."""
+    """A rejected landmark: its plan, what was found, and some of the sentences."""
 
     id: int
     stage: str
     kept: str
-    reason: str
     summary: str
     pairs: tuple[Pair, ...]
 
@@ -57,8 +56,7 @@ def _shown(landmark: Landmark, row: Row) -> Shown:
         id=landmark.id,
         stage=row.trial.stage,
         kept=row.kept,
-        reason=row.reason,
-        summary=_summary(landmark, row.trial),
+        summary=f"{_summary(landmark, row.trial)}. By the screen: {row.reason}.",
         pairs=tuple(_pair(sample) for sample in landmark.samples),
     )
 
@@ -69,10 +67,9 @@ def _summary(landmark: Landmark, trial: Trial) -> str:
     differing = looked - round(trial.exact_match * looked)
     verdict = f"{differing} of {looked} calibration samples differ ({share(trial.exact_match)} exact)"
     shown = len(landmark.samples)
-    if not shown:
-        return f"{verdict}; generated freely, none of {landmark.generated} does: its tokens tie with others"
-    which = "the one that differs" if shown == 1 else f"the first {shown} that differ"
-    return f"{verdict}; below {which} of the first {landmark.generated}"
+    if shown == SHOWN:
+        return f"{verdict}; shown are the first {shown} in the order of the file"
+    return f"{verdict}; generated freely, {shown or 'none'} of {landmark.generated} do"
 
 
 def _pair(shown: LandmarkSample) -> Pair:

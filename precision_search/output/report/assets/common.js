@@ -4,6 +4,7 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const planById = new Map(page.plans.map((plan) => [plan.id, plan]));
 const rejected = (plan) => plan.verdict !== "stable";
+const many = page.plans.length > 150;
 const WORDS = { fp32: "fp32", low: "low", fixed: "never low", mixed: "partly in fp32", absent: "not there" };
 const SYMBOLS = { stable: "circle", mismatch: "x", nonfinite: "triangle-up", error: "square" };
 
@@ -55,6 +56,7 @@ function theme() {
 
 // Phones scroll with the finger that would zoom a plot.
 const touch = matchMedia("(pointer: coarse)").matches;
+const narrow = () => innerWidth < 640;
 const CONFIG = {
   displaylogo: false,
   responsive: true,
@@ -70,7 +72,7 @@ function layoutBase(colours, height) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.ink },
-    margin: { l: 58, r: 14, t: 14, b: 46 },
+    margin: { l: 50, r: 14, t: 14, b: 46 },
     hovermode: "closest",
     dragmode: touch ? false : "zoom",
     showlegend: false,

@@ -8,6 +8,7 @@ function showPlots() {
 
 startTable();
 startRanges();
+startBlocks();
 selection.listeners.push(showDetails, showBlocks, showPareto);
 selection.clear();
 showRanges();

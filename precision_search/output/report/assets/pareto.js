@@ -22,6 +22,8 @@ function spread(plans) {
   return new Map(plans.map((plan, index) => [plan.id, (index + 0.5) / plans.length]));
 }
 
+const BAND = 38;
+
 const bandName = (plan) => (plan.verdict === "stable" ? "stable, no flip risk" : `rejected: ${plan.verdict}`);
 
 function paretoPlaces(scale) {
@@ -42,8 +44,6 @@ function paretoPlaces(scale) {
 }
 
 function pointTraces(places, scale, colours) {
-  const sizes = page.plans.map((plan) => plan.size_bytes).filter((size) => size !== null);
-  const many = page.plans.length > 150;
   const bar = (plan) => plan.flip_risk !== null && (!many || plan.on_front || plan.chosen);
   const groups = new Map();
   for (const plan of page.plans) {
@@ -63,12 +63,12 @@ function pointTraces(places, scale, colours) {
         arrayminus: plans.map((plan, index) => (bar(plan) ? found[index].y - scale.at(plan.flip_risk_low) : 0)),
       },
       marker: {
-        symbol: plans.map((plan) => SYMBOLS[plan.verdict] + (plan.place === "expected" ? "-open" : "")),
-        size: plans.map((plan) => (selected(plan) ? 17 : plan.chosen ? 14 : rejected(plan) ? 10 : 12)),
-        line: { color: plans.map((plan) => (selected(plan) ? colours.accent : colours.ink)), width: plans.map((plan) => (selected(plan) ? 3 : 1)) },
+        symbol: plans.map((plan) => SYMBOLS[plan.verdict]),
+        opacity: plans.map((plan) => (plan.place === "expected" ? 0.5 : 1)),
+        size: plans.map((plan) => (selected(plan) ? 17 : plan.chosen ? 14 : many ? 7 : rejected(plan) ? 10 : 12)),
+        line: { color: plans.map((plan) => (selected(plan) ? colours.accent : colours.ink)), width: plans.map((plan) => (selected(plan) ? 3 : many ? 0.5 : 1)) },
         ...(plans[0].size_bytes === null ? { color: colours.muted } : { coloraxis: "coloraxis", color: plans.map((plan) => plan.size_bytes / 1e6) }),
       },
-      ...(sizes.length === 0 ? { showlegend: false } : {}),
     };
   });
 }
@@ -86,15 +86,18 @@ function note(plan, text, places, log, colours, up) {
   const [, x, y] = place.axes.match(/(x2?)(y2?)/);
   return {
     text, x: log && x === "x" ? Math.log10(place.x) : place.x, y: place.y, xref: x, yref: y, showarrow: true, arrowhead: 0,
-    arrowcolor: colours.muted, arrowwidth: 1, standoff: 9, ax: up ? 0 : -14, ay: up ? -34 : 30, font: { size: 12, color: colours.ink }, bgcolor: colours.card,
+    arrowcolor: colours.muted, arrowwidth: 1, standoff: 9, ax: up ? 0 : -45, ay: up ? -34 : 34, font: { size: 12, color: colours.ink }, bgcolor: colours.card,
   };
 }
+
+const WIDE_BAR = { title: { text: "size, MB", side: "right", font: { size: 11 } }, len: 0.6, x: 1.01 };
+const NARROW_BAR = { title: { text: "size, MB", side: "top", font: { size: 11 } }, orientation: "h", len: 0.9, y: -0.16, yanchor: "top" };
 
 function paretoLayout(places, scale, colours) {
   const xs = page.plans.filter((plan) => plan.place !== null).map((plan) => plan.x_ms);
   const log = xs.length > 0 && Math.max(...xs) > 10 * Math.min(...xs);
-  const height = 420 + 30 * places.bands.length;
-  const share = places.bands.length ? Math.min(scale.known ? 0.5 : 1, (30 * places.bands.length) / (height - 60)) : 0;
+  const height = 440 + BAND * places.bands.length;
+  const share = places.bands.length ? (scale.known ? (BAND * places.bands.length) / (height - 60) : 1) : 0;
   const right = places.aside ? 0.86 : 1;
   const chosen = page.plans.find((plan) => plan.chosen);
   const fp32 = page.plans.find((plan) => plan.is_fp32);
@@ -102,17 +105,21 @@ function paretoLayout(places, scale, colours) {
     ...layoutBase(colours, height),
     xaxis: axis(colours, { title: { text: page.latency_title }, type: log ? "log" : "linear", domain: [0, right], anchor: scale.known ? "y" : "y2" }),
     yaxis: axis(colours, {
-      title: { text: `flips expected in 1,000 tokens${scale.bent ? " (even near 0, then logarithmic)" : ""}` }, visible: scale.known,
+      title: { text: scale.bent ? "flips in 1,000 tokens (log scale above 0.1)" : "flips in 1,000 tokens" }, visible: scale.known,
       domain: [0, share ? Math.max(0, 1 - share - 0.04) : 1], range: [-0.03 * scale.top, scale.top], ...scale.ticks,
     }),
     ...(places.aside ? { xaxis2: axis(colours, { domain: [right + 0.03, 1], range: [0, 1], showticklabels: false, ticks: "", showgrid: false, title: { text: "no latency" }, anchor: scale.known ? "y" : "y2" }) } : {}),
-    ...(share ? { yaxis2: axis(colours, { domain: [1 - share, 1], range: [-0.6, places.bands.length - 0.4], tickvals: places.bands.map((_, index) => index), ticktext: places.bands, zeroline: false, fixedrange: true, tickangle: 0 }) } : {}),
+    ...(share ? { yaxis2: axis(colours, { domain: [1 - share, 1], range: [-0.5, places.bands.length - 0.2], showticklabels: false, ticks: "", showgrid: false, fixedrange: true }) } : {}),
     coloraxis: {
       colorscale: "Cividis",
-      colorbar: { title: { text: "size, MB", side: "right", font: { size: 11 } }, thickness: 9, len: 0.6, outlinewidth: 0, tickfont: { size: 11 }, x: 1.01 },
+      showscale: new Set(page.plans.map((plan) => plan.size_bytes).filter((size) => size !== null)).size > 1,
+      colorbar: { outlinewidth: 0, thickness: 9, tickfont: { size: 11 }, ...(narrow() ? NARROW_BAR : WIDE_BAR) },
     },
     annotations: [
-      ...(chosen && chosen !== fp32 ? [note(chosen, `chosen: plan ${chosen.id}`, places, log, colours, true)] : []),
+      ...places.bands.map((band, index) => ({
+        text: band, xref: "paper", x: 0.005, xanchor: "left", yref: "y2", y: index + 0.44, yanchor: "middle", showarrow: false, font: { size: 11, color: colours.muted },
+      })),
+      ...(chosen && chosen !== fp32 ? [note(chosen, `chosen: plan ${chosen.id}`, places, log, colours, scale.at(chosen.flip_risk ?? scale.top) < 0.15 * scale.top)] : []),
       ...(fp32 ? [note(fp32, "fp32", places, log, colours, true)] : []),
     ],
   };
@@ -133,6 +140,6 @@ function showPareto() {
   }, (id) => selection.select(id, true));
   const verdicts = [...new Set(page.plans.map((plan) => plan.verdict))];
   legend("pareto-legend", ...verdicts.map((verdict) => [mark(verdict), verdict]), ["bars: 90% interval of flip risk"], ["dotted: Pareto front"],
-    ...(page.plans.some((plan) => plan.place === "expected") ? [["hollow: rejected at once, drawn at the latency that the cut expected"]] : []),
+    ...(page.plans.some((plan) => plan.place === "expected") ? [["pale: rejected at once, drawn at the latency that the cut expected"]] : []),
     ...(page.validated ? [] : [["no validation set, so no flip risk"]]));
 }

@@ -13,7 +13,7 @@ function progressTraces(colours) {
   const stable = page.plans.map((plan, index) => [plan, index + 1]).filter(([plan]) => !rejected(plan));
   const timed = stable.filter(([plan]) => plan.speedup !== null && plan.source === page.latency_source);
   const risky = stable.filter(([plan]) => plan.flip_risk !== null);
-  const dots = { type: "scatter", mode: "markers", hoverinfo: "none" };
+  const dots = { type: "scatter", mode: "markers", hoverinfo: "none", cliponaxis: false };
   const ids = (pairs) => ({ x: pairs.map(([, x]) => x), customdata: pairs.map(([plan]) => plan.id) });
   return [
     { type: "scatter", mode: "lines", meta: "fastest", hoverinfo: "skip", line: { shape: "hv", color: colours.accent, width: 2 }, x: numbers, y: fastestSoFar() },
@@ -21,7 +21,7 @@ function progressTraces(colours) {
     {
       ...dots, ...ids(risky), yaxis: "y2", y: risky.map(([plan]) => plan.flip_risk), marker: { color: colours.stable, size: 7 },
       error_y: {
-        type: "data", symmetric: false, thickness: 1, width: 2, color: colours.muted,
+        type: "data", symmetric: false, thickness: 1, width: 2, color: colours.muted, visible: !many,
         array: risky.map(([plan]) => plan.flip_risk_high - plan.flip_risk), arrayminus: risky.map(([plan]) => plan.flip_risk - plan.flip_risk_low),
       },
     },

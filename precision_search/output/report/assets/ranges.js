@@ -15,25 +15,25 @@ function magnitude(node, what) {
 
 // Nodes grouped into blocks: what comes before the layers, each layer, what comes after, for each family.
 function flow() {
-  const blocks = new Map();
+  const blocks = [];
   let order = 0;
   for (const family of ["encoder", "decoder"]) {
     const indices = [...page.nodes.keys()].filter((index) => page.roles[page.nodes[index].role].family === family);
     const first = indices.findIndex((index) => page.nodes[index].layer !== null);
-    const short = family.slice(0, 3);
     const block = (index, place) => page.nodes[index].layer ?? (place < first ? -1 : Infinity);
     const sorted = indices.map((index, place) => [index, block(index, place)]).sort((one, other) => one[1] - other[1] || one[0] - other[0]);
     for (const [index, layer] of sorted) {
-      const name = layer === -1 ? `${short} in` : layer === Infinity ? `${short} out` : `${short} ${layer}`;
-      blocks.set(name, [...(blocks.get(name) ?? []), [index, order++]]);
+      const name = layer === -1 ? "in" : layer === Infinity ? "out" : String(layer);
+      if (blocks.at(-1)?.family !== family || blocks.at(-1).name !== name) blocks.push({ family, name, places: [] });
+      blocks.at(-1).places.push([index, order++]);
     }
-    order += 2;
+    order += Math.max(2, Math.round(page.nodes.length / 25));
   }
   return blocks;
 }
 
 function rangeTraces(blocks, colours, type, what) {
-  const places = [...blocks.values()].flat().filter(([index]) => type === "" || page.nodes[index].op_type === type);
+  const places = blocks.flatMap((block) => block.places).filter(([index]) => type === "" || page.nodes[index].op_type === type);
   const known = places.filter(([index]) => magnitude(page.nodes[index], what) > 0);
   const kinds = {
     fits: { keep: (node) => node.fixed === null && !node.beyond_range, symbol: "circle", color: colours.stable },
@@ -48,11 +48,11 @@ function rangeTraces(blocks, colours, type, what) {
     };
   });
   const tops = { type: "scatter", mode: "lines", meta: "largest", hoverinfo: "skip", line: { color: colours.muted, width: 2 }, x: [], y: [] };
-  for (const block of blocks.values()) {
-    const own = block.filter((place) => known.includes(place));
+  for (const block of blocks) {
+    const own = block.places.filter((place) => known.includes(place));
     if (own.length === 0) continue;
     const top = Math.max(...own.map(([index]) => magnitude(page.nodes[index], what)));
-    tops.x.push(block[0][1] - 0.5, block.at(-1)[1] + 0.5, null);
+    tops.x.push(block.places[0][1] - 0.5, block.places.at(-1)[1] + 0.5, null);
     tops.y.push(top, top, null);
   }
   return { traces: [tops, ...points], missing: places.length - known.length };
@@ -65,8 +65,19 @@ function limitLines(colours) {
   return {
     shapes: lines.map(([value, , dash]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: colours.mismatch, width: 1.5, dash } })),
     annotations: lines.map(([value, text, , below]) => ({
-      text, xref: "paper", x: 1, xanchor: "right", y: Math.log10(value), yanchor: below ? "top" : "bottom", showarrow: false, font: { size: 11, color: colours.mismatch }, bgcolor: colours.card, opacity: 0.9,
+      text, xref: "paper", x: 1, xanchor: narrow() ? "right" : "left", xshift: narrow() ? 0 : 6, y: Math.log10(value), yanchor: below ? "top" : "bottom", showarrow: false,
+      font: { size: 11, color: colours.mismatch }, ...(narrow() ? { bgcolor: colours.card, opacity: 0.9 } : {}),
     })),
+  };
+}
+
+const middle = (block) => (block.places[0][1] + block.places.at(-1)[1]) / 2;
+
+function familyLabel(family, blocks, colours) {
+  const own = blocks.filter((block) => block.family === family);
+  return {
+    text: `${family} layers`, x: own.length ? (own[0].places[0][1] + own.at(-1).places.at(-1)[1]) / 2 : 0, yref: "paper", y: 0, yshift: -26, yanchor: "top",
+    showarrow: false, font: { color: colours.ink }, visible: own.length > 0,
   };
 }
 
@@ -77,12 +88,16 @@ function showRanges() {
   const type = document.getElementById("range-type").value;
   const what = document.getElementById("range-what").value;
   const { traces, missing } = rangeTraces(blocks, colours, type, what);
-  const middles = [...blocks].map(([name, block]) => [name, (block[0][1] + block.at(-1)[1]) / 2]);
+  const limits = limitLines(colours);
+  const step = Math.ceil(blocks.length / (narrow() ? 12 : 26));
+  const labelled = blocks.filter((block) => (!narrow() && !(Number(block.name) >= 0)) || Number(block.name) % step === 0);
   draw("ranges", traces, {
     ...layoutBase(colours, 430),
-    ...limitLines(colours),
-    xaxis: axis(colours, { tickvals: middles.map(([, middle]) => middle), ticktext: middles.map(([name]) => name), showgrid: false, tickangle: -45 }),
-    yaxis: axis(colours, { type: "log", title: { text: "largest magnitude" }, exponentformat: "power", dtick: "auto" }),
+    margin: { l: 50, r: narrow() ? 14 : 150, t: 14, b: 56 },
+    shapes: limits.shapes,
+    annotations: [...limits.annotations, ...["encoder", "decoder"].map((family) => familyLabel(family, blocks, colours))],
+    xaxis: axis(colours, { tickvals: labelled.map(middle), ticktext: labelled.map((block) => block.name), showgrid: false, tickangle: 0 }),
+    yaxis: axis(colours, { type: "log", title: { text: "largest magnitude", standoff: 14 }, exponentformat: "power", dtick: "auto" }),
   }, (index) => {
     const node = page.nodes[index];
     const word = node.fixed ? `never low: ${node.fixed}` : node.beyond_range ? "beyond the safe range" : "fits";
