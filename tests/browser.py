@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -24,58 +24,95 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+DESKTOP, PHONE = (1280, 900), (390, 844)
+"""Window sizes in CSS pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An open page and what went on in it: requests for anything but the file itself, console messages, dialogs."""
+    """An open page and what went on in it.
+
+    Attributes:
+        page: the page.
+        requests: addresses it asked for beside its own file.
+        problems: what it wrote to the console, and errors.
+        dialogs: what it asked the user.
+    """
 
     page: Page
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
 
+    def run(self, script: str, argument: object = None) -> Any:
+        """The value of a JavaScript expression, or of a function of the argument."""
+        return self.page.evaluate(script, argument)
 
-def chromium() -> str:
-    """The browser's path; skips the test without one, or fails it where nothing may be skipped."""
-    found = shutil.which("chromium")
-    if found is None:
-        why = "needs chromium (apt-get install chromium)"
-        (pytest.fail if os.environ.get("PRECISION_SEARCH_NO_SKIP") else pytest.skip)(why)
-    return found
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all visible elements that fit."""
+        found = self.page.locator(selector).filter(visible=True)
+        return [text.strip() for text in found.all_inner_texts()]
+
+
+def why_no_browser() -> str | None:
+    """What is missing for a browser, None if nothing is."""
+    if shutil.which("chromium") is None:
+        return "needs the program chromium (apt-get install chromium)"
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        return "needs the package playwright"
+    return None
+
+
+def require_browser() -> None:
+    """Skips the test where there is no browser; fails it where nothing may be skipped."""
+    if reason := why_no_browser():
+        if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
 
 
 @contextlib.contextmanager
-def open_report(
-    path: Path,
-    *,
-    size: tuple[int, int] = (1280, 900),
-    scheme: Literal["light", "dark"] = "light",
-    javascript: bool = True,
-) -> Iterator[Opened]:
-    """Opens a file in a window of `size` (CSS pixels); whatever else it asks for is refused and noted."""
+def launch() -> Iterator[Browser]:
+    """A browser with a profile of its own, which is gone at the end."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]},
-            color_scheme=scheme,
-            java_script_enabled=javascript,
-            has_touch=size[0] < 500,
-            is_mobile=size[0] < 500,
-        )
-        opened = Opened(context.new_page())
-        url = path.resolve().as_uri()
-
-        def route(route: object) -> None: ...
-
-        opened.page.on("console", lambda message: opened.problems.append(f"{message.type}: {message.text}"))
-        opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
-        opened.page.on("request", lambda request: request.url == url or opened.requests.append(request.url))
-        opened.page.on("dialog", lambda dialog: (opened.dialogs.append(dialog.message), dialog.dismiss()))
-        opened.page.goto(url)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         try:
-            yield opened
+            yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def open_file(
+    browser: Browser,
+    path: Path,
+    *,
+    size: tuple[int, int] = DESKTOP,
+    scheme: Literal["light", "dark"] = "light",
+    javascript: bool = True,
+) -> Iterator[Opened]:
+    """Opens a file in a window of that size; a narrow one is a phone's, with touch."""
+    phone = size[0] < 500
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=scheme,
+        java_script_enabled=javascript,
+        has_touch=phone,
+        is_mobile=phone,
+    )
+    url = path.resolve().as_uri()
+    opened = Opened(context.new_page())
+    page = opened.page
+    page.on("console", lambda message: opened.problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: opened.problems.append(str(error)))
+    page.on("request", lambda request: opened.requests.append(request.url) if request.url != url else None)
+    page.on("dialog", lambda dialog: (opened.dialogs.append(dialog.message), dialog.dismiss()))
+    try:
+        page.goto(url)
+        yield opened
+    finally:
+        context.close()

@@ -124,9 +124,12 @@ def _facts(info: RunInfo, trial: Trial, fp32: Trial | None) -> Iterator[Fact]:
         yield Fact("Latency", f"{milliseconds(latency.p50_ms)} ms", f"{against}{latency.source}")
     looked = trial.screened or samples.calibration.count
     yield Fact("Calibration", share(trial.exact_match), f"{round(trial.exact_match * looked)} of {looked} exact")
-    is_best = best is not None and best.id == trial.id
-    yield _kept("Validation", best.validation_match if best and is_best else None, samples.validation)
-    yield _kept("Test, unseen", best.test_match if best and is_best else None, samples.test)
+    validated = None
+    if samples.validation is not None and trial.validation_match is not None:
+        count = samples.validation.count
+        validated = Match.of(round(trial.validation_match * count), count)
+    yield _kept("Validation", validated, samples.validation)
+    yield _kept("Test, unseen", best.test_match if best and best.id == trial.id else None, samples.test)
     if risk is not None:
         interval = f"90% interval {number(risk.low)} to {number(risk.high)}"
         yield Fact("Flip risk", number(risk.value), f"in 1,000 tokens, {interval}")

@@ -75,10 +75,11 @@ function pointTraces(places, scale, colours) {
 
 function frontTrace(places, colours) {
   const front = page.plans.filter((plan) => plan.on_front && places.of(plan).axes === "xy").sort((one, other) => one.x_ms - other.x_ms);
-  return {
+  if (front.length < 2) return [];
+  return [{
     type: "scatter", mode: "lines", meta: "front", hoverinfo: "skip", line: { color: colours.accent, width: 1.5, dash: "dot" },
     x: front.map((plan) => plan.x_ms), y: front.map((plan) => places.of(plan).y),
-  };
+  }];
 }
 
 function note(plan, text, places, log, colours, up) {
@@ -98,18 +99,19 @@ function paretoLayout(places, scale, colours) {
   const log = xs.length > 0 && Math.max(...xs) > 10 * Math.min(...xs);
   const height = 440 + BAND * places.bands.length;
   const share = places.bands.length ? (scale.known ? (BAND * places.bands.length) / (height - 60) : 1) : 0;
-  const right = places.aside ? 0.86 : 1;
+  const right = !places.aside ? 1 : xs.length ? 0.86 : 0;
+  const below = scale.known ? "y" : "y2";
   const chosen = page.plans.find((plan) => plan.chosen);
   const fp32 = page.plans.find((plan) => plan.is_fp32);
   return {
     ...layoutBase(colours, height),
-    xaxis: axis(colours, { title: { text: page.latency_title }, type: log ? "log" : "linear", domain: [0, right], anchor: scale.known ? "y" : "y2" }),
+    ...(right ? { xaxis: axis(colours, { title: { text: page.latency_title }, type: log ? "log" : "linear", domain: [0, right], anchor: below }) } : {}),
     yaxis: axis(colours, {
-      title: { text: scale.bent ? "flips in 1,000 tokens (log scale above 0.1)" : "flips in 1,000 tokens" }, visible: scale.known,
+      title: { text: scale.bent ? "flips in 1,000 tokens (log scale above 0.1)" : "flips in 1,000 tokens" }, visible: scale.known, anchor: right ? "x" : "x2",
       domain: [0, share ? Math.max(0, 1 - share - 0.04) : 1], range: [-0.03 * scale.top, scale.top], ...scale.ticks,
     }),
-    ...(places.aside ? { xaxis2: axis(colours, { domain: [right + 0.03, 1], range: [0, 1], showticklabels: false, ticks: "", showgrid: false, title: { text: "no latency" }, anchor: scale.known ? "y" : "y2" }) } : {}),
-    ...(share ? { yaxis2: axis(colours, { domain: [1 - share, 1], range: [-0.5, places.bands.length - 0.2], showticklabels: false, ticks: "", showgrid: false, fixedrange: true }) } : {}),
+    ...(places.aside ? { xaxis2: axis(colours, { domain: right ? [right + 0.03, 1] : [0, 1], range: [0, 1], showticklabels: false, ticks: "", showgrid: false, title: { text: "no latency" }, anchor: below }) } : {}),
+    ...(share ? { yaxis2: axis(colours, { anchor: right ? "x" : "x2", domain: [1 - share, 1], range: [-0.5, places.bands.length - 0.2], showticklabels: false, ticks: "", showgrid: false, fixedrange: true }) } : {}),
     coloraxis: {
       colorscale: "Cividis",
       showscale: new Set(page.plans.map((plan) => plan.size_bytes).filter((size) => size !== null)).size > 1,
@@ -133,7 +135,7 @@ function showPareto() {
   }
   const scale = riskScale();
   const places = paretoPlaces(scale);
-  draw("pareto", [frontTrace(places, colours), ...pointTraces(places, scale, colours)], paretoLayout(places, scale, colours), (id) => {
+  draw("pareto", [...frontTrace(places, colours), ...pointTraces(places, scale, colours)], paretoLayout(places, scale, colours), (id) => {
     const plan = planById.get(id);
     const expected = plan.place === "expected" ? [["expected by the cut", `${number(plan.x_ms)} ms`]] : [];
     return [make("b", {}, planTitle(plan)), definitions([...planFacts(id), ...expected])];
