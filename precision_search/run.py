@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from precision_search.config import Config, DataSection, to_toml
-from precision_search.errors import ConfigError, InternalError
+from precision_search.errors import ConfigError, InternalError, PrecisionSearchError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import load_samples
 from precision_search.model.tokenizer import load_tokenizer
@@ -317,5 +317,7 @@ def _unless_it_fails(what: str, write: Callable[[], Written], reporter: Reporter
     try:
         return write()
     except Exception as error:
-        reporter.warn(f"{what} could not be written: {error!r:.300}")
+        reporter.warn(
+            f"{what} could not be written: {error if isinstance(error, PrecisionSearchError) else repr(error)}"
+        )
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -109,10 +109,15 @@ def open_file(
     page = opened.page
     page.on("console", lambda message: opened.problems.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: opened.problems.append(str(error)))
-    page.on("request", lambda request: opened.requests.append(request.url) if request.url != url else None)
-    page.on("dialog", lambda dialog: (opened.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: opened.requests.extend({request.url} - {url}))
+    page.on("dialog", lambda dialog: _dismiss(opened, dialog))
     try:
         page.goto(url)
         yield opened
     finally:
         context.close()
+
+
+def _dismiss(opened: Opened, dialog: Dialog) -> None:
+    opened.dialogs.append(dialog.message)
+    dialog.dismiss()

@@ -48,10 +48,8 @@ def nodes_of(trials: Sequence[Trial], **changes: Any) -> RunNodes:
         )
         for key in sorted(every, key=lambda key: (not key.startswith("encoder"), key))
     )
-    return RunNodes(
-        **({"schema_version": 1, "dtype": "float16", "largest_number": 65504.0, "smallest_normal": 6.1e-05,
-            "range_safety": 2.0, "samples": 100, "nodes": records} | changes)
-    )  # fmt: skip
+    found = RunNodes(1, "float16", 65504.0, 6.1e-05, 2.0, 100, records)
+    return dataclasses.replace(found, **changes)
 
 
 def differing(source: str = "a sentence", reference: str = "ein Satz", model: str = "ein Garten") -> LandmarkSample:

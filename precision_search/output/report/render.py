@@ -44,7 +44,7 @@ def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks:
         landmarks: what rejected landmarks make of sentences.
 
     Raises:
-        MissingPackageError: plotly or jinja2 is not installed.
+        MissingPackageError: plotly is not installed.
     """
     rows = (*table.rows, *table.rejected)
     judged = sorted(rows, key=lambda row: row.trial.id)
