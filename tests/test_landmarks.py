@@ -232,3 +232,29 @@ def test_a_run_is_complete_without_what_is_only_shown(
     assert read_run(tmp_path / "run").info.status == "complete"
     assert (tmp_path / "run" / "model").is_dir()
     assert (tmp_path / "run" / "report.html").exists() == (name != "write_report")
+
+
+@pytest.mark.slow
+def test_a_given_plan_that_breaks_is_shown_too(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "low.json").write_text('{"op_types": {"encoder": ["Softmax"]}}')
+    invoke("run", tiny / "tiny.toml", "--out", tmp_path / "run", "--plan", tmp_path / "low.json")
+
+    found = read_landmarks(tmp_path / "run").landmarks
+
+    stages = {trial.id: trial.stage for trial in read_run(tmp_path / "run").trials}
+    assert [stages[landmark.id] for landmark in found] == ["given"]
+    assert found[0].samples
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_has_a_report_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "show_landmark", interrupted)
+    result = invoke("run", write_tiny_config(tmp_path, max_trials=4), "--out", tmp_path / "run")
+
+    assert result.exit_code == 130, result.output
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "This run was interrupted after 4 plans" in html
+    assert "Nothing was generated" in html

@@ -60,8 +60,9 @@ function rangeTraces(blocks, colours, type, what) {
 
 function limitLines(colours) {
   const { largest, safe, smallest_normal: normal, range_safety: safety, dtype } = page.limits;
-  const lines = [[largest, `largest ${dtype}: ${number(largest, 5)}`, "solid", 0], [normal, `smallest normal: ${number(normal)}`, "solid", 0]];
-  if (safety !== 1) lines.push([safe, `safe, divided by ${number(safety)}: ${number(safe, 5)}`, "dash", 1]);
+  const text = (value) => number(value, value < 1e6 ? 5 : 3);
+  const lines = [[largest, `largest ${dtype}: ${text(largest)}`, "solid", 0], [normal, `smallest normal: ${number(normal)}`, "solid", 0]];
+  if (safety !== 1) lines.push([safe, `safe, divided by ${number(safety)}: ${text(safe)}`, "dash", 1]);
   return {
     shapes: lines.map(([value, , dash]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: colours.mismatch, width: 1.5, dash } })),
     annotations: lines.map(([value, text, , below]) => ({
@@ -69,6 +70,12 @@ function limitLines(colours) {
       font: { size: 11, color: colours.mismatch }, ...(narrow() ? { bgcolor: colours.card, opacity: 0.9 } : {}),
     })),
   };
+}
+
+// One tick a decade, or fewer where the low dtype has dozens of them.
+function decades(traces) {
+  const values = [page.limits.largest, page.limits.smallest_normal, ...traces.flatMap((trace) => trace.y).filter((value) => value > 0)];
+  return Math.ceil(Math.log10(Math.max(...values) / Math.min(...values)) / 20);
 }
 
 const middle = (block) => (block.places[0][1] + block.places.at(-1)[1]) / 2;
@@ -93,11 +100,11 @@ function showRanges() {
   const labelled = blocks.filter((block) => (!narrow() && !(Number(block.name) >= 0)) || Number(block.name) % step === 0);
   draw("ranges", traces, {
     ...layoutBase(colours, 430),
-    margin: { l: 50, r: narrow() ? 14 : 150, t: 14, b: 56 },
+    margin: { l: 50, r: narrow() ? 14 : 165, t: 14, b: 56 },
     shapes: limits.shapes,
     annotations: [...limits.annotations, ...["encoder", "decoder"].map((family) => familyLabel(family, blocks, colours))],
     xaxis: axis(colours, { tickvals: labelled.map(middle), ticktext: labelled.map((block) => block.name), showgrid: false, tickangle: 0 }),
-    yaxis: axis(colours, { type: "log", title: { text: "largest magnitude", standoff: 14 }, exponentformat: "power", dtick: "auto" }),
+    yaxis: axis(colours, { type: "log", title: { text: "largest magnitude", standoff: 14 }, exponentformat: "power", dtick: decades(traces) }),
   }, (index) => {
     const node = page.nodes[index];
     const word = node.fixed ? `never low: ${node.fixed}` : node.beyond_range ? "beyond the safe range" : "fits";
