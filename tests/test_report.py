@@ -24,7 +24,7 @@ from precision_search.output.nodes_record import NODES_FILE
 from precision_search.output.report import REPORT_FILE, facts
 from precision_search.output.report.content import bits, make_page
 from precision_search.output.report.page import Page
-from precision_search.output.report.render import SCRIPTS, asset, json_for_script
+from precision_search.output.report.render import SCRIPTS, STYLES, asset, json_for_script
 from precision_search.output.table import pareto_table
 from precision_search.search.trials import Trial, TrialLatency
 from tests.cli_models import fails, invoke
@@ -159,7 +159,7 @@ def test_the_headline_says_how_fast_and_from_where() -> None:
     assert headline.title == "1.41 times as fast as fp32, estimated for t4"
     found = {fact.label: (fact.value, fact.note) for fact in headline.facts}
     assert found["Speedup"] == ("1.41×", "estimated for t4")
-    assert found["Validation"] == ("99.0%", "99 of 100 exact, 95% interval 94.5% to 99.8%")
+    assert found["Validation"] == ("100%", "100 of 100 exact, 95% interval 96.3% to 100%")
     assert found["Test, unseen"][0] == "98.0%"
     assert found["Flip risk"] == ("1.2", "in 1,000 tokens, 90% interval 0.3 to 2.1")
     assert found["Size"] == ("17.1 MB", "fp32 34.4 MB")
@@ -363,7 +363,7 @@ def test_the_command_prints_the_path(tmp_path: Path) -> None:
 def test_the_parts_of_the_page_are_in_the_package() -> None:
     names = {path.name for path in (resources.files("precision_search.output.report") / "assets").iterdir()}
 
-    assert names == {*SCRIPTS, "report.html", "report.css"}
+    assert names == {*SCRIPTS, *STYLES, "report.html"}
 
 
 def test_the_wheel_holds_the_parts_of_the_page(tmp_path: Path) -> None:
@@ -372,4 +372,4 @@ def test_the_wheel_holds_the_parts_of_the_page(tmp_path: Path) -> None:
     wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
 
     names = set(ZipFile(wheel).namelist())
-    assert {f"precision_search/output/report/assets/{name}" for name in (*SCRIPTS, "report.html")} <= names
+    assert {f"precision_search/output/report/assets/{name}" for name in (*SCRIPTS, *STYLES, "report.html")} <= names

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("common.js", "table.js", "details.js", "blocks.js", "pareto.js", "ranges.js", "progress.js", "main.js")
 """In the order they run; each uses those before it."""
+STYLES = ("report.css", "parts.css")
 
 VERDICTS: tuple[Verdict, ...] = ("stable", "mismatch", "nonfinite", "error")
 """In the order of the buttons that filter them."""
@@ -55,7 +56,7 @@ def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks:
     scripts = (plotly_js(), "\n".join(asset(name) for name in SCRIPTS))
     html = _template().render(
         policy=policy(scripts),
-        style=asset("report.css"),
+        style="\n".join(asset(name) for name in STYLES),
         scripts=scripts,
         data=json_for_script(to_json(page)),
         info=info,

@@ -12,13 +12,15 @@ const SYMBOLS = { stable: "circle", mismatch: "x", nonfinite: "triangle-up", err
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    if (value !== null && value !== undefined && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
 }
 
-const definitions = (pairs) => make("dl", {}, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+const definitions = (pairs) =>
+  make("dl", {}, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 
 function number(value, digits = 3) {
   if (value === null || value === undefined) return "-";
@@ -81,8 +83,14 @@ function layoutBase(colours, height) {
 }
 
 const axis = (colours, more) => ({
-  gridcolor: colours.grid, linecolor: colours.line, zeroline: false, showline: true, ticks: "outside",
-  tickcolor: colours.line, automargin: true, ...more,
+  gridcolor: colours.grid,
+  linecolor: colours.line,
+  zeroline: false,
+  showline: true,
+  ticks: "outside",
+  tickcolor: colours.line,
+  automargin: true,
+  ...more,
 });
 
 const tip = {
@@ -114,5 +122,6 @@ function draw(id, traces, layout, content, act) {
   if (act) box.on("plotly_click", ({ points }) => points[0].customdata !== undefined && act(points[0].customdata));
 }
 
-const legend = (id, ...entries) => document.getElementById(id)?.replaceChildren(...entries.map((parts) => make("span", {}, ...parts)));
+const legend = (id, ...entries) =>
+  document.getElementById(id)?.replaceChildren(...entries.map((parts) => make("span", {}, ...parts)));
 const mark = (verdict) => make("i", { class: `mark ${verdict}` });

@@ -35,12 +35,33 @@ function keptTable(plan) {
   const familyAndType = (index) => `${page.roles[page.nodes[index].role].family} ${page.nodes[index].op_type}`;
   const every = countBy(page.nodes.keys(), familyAndType);
   const own = countBy([...page.nodes.keys()].filter(kept.has), familyAndType);
-  const share = (key) => (!every.has(key) ? "-" : own.get(key) === every.get(key) ? `all ${every.get(key)}` : `${own.get(key) ?? 0} of ${every.get(key)}`);
+  const share = (key) =>
+    !every.has(key)
+      ? "-"
+      : own.get(key) === every.get(key)
+        ? `all ${every.get(key)}`
+        : `${own.get(key) ?? 0} of ${every.get(key)}`;
   const types = [...new Set([...own.keys()].map((key) => key.split(" ")[1]))].sort();
   if (types.length === 0) return [make("p", {}, "Nothing stays in fp32.")];
-  const head = make("thead", {}, make("tr", {}, ...["in fp32", "encoder", "decoder"].map((text, column) => make("th", { scope: "col", class: column ? "number" : null }, text))));
-  const rows = types.map((type) => make("tr", {}, make("td", {}, type),
-    ...["encoder", "decoder"].map((family) => make("td", { class: "number" }, share(`${family} ${type}`)))));
+  const head = make(
+    "thead",
+    {},
+    make(
+      "tr",
+      {},
+      ...["in fp32", "encoder", "decoder"].map((text, column) =>
+        make("th", { scope: "col", class: column ? "number" : null }, text),
+      ),
+    ),
+  );
+  const rows = types.map((type) =>
+    make(
+      "tr",
+      {},
+      make("td", {}, type),
+      ...["encoder", "decoder"].map((family) => make("td", { class: "number" }, share(`${family} ${type}`))),
+    ),
+  );
   return [make("table", { class: "kept-types" }, head, make("tbody", {}, ...rows))];
 }
 
@@ -48,14 +69,22 @@ function rolesKept(plan) {
   const kept = bits(plan.nodes);
   const every = countBy(page.nodes.keys(), (index) => page.nodes[index].role);
   const own = countBy([...page.nodes.keys()].filter(kept.has), (index) => page.nodes[index].role);
-  return [...own].map(([role, count]) => `${page.roles[role].name}${count === every.get(role) ? "" : ` (${count} of ${every.get(role)})`}`);
+  return [...own].map(
+    ([role, count]) =>
+      `${page.roles[role].name}${count === every.get(role) ? "" : ` (${count} of ${every.get(role)})`}`,
+  );
 }
 
 function reasonsKept(plan) {
   if (!plan.explained) return [];
   const why = whyKept(plan);
-  const counts = countBy([...page.nodes.keys()].filter((index) => why(index) !== null), why);
-  const rows = [...counts].map(([reason, count]) => make("tr", {}, make("td", {}, REASONS[reason]), make("td", { class: "number" }, String(count))));
+  const counts = countBy(
+    [...page.nodes.keys()].filter((index) => why(index) !== null),
+    why,
+  );
+  const rows = [...counts].map(([reason, count]) =>
+    make("tr", {}, make("td", {}, REASONS[reason]), make("td", { class: "number" }, String(count))),
+  );
   return rows.length ? [make("h3", {}, "why in fp32"), make("table", {}, make("tbody", {}, ...rows))] : [];
 }
 
@@ -71,10 +100,22 @@ function showDetails() {
   box.replaceChildren(
     make("h3", {}, planTitle(plan)),
     make("p", {}, mark(plan.verdict), `${plan.verdict}, stage ${plan.stage}${from}`),
-    make("p", {}, `${plan.fp32_nodes} of ${plan.fp32_nodes + plan.low_nodes} compute nodes of the three graphs in fp32${plan.casts === null ? "" : `, ${plan.casts} casts`}`),
+    make(
+      "p",
+      {},
+      `${plan.fp32_nodes} of ${plan.fp32_nodes + plan.low_nodes} compute nodes of the three graphs in fp32${plan.casts === null ? "" : `, ${plan.casts} casts`}`,
+    ),
     ...(plan.reason ? [make("p", { dir: "auto" }, plan.reason)] : []),
     ...(page.nodes.length ? [...keptTable(plan), ...reasonsKept(plan)] : []),
-    ...(roles.length ? [make("details", {}, make("summary", {}, `${roles.length} roles, a star for the layer`),
-      make("ul", {}, ...roles.map((role) => make("li", {}, role))))] : []),
+    ...(roles.length
+      ? [
+          make(
+            "details",
+            {},
+            make("summary", {}, `${roles.length} roles, a star for the layer`),
+            make("ul", {}, ...roles.map((role) => make("li", {}, role))),
+          ),
+        ]
+      : []),
   );
 }

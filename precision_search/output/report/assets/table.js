@@ -8,7 +8,8 @@ const headers = [...document.querySelectorAll("#plans thead th")];
 // A plan in words is its row: the tip and the details say what the table says.
 const planFacts = (id) => {
   const cells = [...rowsById.get(id).cells];
-  return headers.map((header, index) => [header.textContent.trim(), cells[index].textContent.trim()])
+  return headers
+    .map((header, index) => [header.textContent.trim(), cells[index].textContent.trim()])
     .filter(([name, value]) => name !== "plan" && value !== "" && value !== "-");
 };
 const planTitle = (plan) => `Plan ${plan.id}${plan.chosen ? ", chosen" : plan.on_front ? ", on the front" : ""}`;
@@ -21,7 +22,8 @@ function compare(first, second) {
 function sortBy(header) {
   const key = header.querySelector("button").dataset.key;
   const ascending = header.getAttribute("aria-sort") !== "ascending";
-  for (const other of headers) other.setAttribute("aria-sort", other === header ? (ascending ? "ascending" : "descending") : "none");
+  for (const other of headers)
+    other.setAttribute("aria-sort", other === header ? (ascending ? "ascending" : "descending") : "none");
   const value = (row) => planById.get(Number(row.dataset.id))[key];
   const unknown = (row) => value(row) === null || value(row) === "";
   const known = originalOrder.filter((row) => !unknown(row));
@@ -30,11 +32,14 @@ function sortBy(header) {
 }
 
 function showRows() {
-  const shown = new Set([...document.querySelectorAll("#verdicts [aria-pressed=true]")].map((button) => button.dataset.verdict));
+  const shown = new Set(
+    [...document.querySelectorAll("#verdicts [aria-pressed=true]")].map((button) => button.dataset.verdict),
+  );
   const wanted = document.getElementById("search").value.trim().toLowerCase();
   let count = 0;
   for (const [id, row] of rowsById) {
-    const fits = selection.alone ? id === selection.plan?.id
+    const fits = selection.alone
+      ? id === selection.plan?.id
       : shown.has(row.dataset.verdict) && (wanted === "" || row.textContent.toLowerCase().includes(wanted));
     row.hidden = !fits;
     row.classList.toggle("selected", id === selection.plan?.id);
