@@ -1,6 +1,6 @@
 """The public functions: what the command line does, as typed calls.
 
-`search` runs everything and leaves a run directory; `pareto`, `publish` and `verify` work on what it left, and
+`search` runs everything and leaves a run directory; `pareto`, `report`, `publish` and `verify` work on it, and
 `Seq2SeqGenerator` runs it. `export_bundle` gives the fp32 graphs alone. `calibrate` measures a device for the estimates
 of machines that do not have it. A `reporter` receives progress; without one, warnings go to stderr and nothing else.
 """
@@ -24,6 +24,7 @@ from precision_search.output.nodes_record import read_nodes
 from precision_search.output.progress import Reporter, make_reporter
 from precision_search.output.publish import publish as publish_plan
 from precision_search.output.publish import publish_facts
+from precision_search.output.report import write_report
 from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
 from precision_search.precision.plan import LowDtype
@@ -57,6 +58,7 @@ __all__ = [
     "make_reporter",
     "pareto",
     "publish",
+    "report",
     "search",
     "verify",
 ]
@@ -137,6 +139,22 @@ def pareto(run: AnyPath) -> ParetoTable:
     found = run_files.read_run(Path(run))
     share = load_config(found.directory / run_files.CONFIG_FILE).min_exact_match
     return pareto_table(found.trials, share, pinned=found.info.model.pinned)
+
+
+def report(run: AnyPath, out: AnyPath | None = None) -> Path:
+    """Writes the report of a run for a browser, from the run's files alone, and gives its path.
+
+    Args:
+        run: the run directory; the run may be unfinished.
+        out: the file to write, which must not exist; None replaces `report.html` in the run directory.
+
+    Raises:
+        InputError: `run` is no run directory, or a file in it is broken.
+        OutputExistsError: `out` exists.
+        MissingPackageError: plotly is not installed.
+        EnvironmentProblemError: the file cannot be written.
+    """
+    return write_report(Path(run), None if out is None else Path(out))
 
 
 def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporter: Reporter | None = None) -> Path:

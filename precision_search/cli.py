@@ -1,4 +1,4 @@
-"""The command line: `precision-search run | pareto | export | verify | inspect | calibrate | doctor`.
+"""The command line: `precision-search run | pareto | report | export | verify | inspect | calibrate | doctor`.
 
 Data goes to stdout, progress and messages to stderr. Only click is imported here: what a command needs it imports
 itself, so that `--help` is immediate.
@@ -126,11 +126,13 @@ def run(
             ctx.exit(INTERRUPTED)
     if result.trials:
         _print_table(result.table, result.directory)
-    say(ctx, f"run:   {result.directory}")
+    say(ctx, f"run:    {result.directory}")
+    if result.report is not None:
+        say(ctx, f"report: {result.report}")
     if result.interrupted:
         tell_interrupted(config, overrides, out, plan)
     else:
-        say(ctx, f"model: {result.directory / 'model'}{'' if result.choice.faster else ' (fp32: nothing is faster)'}")
+        say(ctx, f"model:  {result.directory / 'model'}{'' if result.choice.faster else ' (fp32: nothing is faster)'}")
     ctx.exit(result.exit_code)
 
 
@@ -168,6 +170,21 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
         click.echo(render.to_markdown(table if everything else table.shortened()), nl=False)
     else:
         _print_table(table, run_directory, everything=everything)
+
+
+@cli.command(short_help="Write the report of a run, for a browser.")
+@click.argument("run_directory", metavar="RUN", type=_PATH)
+@click.option("--out", type=_PATH, help="The file to write; it must not exist. [default: RUN/report.html, replaced]")
+@common_options
+def report(run_directory: Path, out: Path | None) -> None:
+    """Write the report of the run in the directory RUN as one HTML file that needs no network; prints its path.
+
+    A run writes it at its end. The run may be unfinished or have been killed.
+    """
+    check_run(run_directory)
+    from precision_search import api
+
+    click.echo(api.report(run_directory, out))
 
 
 @cli.command(short_help="Write the model of a stable plan of a run.")

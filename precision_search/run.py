@@ -5,16 +5,21 @@ In: the resolved config and a reporter. Out: a `RunResult`, and the directory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from precision_search.config import Config, DataSection, to_toml
-from precision_search.errors import ConfigError
+from precision_search.errors import ConfigError, PrecisionSearchError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import load_samples
+from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
+from precision_search.output.landmarks_record import are_there, write_landmarks
 from precision_search.output.progress import Reporter
 from precision_search.output.publish import publish, publish_facts
+from precision_search.output.report import write_report
 from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
 from precision_search.output.run_record import RunRecorder
 from precision_search.output.table import ParetoTable, pareto_table, rejection
@@ -30,6 +35,7 @@ from precision_search.precision.plan import (
 )
 from precision_search.precision.weights import WeightCache
 from precision_search.search.judge import JudgeSettings, LatencySource, PlanJudge
+from precision_search.search.landmarks import rejected_landmarks, show_landmark
 from precision_search.search.latency import EstimatedLatency, MeasuredLatency
 from precision_search.search.node_space import make_node_space
 from precision_search.search.noise import is_damaged
@@ -43,6 +49,8 @@ from precision_search.search.study_file import StudyFile
 from precision_search.search.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.search.trials import Trial, TrialLog
 
+Written = TypeVar("Written")
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -54,6 +62,7 @@ class RunResult:
         choice: the winner and why.
         table: the Pareto table.
         interrupted: whether Ctrl-C ended the search; everything judged until then is in the directory.
+        report: the report for a browser, None where it could not be written.
     """
 
     directory: Path
@@ -61,6 +70,7 @@ class RunResult:
     choice: Choice
     table: ParetoTable
     interrupted: bool
+    report: Path | None = None
 
     @property
     def exit_code(self) -> int:
@@ -160,12 +170,19 @@ def _search(
             test = _test(config, prepared, judge, choice.trial, reporter)
             recorder.decide(choice, test)
             _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
+        if not interrupted:
+            _unless_it_fails(
+                "what rejected landmarks make of sentences",
+                lambda: _show_landmarks(prepared, judge, outcome.trials, out, reporter),
+                reporter,
+            )
     except KeyboardInterrupt:
         interrupted = True
     recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
+    report = _unless_it_fails("the report", lambda: write_report(out), reporter)
     reporter.close()
     table = pareto_table(outcome.trials, config.min_exact_match, pinned=recorder.info.model.pinned)
-    return RunResult(out, outcome.trials, choice, table, interrupted)
+    return RunResult(out, outcome.trials, choice, table, interrupted, report)
 
 
 def dry_run(config: Config, reporter: Reporter) -> str:
@@ -298,3 +315,27 @@ def _publish_choice(
         bundle, trial.plan.plan, publish_facts(recorder.info, recorder.nodes, trial), recorder.directory / FRESH_MODEL
     )
     replace_model(recorder.directory)
+
+
+def _show_landmarks(
+    prepared: Prepared, judge: PlanJudge, trials: tuple[Trial, ...], out: Path, reporter: Reporter
+) -> None:
+    rejected = rejected_landmarks(trials)
+    if are_there(out, rejected):
+        return
+    if rejected:
+        reporter.stage("generating what rejected landmarks make of sentences")
+    calibration, decode = prepared.sets["calibration"], load_tokenizer(prepared.bundle.path).decode
+    shown = [show_landmark(trial, prepared.bundle, calibration, judge.settings, decode) for trial in rejected]
+    write_landmarks(out, len(calibration.data.rows), judge.source, shown)
+
+
+def _unless_it_fails(what: str, write: Callable[[], Written], reporter: Reporter) -> Written | None:
+    """Writes what a run is complete without: the search was long, and no error here may lose it."""
+    try:
+        return write()
+    except Exception as error:
+        reporter.warn(
+            f"{what} could not be written: {error if isinstance(error, PrecisionSearchError) else repr(error)}"
+        )
+        return None

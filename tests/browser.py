@@ -1,7 +1,6 @@
-"""A headless Chromium, and the servers that it looks at: for tests and screenshots of what people see in other tools.
+"""Debian's Chromium for tests and screenshots: headless, on files of ours or on servers of this machine alone.
 
-Everything stays on this machine: servers listen on 127.0.0.1 at free ports and are stopped, and what a page asks of any
-other host is refused.
+Servers listen on 127.0.0.1 at free ports and are stopped, and what a page asks of any other host is refused.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import Browser, Dialog, Page, Route
 
-_FLAGS = (
+ARGUMENTS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -32,33 +32,110 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+DESKTOP, PHONE = (1280, 900), (390, 844)
+"""Window sizes in CSS pixels."""
 _START_SECONDS = 60
 """How long a server may take to answer; on a busy machine Python itself takes seconds to start."""
 
 
-def require_chromium() -> str:
-    """Where Chromium is. Without it a test skips; in continuous integration it fails."""
-    if found := shutil.which("chromium"):
-        return found
-    reason = "chromium is not installed (Debian's package has that name)"
-    if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open page and what went on in it.
+
+    Attributes:
+        page: the page.
+        requests: addresses it asked for beside its own file.
+        problems: what it wrote to the console, and errors.
+        dialogs: what it asked the user.
+    """
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+
+    def run(self, script: str, argument: object = None) -> Any:
+        """The value of a JavaScript expression, or of a function of the argument."""
+        return self.page.evaluate(script, argument)
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all visible elements that fit."""
+        found = self.page.locator(selector).filter(visible=True)
+        return [text.strip() for text in found.all_inner_texts()]
+
+
+def why_no_browser() -> str | None:
+    """What is missing for a browser, None if nothing is."""
+    if shutil.which("chromium") is None:
+        return "needs the program chromium (apt-get install chromium)"
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        return "needs the package playwright"
+    return None
+
+
+def require_browser() -> None:
+    """Skips the test where there is no browser; fails it where nothing may be skipped."""
+    if reason := why_no_browser():
+        if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def launch() -> Iterator[Browser]:
+    """A browser with a profile of its own, which is gone at the end."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def open_file(
+    browser: Browser,
+    path: Path,
+    *,
+    size: tuple[int, int] = DESKTOP,
+    scheme: Literal["light", "dark"] = "light",
+    javascript: bool = True,
+) -> Iterator[Opened]:
+    """Opens a file in a window of that size; a narrow one is a phone's, with touch."""
+    phone = size[0] < 500
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=scheme,
+        java_script_enabled=javascript,
+        has_touch=phone,
+        is_mobile=phone,
+    )
+    url = path.resolve().as_uri()
+    opened = Opened(context.new_page())
+    page = opened.page
+    page.on("console", lambda message: opened.problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: opened.problems.append(str(error)))
+    page.on("request", lambda request: opened.requests.extend({request.url} - {url}))
+    page.on("dialog", lambda dialog: _dismiss(opened, dialog))
+    try:
+        page.goto(url)
+        yield opened
+    finally:
+        context.close()
 
 
 @contextlib.contextmanager
 def open_page(width: int = 1280, height: int = 900) -> Iterator[Page]:
-    """An empty page in a Chromium of its own."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require_chromium(), args=list(_FLAGS))
-        try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.route("**/*", _only_here)
-            yield page
-        finally:
-            browser.close()
+    """An empty page in a browser of its own, for servers of this machine."""
+    require_browser()
+    with launch() as browser:
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.route("**/*", _only_here)
+        yield page
 
 
 @contextlib.contextmanager
@@ -75,6 +152,11 @@ def serving(tool: str, *arguments: str | Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+
+
+def _dismiss(opened: Opened, dialog: Dialog) -> None:
+    opened.dialogs.append(dialog.message)
+    dialog.dismiss()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, command: Sequence[str]) -> None:

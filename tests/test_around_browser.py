@@ -10,7 +10,7 @@ import pytest
 
 from precision_search import api
 from precision_search.search.study_file import METRIC_NAMES, STUDY_NAME
-from tests.browser import require_chromium
+from tests.browser import require_browser
 from tests.screenshots import dashboard, netron, select_node
 from tests.tiny_model import write_tiny_config
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require_chromium()
+    require_browser()
     folder = tmp_path_factory.mktemp("tiny")
     config = api.load_config(write_tiny_config(folder, "nodes", max_trials=8))
     return api.search(config, folder / "run").directory

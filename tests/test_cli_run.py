@@ -52,7 +52,7 @@ def test_a_run_prints_the_table_and_says_where_the_model_is(searched: dict[str, 
     assert "plan 1: 196 of 200 test samples exact, 98.0% (95% interval" in result.stdout
     assert "searching" not in result.stdout
     assert "searching" in result.stderr
-    assert f"model: {tmp_path / 'out' / 'model'}\n" in result.stderr
+    assert f"model:  {tmp_path / 'out' / 'model'}\n" in result.stderr
     assert searched["config"].search.max_trials == 7
     assert searched["out"] == tmp_path / "out"
     assert (searched["resume"], searched["blocklist"]) == (False, None)

@@ -29,7 +29,18 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
     loaded = set(done.stderr.split())
     assert "Usage:" in done.stdout
     assert "click" in loaded
-    assert not loaded & {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy", "optuna", "rich"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "onnxruntime",
+        "onnx",
+        "onnx_ir",
+        "numpy",
+        "optuna",
+        "rich",
+        "plotly",
+        "jinja2",
+    }
 
 
 def test_the_version_is_that_of_the_project() -> None:

@@ -20,6 +20,7 @@ from precision_search.config import load_config
 from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.output import run_files
+from precision_search.output.landmarks_record import LANDMARKS_FILE
 from precision_search.output.run_directory import sole_writer
 from precision_search.output.tally import NOTHING_KNOWN, SearchState
 from precision_search.precision.plan import plan_of_blocklist, read_blocklist
@@ -137,6 +138,7 @@ def assert_same_end(whole: Path, resumed: Path) -> None:
     assert after.info.best == before.info.best
     for name in (
         run_files.BLOCKLIST_FILE,
+        LANDMARKS_FILE,
         *(f"{run_files.MODEL_DIRECTORY}/{graph_file(name)}" for name in GRAPH_NAMES),
     ):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -197,6 +199,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Call("precision_search.search.judge", "convert", 2),
         Call("precision_search.output.publish", "check_published"),
         Call("precision_search.run", "replace_model"),
+        Call("precision_search.run", "show_landmark"),
+        Call("precision_search.run", "write_landmarks"),
+        Call("precision_search.run", "write_report"),
         Call("precision_search.run", "pareto_table"),
     ],
     ids=lambda moment: f"{moment.module.rpartition('.')[2]}.{moment.name}-{moment.count}",

@@ -143,9 +143,18 @@ def describe(name: GraphName, model: ir.Model) -> Graph:
     return Graph(name, model, MappingProxyType(nodes))
 
 
+_LAYER = re.compile(r"(?<=\.)\d+(?=[./])")
+
+
 def role_of(key: str) -> str:
     """The node key with its layer number (the first number that is a whole path component) replaced by `*`."""
-    return re.sub(r"(?<=\.)\d+(?=[./])", "*", key, count=1)
+    return _LAYER.sub("*", key, count=1)
+
+
+def layer_of(key: str) -> int | None:
+    """The layer number in a node key, from 0; None for a node outside the layers."""
+    found = _LAYER.search(key)
+    return None if found is None else int(found.group())
 
 
 def compute_keys_by_op_type(graphs: Mapping[GraphName, Graph], family: Family) -> dict[str, frozenset[str]]:

@@ -108,6 +108,18 @@ def share(value: float | None) -> str:
     return "100%" if value >= 1.0 else f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
 
 
+def milliseconds(value: float) -> str:
+    """A time in milliseconds, to three digits or a tenth."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def number(value: float | None) -> str:
+    """A count as it is, any other number to two digits."""
+    if value is None:
+        return UNKNOWN
+    return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
 def _main_columns(table: ParetoTable) -> tuple[_Shown, ...]:
     source = _one_source(table)
     return (
@@ -120,9 +132,9 @@ def _main_columns(table: ParetoTable) -> tuple[_Shown, ...]:
         _Shown("exact match", lambda row: share(row.trial.exact_match), 2),
         _Shown("validation match", lambda row: share(row.trial.validation_match), 4),
         _Shown("flip risk", _flip_risk, 3),
-        _Shown("smallest margin", lambda row: _number(row.trial.min_margin), 7),
+        _Shown("smallest margin", lambda row: number(row.trial.min_margin), 7),
         _Shown("size MB", _size, 5),
-        _Shown("casts", lambda row: _number(row.trial.casts), 6),
+        _Shown("casts", lambda row: number(row.trial.casts), 6),
         _Shown("verdict", lambda row: f"{row.trial.verdict} ({row.trial.verdict_source})", 8),
         _Shown("stage", lambda row: row.trial.stage, 9),
     )
@@ -169,12 +181,12 @@ def _latency(row: Row, source: str | None) -> str:
     if latency is None:
         return UNKNOWN
     own = "" if source else f" {ABBREVIATED[latency.source]}" + (f" {latency.profile}" if latency.profile else "")
-    return f"{_milliseconds(latency.p50_ms)}{own}"
+    return f"{milliseconds(latency.p50_ms)}{own}"
 
 
 def _interval(row: Row) -> str:
     latency = row.trial.latency
-    return UNKNOWN if latency is None else f"{_milliseconds(latency.low_ms)} to {_milliseconds(latency.high_ms)}"
+    return UNKNOWN if latency is None else f"{milliseconds(latency.low_ms)} to {milliseconds(latency.high_ms)}"
 
 
 def _speedup_header(source: str | None) -> str:
@@ -190,21 +202,11 @@ def _speedup(row: Row, source: str | None) -> str:
 
 def _flip_risk(row: Row) -> str:
     risk = row.trial.flip_risk
-    return UNKNOWN if risk is None else f"{_number(risk.value)} [{_number(risk.low)}, {_number(risk.high)}]"
+    return UNKNOWN if risk is None else f"{number(risk.value)} [{number(risk.low)}, {number(risk.high)}]"
 
 
 def _size(row: Row) -> str:
     return UNKNOWN if row.trial.size_bytes is None else f"{row.trial.size_bytes / 1e6:.1f}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def _plural(count: int, what: str) -> str:

@@ -103,7 +103,7 @@ class ParetoTable:
 
     Attributes:
         rows: the stable plans: the chosen one, the rest of the front, then the others, each from the fastest.
-        rejected: the landmarks that are not stable, as they were judged.
+        rejected: the landmarks that are not stable, or all such plans, as they were judged.
         columns: what programs get of each row.
         choice: the chosen plan and why.
         left_out: stable plans that `shortened` left out.
@@ -145,13 +145,16 @@ class ParetoTable:
         return replace(self, rows=tuple(kept), left_out=self.left_out + len(self.rows) - len(kept))
 
 
-def pareto_table(trials: Sequence[Trial], min_exact_match: float, *, pinned: Collection[str] = ()) -> ParetoTable:
+def pareto_table(
+    trials: Sequence[Trial], min_exact_match: float, *, pinned: Collection[str] = (), every: bool = False
+) -> ParetoTable:
     """Makes the table of judged plans.
 
     Args:
         trials: in the order they were judged.
         min_exact_match: the share of validation samples that a winner keeps, 0 to 1.
         pinned: node keys that no plan can make low (index arithmetic), which are not worth a word.
+        every: whether rejected plans that are no landmarks are rows too.
     """
     text = kept_text(trials, pinned)
     choice = choose_winner(trials, min_exact_match)
@@ -166,14 +169,14 @@ def pareto_table(trials: Sequence[Trial], min_exact_match: float, *, pinned: Col
         *sorted((trial for trial in stable if trial.id not in first), key=_speed),
     ]
     rejected = [trial for trial in trials if trial.verdict != "stable"]
-    landmarks = [trial for trial in rejected if trial.stage in LANDMARKS]
+    shown = [trial for trial in rejected if every or trial.stage in LANDMARKS]
     return ParetoTable(
         rows=tuple(Row(trial, text(trial), trial.id in on_front, trial in chosen) for trial in ordered),
-        rejected=tuple(Row(trial, text(trial), reason=rejection(trial)) for trial in landmarks),
+        rejected=tuple(Row(trial, text(trial), reason=rejection(trial)) for trial in shown),
         columns=COLUMNS,
         choice=choice,
         left_out=0,
-        also_rejected=len(rejected) - len(landmarks),
+        also_rejected=len(rejected) - len(shown),
     )
 
 

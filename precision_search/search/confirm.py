@@ -63,8 +63,7 @@ def confirm(
     Raises:
         DeviceMemoryError: the device's memory does not hold the graphs with one source.
     """
-    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
-    generator = after_release(lambda: Generator(run, generation, settings))
+    generator = open_generator(models, generation, settings, weights)
     pad = generation.pad_token_id
     tokens, nonfinite = (limit or BatchLimit()).fitting(
         batch_size, lambda size: generate_all(generator, samples.rows, pad, size, progress)
@@ -77,3 +76,18 @@ def confirm(
         elif divergence is None:
             divergence = Divergence(sample, 0 if found == wanted else first_difference(found, wanted))
     return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)
+
+
+def open_generator(
+    models: Mapping[GraphName, ir.Model],
+    generation: GenerationSettings,
+    settings: SessionSettings,
+    weights: WeightCache,
+) -> Generator:
+    """A generator on converted graphs: as they are on CUDA, widened on a CPU.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold the graphs.
+    """
+    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
+    return after_release(lambda: Generator(run, generation, settings))

@@ -116,6 +116,11 @@ class PlanJudge:
         self.statistics = ScreenStatistics()
 
     @property
+    def settings(self) -> JudgeSettings:
+        """What judging depends on beside the plan."""
+        return self._settings
+
+    @property
     def screener(self) -> Screener:
         """What screens the plans."""
         return self._screener

@@ -32,7 +32,15 @@ from precision_search.search.candidate import OTHER_REFERENCE, Candidate, judged
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.trials import VerdictSource
 
-__all__ = ["Candidate", "DifferingSample", "VerifyReport", "compare", "make_report", "open_candidate"]
+__all__ = [
+    "Candidate",
+    "DifferingSample",
+    "VerifyReport",
+    "compare",
+    "describe_difference",
+    "make_report",
+    "open_candidate",
+]
 
 Say = Callable[[str], None]
 
@@ -165,7 +173,7 @@ def make_report(
 ) -> VerifyReport:
     """Compares what was generated: `tokens` of each sample, and `nonfinite`, bool [samples]."""
     differences = tuple(
-        _difference(index, samples, reference, tokens[index], decode, nonfinite=bool(nonfinite[index]))
+        describe_difference(index, samples, reference, tokens[index], decode, nonfinite=bool(nonfinite[index]))
         for index, wanted in enumerate(reference.tokens)
         if nonfinite[index] or tuple(tokens[index]) != wanted
     )
@@ -200,7 +208,7 @@ def _reference(
     return make_reference(bundle, generator, rows, batch_size, settings, limit=limit, progress=progress)
 
 
-def _difference(
+def describe_difference(
     index: int,
     samples: SampleSet,
     reference: Reference,
@@ -209,6 +217,7 @@ def _difference(
     *,
     nonfinite: bool,
 ) -> DifferingSample:
+    """What differs in the sample `index`, of which the model made `tokens`."""
     wanted = reference.tokens[index]
     same = tuple(tokens) == wanted
     position = 0 if same else first_difference(wanted, tokens)
