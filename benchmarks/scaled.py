@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from precision_search.errors import InputError
-from precision_search.model.bundle import HF_FILES
+from precision_search.model.hf_files import HF_FILES
 
 WEIGHTS = "model.safetensors"
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

@@ -1,27 +1,34 @@
 """The public functions: what the command line does, as typed calls.
 
-`search` runs everything and leaves a run directory; `pareto`, `export` and `verify` work on what it left. `calibrate`
-measures a device for the estimates of machines that do not have it.
+`search` runs everything and leaves a run directory; `pareto`, `publish` and `verify` work on what it left, and
+`Seq2SeqGenerator` runs it. `export_bundle` gives the fp32 graphs alone. `calibrate` measures a device for the estimates
+of machines that do not have it. A `reporter` receives progress; without one, warnings go to stderr and nothing else.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
-from precision_search.config import load_config
-from precision_search.errors import UsageError
-from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.config import Config, default_cache, load_config
+from precision_search.errors import OutputExistsError, UsageError
+from precision_search.generate import Generated, Seq2SeqGenerator, Step
+from precision_search.model.bundle import Bundle, open_bundle, write_bundle
 from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
-from precision_search.output.progress import Reporter
-from precision_search.output.publish import publish, publish_facts
+from precision_search.output.nodes_record import read_nodes
+from precision_search.output.progress import Reporter, make_reporter
+from precision_search.output.publish import publish as publish_plan
+from precision_search.output.publish import publish_facts
 from precision_search.output.table import ParetoTable, pareto_table
 from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
 from precision_search.precision.plan import LowDtype
-from precision_search.run import RunResult, dry_run, search
+from precision_search.run import RunResult
+from precision_search.run import dry_run as dry_run_of
+from precision_search.run import search as run_search
 from precision_search.runtime.device_profile import DeviceProfile
 from precision_search.runtime.doctor import DoctorReport, examine
 from precision_search.runtime.session import SessionSettings, resolve_device
@@ -29,46 +36,124 @@ from precision_search.search.pareto import choose_winner
 from precision_search.search.verify import VerifyReport, compare, open_candidate
 
 __all__ = [
+    "Config",
+    "DeviceProfile",
+    "DoctorReport",
+    "Generated",
+    "InspectReport",
+    "ParetoTable",
+    "Reporter",
     "RunResult",
+    "Seq2SeqGenerator",
+    "Step",
+    "VerifyReport",
     "calibrate",
     "doctor",
     "dry_run",
-    "export",
+    "export_bundle",
     "inspect",
-    "open_model",
+    "load_config",
+    "make_reporter",
     "pareto",
+    "publish",
     "search",
     "verify",
 ]
+
+AnyPath = str | os.PathLike[str]
 
 BATCH_SIZE = 32
 """Samples at once where no config says."""
 
 
-def open_model(
-    source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter | None = None
-) -> Bundle:
-    """Opens a checkpoint directory, a directory of ONNX graphs or a hub id as fp32 graphs (see `model.bundle`)."""
-    say = reporter.stage if reporter is not None else lambda _: None
-    return open_bundle(source, cache, max_new_tokens=max_new_tokens, say=say)
+def export_bundle(
+    source: AnyPath,
+    out: AnyPath,
+    *,
+    max_new_tokens: int | None = None,
+    cache: AnyPath | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Writes a model as its three fp32 ONNX graphs, nodes named by their keys, and gives the directory.
+
+    These are the graphs that `search` works on: what a `blocklist.json` names is found in them.
+
+    Args:
+        source: checkpoint directory, directory of ONNX graphs, or hub id.
+        out: the directory to write; it must not exist.
+        max_new_tokens: see `[generation]` of a config; None is what the generation config says.
+        cache: directory for exports, None for the user's.
+        reporter: receives progress.
+
+    Raises:
+        OutputExistsError: `out` exists.
+        InputError: there is no such model, or it is none that can be exported.
+        EnvironmentProblemError: `out` cannot be written.
+    """
+    target = Path(out)
+    if target.exists() or target.is_symlink():
+        raise OutputExistsError(f"{target} exists already", why="an export never overwrites", fix="give another path")
+    return write_bundle(_open(source, cache, _or_default(reporter), max_new_tokens), target)
 
 
-def pareto(run: Path) -> ParetoTable:
-    """The Pareto table of a run, from its files alone."""
-    found = run_files.read_run(run)
-    share = load_config(run / run_files.CONFIG_FILE).min_exact_match
+def search(
+    config: Config,
+    out: AnyPath,
+    *,
+    resume: bool = False,
+    blocklist: AnyPath | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Searches for the fastest stable plan, or judges one given blocklist, and writes the run directory.
+
+    Args:
+        config: from `load_config`.
+        out: the run directory; must not exist unless `resume`.
+        resume: go on with the run in `out`; nothing it judged is judged again.
+        blocklist: a `blocklist.json` to judge instead of searching.
+        reporter: receives progress.
+
+    Raises:
+        OutputExistsError: `out` exists and `resume` is not set.
+        UsageError: nothing to resume, or model, config or samples changed since.
+        PrecisionSearchError: the model, the data or this machine cannot be used; the message says why.
+    """
+    given = None if blocklist is None else Path(blocklist)
+    return run_search(config, Path(out), resume=resume, blocklist=given, reporter=_or_default(reporter))
+
+
+def dry_run(config: Config, *, reporter: Reporter | None = None) -> str:
+    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
+    return dry_run_of(config, _or_default(reporter))
+
+
+def pareto(run: AnyPath) -> ParetoTable:
+    """The Pareto table of a run, finished or not, from its files alone.
+
+    Raises:
+        InputError: `run` is no run directory.
+    """
+    found = run_files.read_run(Path(run))
+    share = load_config(found.directory / run_files.CONFIG_FILE).min_exact_match
     return pareto_table(found.trials, share, pinned=found.info.model.pinned)
 
 
-def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> Path:
-    """Writes the model of a stable plan of a run, the winner's by default, and gives its directory.
+def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporter: Reporter | None = None) -> Path:
+    """Writes the model of a stable plan of a run, and gives its directory: what `precision-search export` does.
 
     The run may have been killed or still go on: then the best plan so far is what counts, and a warning says so.
+
+    Args:
+        run: the run directory.
+        out: the model directory to write; it must not exist.
+        candidate: id of a stable plan, None for the winner.
+        reporter: receives progress.
 
     Raises:
         UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
         OutputExistsError: `out` exists.
     """
+    reporter, run, out = _or_default(reporter), Path(run), Path(out)
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
     if candidate is None:
         trial = choose_winner(found.trials, config.min_exact_match).trial
@@ -80,9 +165,8 @@ def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> P
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
-    bundle = open_model(
-        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
-    )
+    nodes = read_nodes(run)
+    bundle = _open(config.model.path, config.model.cache, reporter, config.generation.max_new_tokens)
     if bundle.content_hash != found.info.model.content_hash:
         raise UsageError(
             f"the model in {config.model.path} is not the one that {run} searched",
@@ -93,21 +177,21 @@ def export(run: Path, candidate: int | None, out: Path, reporter: Reporter) -> P
         what = "the best of" if candidate is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
-    return publish(bundle, trial.plan.plan, publish_facts(found.info, trial), out)
+    return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial), out)
 
 
 def verify(
-    model: Path,
-    reference: str,
-    data: Path,
+    model: AnyPath,
+    reference: AnyPath,
+    data: AnyPath,
     *,
     prefix: str = "",
     max_length: int | None = None,
     batch_size: int = BATCH_SIZE,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     device_id: int = 0,
-    cache: Path,
-    reporter: Reporter,
+    cache: AnyPath | None = None,
+    reporter: Reporter | None = None,
 ) -> VerifyReport:
     """Generates with an exported model and with its fp32 reference, and compares the tokens.
 
@@ -120,18 +204,19 @@ def verify(
         batch_size: sentences at once.
         device: where to run.
         device_id: which CUDA device.
-        cache: directory for exports.
+        cache: directory for exports, None for the user's.
         reporter: receives progress.
 
     Raises:
         InputError: the data or one of the models cannot be used, or they do not belong together.
     """
-    samples = load_samples(data, "data")
+    reporter = _or_default(reporter)
+    samples = load_samples(Path(data), "data")
     settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
-    bundle = open_model(reference, cache, reporter=reporter)
+    bundle = _open(reference, cache, reporter)
     return compare(
         bundle,
-        open_candidate(model, bundle),
+        open_candidate(Path(model), bundle),
         samples,
         settings,
         prefix=prefix,
@@ -142,14 +227,31 @@ def verify(
 
 
 def inspect(
-    source: str, *, data: Path | None = None, dtype: LowDtype = "float16", cache: Path, reporter: Reporter
+    source: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    dtype: LowDtype = "float16",
+    cache: AnyPath | None = None,
+    reporter: Reporter | None = None,
 ) -> InspectReport:
-    """What a model's graphs hold and what of it is searchable; with data, the ranges of its activations too."""
-    bundle = open_model(source, cache, reporter=reporter)
+    """What a model's graphs hold and what of it is searchable; with data, the ranges of its activations too.
+
+    Args:
+        source: checkpoint directory, directory of ONNX graphs, or hub id.
+        data: text or JSONL file of sentences.
+        dtype: the low dtype in question.
+        cache: directory for exports, None for the user's.
+        reporter: receives progress.
+
+    Raises:
+        InputError: the model or the data cannot be used.
+    """
+    reporter = _or_default(reporter)
+    bundle = _open(source, cache, reporter)
     name = Path(source).name
     if data is None:
         return inspect_bundle(bundle, dtype, name=name)
-    encoded = encode(load_samples(data, "data"), load_tokenizer(bundle.path), "", None)
+    encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
     for warning in encoded.warnings:
         reporter.warn(warning)
     reporter.stage("measuring activation ranges")
@@ -157,7 +259,9 @@ def inspect(
     return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
 
 
-def calibrate(out: Path, *, device_id: int = 0, force: bool = False, reporter: Reporter) -> DeviceProfile:
+def calibrate(
+    out: AnyPath, *, device_id: int = 0, force: bool = False, reporter: Reporter | None = None
+) -> DeviceProfile:
     """Measures a CUDA device for the cost model and writes its profile (see `output.calibrate`); takes minutes.
 
     Args:
@@ -171,9 +275,19 @@ def calibrate(out: Path, *, device_id: int = 0, force: bool = False, reporter: R
         OutputExistsError: it exists, and `force` is not set.
         MissingPackageError, DeviceError: CUDA does not start, or cannot be measured.
     """
-    return write_profile(out, SessionSettings(device="cuda", device_id=device_id), force=force, reporter=reporter)
+    settings = SessionSettings(device="cuda", device_id=device_id)
+    return write_profile(Path(out), settings, force=force, reporter=_or_default(reporter))
 
 
 def doctor() -> DoctorReport:
     """What this machine can run, and how to get the rest."""
     return examine()
+
+
+def _or_default(reporter: Reporter | None) -> Reporter:
+    return make_reporter(quiet=True) if reporter is None else reporter
+
+
+def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, max_new_tokens: int | None = None) -> Bundle:
+    kept = default_cache() if cache is None else Path(cache)
+    return open_bundle(os.fspath(source), kept, max_new_tokens=max_new_tokens, say=reporter.stage)

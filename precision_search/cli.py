@@ -19,7 +19,6 @@ from precision_search.cli_support import (
     RUNS,
     check_run,
     common_options,
-    export_cache,
     is_verbose,
     latest_run,
     new_run,
@@ -113,7 +112,7 @@ def run(
 
     with open_reporter(ctx) as reporter:
         if dry_run:
-            click.echo(api.dry_run(resolved, reporter), nl=False)
+            click.echo(api.dry_run(resolved, reporter=reporter), nl=False)
             return
         try:
             result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
@@ -176,7 +175,7 @@ def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: 
     from precision_search import api
 
     with open_reporter(ctx) as reporter:
-        written = api.export(run_directory, candidate, out, reporter)
+        written = api.publish(run_directory, out, candidate=candidate, reporter=reporter)
     click.echo(written)
 
 
@@ -237,7 +236,6 @@ def verify(
             batch_size=batch_size,
             device=device,
             device_id=device_id,
-            cache=export_cache(reference),
             reporter=reporter,
         )
         for warning in report.warnings:
@@ -278,7 +276,7 @@ def inspect(
     from precision_search.output import reports
 
     with open_reporter(ctx) as reporter:
-        report = api.inspect(model, data=data, dtype=dtype, cache=export_cache(model), reporter=reporter)
+        report = api.inspect(model, data=data, dtype=dtype, reporter=reporter)
     if style == "json":
         click.echo(reports.report_json(report), nl=False)
     else:

@@ -89,13 +89,6 @@ def print_rich(show: Callable[[Console], None]) -> None:
     sys.stdout.write(captured.get())
 
 
-def export_cache(source: str) -> Path:
-    """Where exports are kept if no config says so."""
-    from precision_search.config import ModelSection
-
-    return ModelSection(source).cache
-
-
 def new_run(name: str) -> Path:
     """The default run directory for a config of that name, by the time in UTC."""
     return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"

@@ -33,7 +33,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 PARENTS = {"validation": "calibration", "test": "calibration"}
 
 
-def _user_cache() -> Path:
+def default_cache() -> Path:
+    """Where exports are kept if nobody says: the user's cache directory.
+
+    Raises:
+        ConfigError: this user has none.
+    """
     # The XDG base directory specification says that relative values are invalid and must be ignored.
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if root.is_absolute():
@@ -73,7 +78,7 @@ class ModelSection:
     """
 
     path: str = field(metadata={"resolve": _directory_or_hub_id})
-    cache: Path = field(default_factory=_user_cache)
+    cache: Path = field(default_factory=default_cache)
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,5 +278,7 @@ def _publish_choice(
     if trial is None:
         raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
     reporter.stage("writing the model")
-    publish(bundle, trial.plan.plan, publish_facts(recorder.info, trial), recorder.directory / FRESH_MODEL)
+    publish(
+        bundle, trial.plan.plan, publish_facts(recorder.info, recorder.nodes, trial), recorder.directory / FRESH_MODEL
+    )
     replace_model(recorder.directory)

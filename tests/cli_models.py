@@ -11,10 +11,11 @@ from click.testing import CliRunner, Result
 from precision_search.cli import cli
 from precision_search.config import load_config, to_toml
 from precision_search.output import run_files
+from precision_search.output.nodes_record import NODES_FILE
 from precision_search.output.run_info import Best, Match
 from precision_search.search.trials import Trial, TrialLog
 from tests.conftest import ROOT
-from tests.output_models import run_info
+from tests.output_models import run_info, run_nodes
 from tests.search_models import latency, trial
 
 DEMO = ROOT / "configs/demo.toml"
@@ -47,6 +48,7 @@ def write_run(directory: Path, trials: Sequence[Trial] = FASTER) -> Path:
     best = Best(1, "the fastest", faster=True, test_match=Match.of(196, 200), validation_match=Match.of(100, 100))
     run_files.write_run_info(directory, run_info(best=best))
     run_files.write_text_atomically(directory / run_files.CONFIG_FILE, to_toml(load_config(DEMO)))
+    run_files.write_json_atomically(directory / NODES_FILE, run_nodes())
     log = TrialLog(directory / run_files.TRIALS_FILE)
     for judged in trials:
         log.append(judged)

@@ -8,7 +8,9 @@ from typing import Any
 
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings, ModelConfig
-from precision_search.output.model_facts import JudgedSettings, JudgedVerdict, PublishFacts
+from precision_search.model.graph import Family, role_of
+from precision_search.output.model_facts import JudgedSettings, JudgedVerdict, PlanNumbers, PublishFacts
+from precision_search.output.nodes_record import NodeRecord, RunNodes
 from precision_search.output.run_info import (
     Best,
     Counts,
@@ -172,8 +174,43 @@ def publish_facts_of_a_run(**changes: Any) -> PublishFacts:
         "versions": VERSIONS,
         "latency": latency(55.4, 1.41),
         "workload": WORKLOAD,
+        "reasons": {},
     }
     return PublishFacts(**(values | changes))
+
+
+NUMBERS = PlanNumbers(compute_nodes=507, fp32_nodes=188, casts=204, size_bytes=18_300_000)
+
+
+def run_nodes() -> RunNodes:
+    """What `small_run` knew of its nodes: every op type in two layers, two that no plan makes low, one out of range."""
+    families: tuple[Family, ...] = ("encoder", "decoder")
+    keys = [(family, f"{family}.block.{n}.x/{op}") for family in families for op in OP_TYPES for n in range(2)]
+    keys += [("encoder", DAMAGED), *((_family(key), key) for key in PINNED)]
+    return RunNodes(1, "float16", 65504.0, 2.0**-14, 2.0, 100, tuple(node_record(key, family) for family, key in keys))
+
+
+def node_record(key: str, family: Family = "encoder", **changes: Any) -> NodeRecord:
+    """A node that fits into the range, or does not if it is `DAMAGED`, or never is low if it is pinned."""
+    values: dict[str, Any] = {
+        "key": key,
+        "family": family,
+        "op_type": key.rsplit("/", 1)[-1].partition(".")[0],
+        "role": role_of(key),
+        "graphs": ("encoder",) if family == "encoder" else ("decoder", "decoder_with_past"),
+        "fixed": "index arithmetic" if key in PINNED else None,
+        "forced_low": False,
+        "beyond_range": key == DAMAGED,
+        "largest_input": 11.5,
+        "largest_output": 96_855.25 if key == DAMAGED else 812.5,
+        "largest_inside": 0.0,
+        "underflow": 0.01,
+    }
+    return NodeRecord(**(values | changes))
+
+
+def _family(key: str) -> Family:
+    return "encoder" if key.startswith("encoder") else "decoder"
 
 
 def tiny_bundle(directory: Path) -> Bundle:

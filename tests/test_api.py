@@ -154,13 +154,15 @@ def test_a_published_model_verifies_on_its_calibration_set(
 def test_the_same_file_converted_all_low_fails_verification(
     run: api.RunResult, small_data: Path, export_cache: Path, demo_bundle: Bundle, tmp_path: Path
 ) -> None:
+    from precision_search.output.nodes_record import read_nodes
     from precision_search.output.publish import publish, publish_facts
     from precision_search.output.run_files import read_run
     from precision_search.precision.plan import Plan, pinned_keys
 
     rejected = next(trial for trial in run.trials if trial.stage == "all-low")
     plan = Plan("float16", "base", pinned_keys(demo_bundle.graphs))
-    out = publish(demo_bundle, plan, publish_facts(read_run(run.directory).info, rejected), tmp_path / "low")
+    facts = publish_facts(read_run(run.directory).info, read_nodes(run.directory), rejected)
+    out = publish(demo_bundle, plan, facts, tmp_path / "low")
     data = small_data / "calibration.txt"
     report = api.verify(out, str(DEMO_MODEL), data, cache=export_cache, reporter=Silence())
     assert report.exact == 0
@@ -171,15 +173,15 @@ def test_the_same_file_converted_all_low_fails_verification(
 @pytest.mark.slow
 def test_any_other_stable_plan_can_be_exported_and_no_other(run: api.RunResult, tmp_path: Path) -> None:
     other = next(trial for trial in run.trials if trial.verdict == "stable" and trial is not run.choice.trial)
-    out = api.export(run.directory, other.id, tmp_path / "other", Silence())
+    out = api.publish(run.directory, tmp_path / "other", candidate=other.id, reporter=Silence())
     assert (out / "precision_search.json").is_file()
     assert read_blocklist(out / "blocklist.json").dtype == "float16"
     with pytest.raises(OutputExistsError):
-        api.export(run.directory, other.id, out, Silence())
+        api.publish(run.directory, out, candidate=other.id, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 1"):
-        api.export(run.directory, 1, tmp_path / "rejected", Silence())
+        api.publish(run.directory, tmp_path / "rejected", candidate=1, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 99"):
-        api.export(run.directory, 99, tmp_path / "unknown", Silence())
+        api.publish(run.directory, tmp_path / "unknown", candidate=99, reporter=Silence())
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_pins_hold_in_every_plan(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_shows_config_and_space_and_writes_nothing(config: Config, tmp_path: Path) -> None:
-    text = api.dry_run(config, Silence())
+    text = api.dry_run(config, reporter=Silence())
     assert "[search]" in text
     assert "# encoder: Add, Gather, MatMul" in text
     assert "encoder.block.0.layer.1.DenseReluDense.wo/MatMul" in text

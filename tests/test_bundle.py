@@ -16,8 +16,9 @@ from onnx import TensorProto
 
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import Bundle, copy_hf_files, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
 from precision_search.model.graph import GRAPH_NAMES, GraphName, family_of
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import read_model
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.precision.convert import convert

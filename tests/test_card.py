@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,19 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from precision_search.output.card import MOST_NAMES, CardFacts, hub_id, model_card
+from precision_search.output.card import MOST_NAMES, BaseModel, hub_id, model_card
+from precision_search.output.model_facts import ModelFacts
 from precision_search.output.run_info import Match, SampleFile
 from precision_search.precision.plan import Blocklist
 from precision_search.search.trials import TrialLatency
-from tests.output_models import SAMPLES, WORKLOAD
-from tests.search_models import latency
+from tests.output_models import NUMBERS, SAMPLES
 from tests.test_model_facts import model_facts
 
+BASE = BaseModel("t5", "google-t5/t5-small")
 
-def numbers(**changes: Any) -> CardFacts:
-    values: dict[str, Any] = {
-        "model_type": "t5",
-        "base_model": "google-t5/t5-small",
-        "fp32_nodes": 188,
-        "compute_nodes": 507,
-        "casts": 204,
-        "size_bytes": 18_300_000,
-        "latency": latency(55.4, 1.41),
-        "workload": WORKLOAD,
-    }
-    return CardFacts(**(values | changes))
+
+def card_of(facts: ModelFacts | None = None, *, base: BaseModel = BASE) -> str:
+    return model_card(model_facts() if facts is None else facts, base)
 
 
 def header(card: str) -> dict[str, Any]:
@@ -39,17 +32,17 @@ def header(card: str) -> dict[str, Any]:
 
 
 def test_the_header_is_yaml_for_the_hub() -> None:
-    assert header(model_card(model_facts(), numbers())) == {
+    assert header(card_of()) == {
         "library_name": "onnxruntime",
         "tags": ["onnx", "t5", "precision-search", "mixed-precision", "fp16"],
         "base_model": "google-t5/t5-small",
         "base_model_relation": "quantized",
     }
-    assert "base_model" not in header(model_card(model_facts(), numbers(base_model=None)))
+    assert "base_model" not in header(card_of(base=BaseModel("t5", None)))
 
 
 def test_the_plan_and_its_numbers_are_there() -> None:
-    card = model_card(model_facts(), numbers())
+    card = card_of()
     assert "319 of 507 compute nodes in float16, 204 casts between, 18.3 MB" in card
     assert "- in the encoder, the op types `Pow`\n" in card
     assert "both decoder graphs" not in card
@@ -58,16 +51,16 @@ def test_the_plan_and_its_numbers_are_there() -> None:
 
 
 def test_an_estimate_is_called_one() -> None:
-    card = model_card(model_facts(), numbers())
+    card = card_of()
     assert "1.41 times as fast as fp32 (estimated by a cost model for t4, not measured; batch 1024, 16 source" in card
     measured = TrialLatency(5.0, 4.0, 6.0, 1.5, "measured", None)
-    card = model_card(model_facts(), numbers(latency=measured))
+    card = card_of(replace(model_facts(), latency=measured))
     assert "1.50 times as fast as fp32 (measured; batch 1024" in card
-    assert "times as fast" not in model_card(model_facts(), numbers(latency=None))
+    assert "times as fast" not in card_of(replace(model_facts(), latency=None))
 
 
 def test_the_proof_is_there() -> None:
-    card = model_card(model_facts(), numbers())
+    card = card_of()
     assert "| calibration.txt | 100 | `abababababababab` | 100% |  |" in card
     assert "| validation.txt | 100 | `cdcdcdcdcdcdcdcd` | 99.0% | 94.5% to 99.9% |" in card
     assert "| test.txt | 200 | `efefefefefefefef` | 98.0% | 94.9% to 99.3% |" in card
@@ -75,7 +68,6 @@ def test_the_proof_is_there() -> None:
     assert "1.2 (90% interval 0.3 to 2.1)" in card
     assert "batches of 32 sentences, padded on the right" in card
     assert "TF32 off; `ORT_CUDA_GEMM_OPTIONS` unset" in card
-    assert "precision-search verify . --reference FP32_MODEL --data FILE" in card
     assert "onnxruntime 1.31.1" in card
     assert "transformers" not in card.partition("## Made with")[2]
 
@@ -83,7 +75,7 @@ def test_the_proof_is_there() -> None:
 def test_what_was_not_run_is_not_claimed() -> None:
     facts = model_facts()
     verdict = replace(facts.verdict, test_match=None, validation_match=None, flip_risk=None, source="cuda")
-    card = model_card(replace(facts, verdict=verdict), numbers())
+    card = card_of(replace(facts, verdict=verdict))
     assert "test.txt" not in card
     assert "validation.txt" not in card
     assert "Flip risk" not in card
@@ -94,13 +86,40 @@ def test_what_was_not_run_is_not_claimed() -> None:
 def test_a_perfect_share_has_an_interval_and_bounds_round_outwards() -> None:
     facts = model_facts()
     verdict = replace(facts.verdict, test_match=Match.of(200, 200), validation_match=Match(0.9996, 0.98765, 0.99961))
-    card = model_card(replace(facts, verdict=verdict), numbers())
+    card = card_of(replace(facts, verdict=verdict))
     assert "| 100% | 98.1% to 100% |" in card
     assert "| 99.9% | 98.7% to 100% |" in card
 
 
+def test_the_commands_that_verify_it_again_are_there() -> None:
+    samples = replace(
+        SAMPLES,
+        calibration=replace(SAMPLES.calibration, prefix="it's German: ", max_length=64),
+        validation=SampleFile("-x y`.txt", 100, "cd" * 32, 0, prefix="```\n"),
+    )
+    card = card_of(replace(model_facts(), samples=samples))
+    block = re.search(r"^(````+)\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    words = [shlex.split(command) for command in re.split(r"\n(?=precision-search)", block[2])]
+    start = ["precision-search", "verify", ".", "--reference", "google-t5/t5-small", "--data"]
+    batch = ["--batch-size", "32", "--min-exact-match"]
+    assert words == [
+        [*start, "calibration.txt", "--prefix", "it's German: ", "--max-length", "64", *batch, "1"],
+        [*start, "./-x y`.txt", "--prefix", "```\n", *batch, "0.99"],
+        [*start, "test.txt", *batch, "0.98"],
+    ]
+
+
+def test_a_set_that_was_not_run_has_no_command_and_the_share_asked_for_is_what_was_found() -> None:
+    facts = model_facts()
+    verdict = replace(facts.verdict, test_match=None, validation_match=Match(2 / 3, 0.6, 0.7))
+    card = card_of(replace(facts, verdict=verdict), base=BaseModel("t5", None))
+    assert "--data test.txt" not in card
+    assert "--reference t5-small --data validation.txt --batch-size 32 --min-exact-match 0.6666\n" in card
+
+
 def test_fp32_is_called_fp32() -> None:
-    card = model_card(model_facts(), numbers(fp32_nodes=507))
+    card = card_of(replace(model_facts(), numbers=replace(NUMBERS, fp32_nodes=507)))
     assert "# t5-small, fp32\n" in card
     assert "all in fp32." in card
     assert "mixed-precision" not in card
@@ -110,7 +129,7 @@ def test_fp32_is_called_fp32() -> None:
 def test_long_lists_are_cut() -> None:
     nodes = tuple(f"encoder.block.{n}/MatMul" for n in range(MOST_NAMES + 7))
     plan = Blocklist("float16", "base", {}, (), {"encoder": nodes})
-    card = model_card(replace(model_facts(), plan=plan), numbers())
+    card = card_of(replace(model_facts(), plan=plan))
     assert card.count("/MatMul`") == MOST_NAMES
     assert "and 7 more" in card
 
@@ -118,7 +137,7 @@ def test_long_lists_are_cut() -> None:
 @pytest.mark.parametrize("name", ["a|b.txt", "<script>.txt", "[x](y).txt", "`x`.txt"])
 def test_names_from_data_have_no_meaning_in_markdown(name: str) -> None:
     facts = replace(model_facts(), samples=replace(SAMPLES, calibration=SampleFile(name, 100, "ab" * 32, 0)))
-    row = next(line for line in model_card(facts, numbers()).splitlines() if line.startswith("| calibration"))
+    row = next(line for line in card_of(facts).splitlines() if line.startswith("| calibration"))
     assert name not in row
     assert re.sub(r"\\(.)", r"\1", row).count(name) == 1
     assert row.replace(r"\|", "").count("|") == 7

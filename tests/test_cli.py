@@ -87,12 +87,12 @@ def test_what_is_no_run_is_told_with_the_runs_there_are(tmp_path: Path) -> None:
 def test_export_gives_the_model_directory_on_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def export(run: Path, candidate: int | None, out: Path, reporter: Any) -> Path:
+    def publish(run: Path, out: Path, *, candidate: int | None, reporter: Any) -> Path:
         asked.extend((run, candidate, out))
         reporter.stage("writing")
         return out
 
-    monkeypatch.setattr(api, "export", export)
+    monkeypatch.setattr(api, "publish", publish)
     run = write_run(tmp_path / "run")
 
     result = invoke("export", run, "--candidate", "1", "--out", "my-model")
@@ -119,7 +119,7 @@ def test_export_wants_a_stable_plan(tmp_path: Path, candidate: str, why: str) ->
 DIFFERENCE = DifferingSample(3, 4, "a source", "eine Quelle", "eine [Welle]", 1, 1e-4, near_tie=True, nonfinite=False)
 
 
-VERIFIED = VerifyReport(100, 99, 0.99, 0.9455, 0.9982, 0, (DIFFERENCE,), "emulated", ("a doubt",))
+VERIFIED = VerifyReport(100, 99, 0.99, 0.9455, 0.9982, 0, (DIFFERENCE,), "emulated", ("a doubt",), "ab" * 32)
 
 
 VERIFY = ("verify", "model", "--reference", "fp32", "--data", "data.txt")
@@ -185,7 +185,7 @@ def test_verify_and_inspect_name_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_inspect_of_the_demo_lists_what_is_searchable(export_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("precision_search.cli.export_cache", lambda source: export_cache)
+    monkeypatch.setattr(api, "default_cache", lambda: export_cache)
     model = ROOT / "artifacts/models/t5-debian-en-de"
 
     text = invoke("inspect", model, "--quiet")

@@ -14,7 +14,7 @@ from precision_search.output.run_files import write_json_atomically
 from precision_search.output.run_info import Match
 from precision_search.precision.plan import Blocklist
 from precision_search.search.candidate import FACTS_FILE
-from tests.output_models import BEST, SAMPLES, VERSIONS, publish_facts_of_a_run, run_info, small_run
+from tests.output_models import BEST, NUMBERS, SAMPLES, VERSIONS, publish_facts_of_a_run, run_info, run_nodes, small_run
 
 
 def model_facts() -> ModelFacts:
@@ -22,13 +22,25 @@ def model_facts() -> ModelFacts:
     nodes = {"encoder": ("a",), "decoder": (), "decoder_with_past": ()}
     plan = Blocklist("float16", "base", {"encoder": ("Pow",), "decoder": ()}, ("x.*",), nodes)  # type: ignore[arg-type]
     return ModelFacts(
-        1, "0.1.0", plan, "0123456789ab", "t5-small", "12" * 32, facts.settings, facts.verdict, SAMPLES, VERSIONS
+        1,
+        "0.1.0",
+        plan,
+        "0123456789ab",
+        "t5-small",
+        "12" * 32,
+        facts.settings,
+        facts.verdict,
+        SAMPLES,
+        VERSIONS,
+        NUMBERS,
+        facts.latency,
+        facts.workload,
     )
 
 
 def test_the_facts_of_the_winner_come_from_the_run() -> None:
     winner = small_run()[3]
-    facts = publish_facts(run_info(), winner)
+    facts = publish_facts(run_info(), run_nodes(), winner)
     assert facts.settings == JudgedSettings("cpu", "basic", False, None, 32, "right")
     assert facts.verdict.test_match == BEST.test_match
     assert facts.verdict.validation_match == Match.of(100, 100)
@@ -38,14 +50,14 @@ def test_the_facts_of_the_winner_come_from_the_run() -> None:
 
 
 def test_the_winner_s_test_result_is_not_lent_to_another_plan() -> None:
-    facts = publish_facts(run_info(), small_run()[5])
+    facts = publish_facts(run_info(), run_nodes(), small_run()[5])
     assert facts.verdict.test_match is None
     assert facts.verdict.validation_match == Match.of(98, 100)
 
 
 def test_without_validation_there_is_no_validation_match() -> None:
     info = run_info(samples=replace(SAMPLES, validation=None), best=None)
-    assert publish_facts(info, small_run()[3]).verdict.validation_match is None
+    assert publish_facts(info, run_nodes(), small_run()[3]).verdict.validation_match is None
 
 
 def test_the_file_is_read_back_and_has_the_documented_keys(tmp_path: Path) -> None:

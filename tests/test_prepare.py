@@ -14,8 +14,9 @@ import tokenizers
 
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, InputError, UsageError, VerificationError
-from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
+from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.precision.plan import all_compute_keys
 from precision_search.runtime import reference as reference_module
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference

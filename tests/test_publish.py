@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -100,13 +101,20 @@ def test_the_published_blocklist_is_the_plan(bundle: Bundle, tmp_path: Path) -> 
 
 def test_every_file_carries_its_provenance(bundle: Bundle, tmp_path: Path) -> None:
     plan = norms_in_fp32(bundle)
-    out = publish(bundle, plan, FACTS, tmp_path / "model")
+    reasons = {key: f"because of {key}" for key in sorted(all_compute_keys(bundle.graphs))[1:]}
+    out = publish(bundle, plan, replace(FACTS, reasons=reasons), tmp_path / "model")
     for name, model in models_in(out).items():
         noted = model.metadata_props
         assert noted["precision_search.plan_digest"] == plan.digest
         assert noted["precision_search.content_hash"] == bundle.content_hash
-        assert noted["precision_search.verdict"] == "stable"
-        assert noted["precision_search.verdict_source"] == "emulated"
+        assert noted["precision_search.verdict.verdict"] == "stable"
+        assert noted["precision_search.verdict.source"] == "emulated"
+        assert noted["precision_search.verdict.test_match.value"] == "0.98"
+        assert noted["precision_search.samples.test.hash"] == "ef" * 32
+        assert noted["precision_search.samples.test.count"] == "200"
+        assert noted["precision_search.versions.onnxruntime"] == "1.31.1"
+        assert noted["precision_search.latency.source"] == "estimated"
+        assert "precision_search.versions.transformers" not in noted
         assert noted["precision_search.tool_version"] == "0.1.0" == model.producer_version
         kept = blocklist_from_json(json.loads(noted["precision_search.blocklist"]), "it")
         assert plan_of_blocklist(kept, bundle.graphs) == plan
@@ -115,6 +123,7 @@ def test_every_file_carries_its_provenance(bundle: Bundle, tmp_path: Path) -> No
             written = node.metadata_props.get("precision_search.precision")
             dtype = node.outputs[0].dtype
             assert written == (dtype and {1: "float32", 10: "float16"}[dtype] if node.name in compute else None)
+            assert node.metadata_props.get("precision_search.why") == reasons.get(str(node.name))
 
 
 def test_nothing_private_is_published(bundle: Bundle, tmp_path: Path) -> None:

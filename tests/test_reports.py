@@ -24,7 +24,7 @@ from tests.output_models import run_info
 WIDE_KEY = "encoder.block.0.layer.0.SelfAttention/Softmax"
 NEAR_TIE = DifferingSample(3, 4, "[bold]source[/]", "eine Quelle", "ein Quell", 1, 1e-4, near_tie=True, nonfinite=False)
 DAMAGED = replace(NEAR_TIE, index=5, line=6, position=0, margin=None, near_tie=False, nonfinite=True)
-VERIFIED = VerifyReport(100, 98, 0.98, 0.93, 0.9945, 1, (NEAR_TIE, DAMAGED), "emulated", ())
+VERIFIED = VerifyReport(100, 98, 0.98, 0.93, 0.9945, 1, (NEAR_TIE, DAMAGED), "emulated", (), "ab" * 32)
 MACHINE = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -54,17 +54,18 @@ def test_a_verification_lists_each_difference_as_it_is_and_sums_up() -> None:
         "  model      ein Quell",
     ]
     assert "line 6 differs from token 1 on (reference margin unknown, non-finite values)" in lines
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "exact match  98 of 100, 98.0% (95% interval 93.0% to 99.4%), emulated",
         "non-finite   1 of 100",
+        "sentences    SHA-256 abababababababab",
         "near-ties    1 of the 2 differences: fp32 itself is undecided there",
     ]
 
 
-def test_a_perfect_verification_is_two_lines() -> None:
+def test_a_perfect_verification_is_three_lines() -> None:
     perfect = replace(VERIFIED, exact=100, exact_match=1.0, high=1.0, nonfinite=0, differences=())
 
-    assert len(shown(lambda console: show_verify(perfect, console)).splitlines()) == 2
+    assert len(shown(lambda console: show_verify(perfect, console)).splitlines()) == 3
 
 
 def test_an_inspection_breaks_no_node_key_and_hides_empty_columns(demo_bundle: Bundle) -> None:

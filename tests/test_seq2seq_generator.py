@@ -18,8 +18,9 @@ import pytest
 from precision_search import PrecisionSearchError, Seq2SeqGenerator, Step
 from precision_search.errors import InputError, UsageError
 from precision_search.generate import Generated, _as_judged
-from precision_search.model.bundle import Bundle, copy_hf_files, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
 from precision_search.model.calibration import encode, load_samples
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import write_model
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.convert import convert

@@ -13,9 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from precision_search.errors import InputError
-from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
+from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.calibration import Sample, SampleSet, load_samples
 from precision_search.model.graph import GraphName, compute_keys_by_op_type
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import write_model
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from precision_search.errors import InputError
+from precision_search.errors import EnvironmentProblemError, InputError
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -26,9 +25,10 @@ from precision_search.model.generation_config import (
     read_model_config,
 )
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.hf_files import HF_FILES, copy_hf_files
 from precision_search.model.host_side import compute_sizes_on_device
-from precision_search.model.model_files import data_files, read_model
-from precision_search.model.tokenizer import VOCABULARY_FILES, load_tokenizer
+from precision_search.model.model_files import data_files, read_model, strip_notes, write_model
+from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.work_folder import work_folder
 
@@ -36,16 +36,6 @@ INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_ma
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
-
-HF_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    *VOCABULARY_FILES,
-)
 
 Say = Callable[[str], None]
 
@@ -143,11 +133,27 @@ def oracle_tokens(
     return tokens
 
 
-def copy_hf_files(source: Path, target: Path) -> None:
-    """Copies config, generation config and tokenizer files, as far as they are there."""
-    for name in HF_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def write_bundle(bundle: Bundle, out: Path) -> Path:
+    """Writes the fp32 graphs and the Hugging Face files to the new directory `out`, which appears whole or not at all.
+
+    The exporter's notes, which tell paths on the machine it ran on, are left out.
+
+    Raises:
+        EnvironmentProblemError: it cannot be written.
+    """
+    try:
+        with work_folder(out.parent, f".{out.name}-new-") as work:
+            for name, graph in bundle.graphs.items():
+                model = graph.model.clone()
+                strip_notes(model)
+                write_model(model, work / graph_file(name))
+            copy_hf_files(bundle.path, work)
+            work.rename(out)
+    except OSError as error:
+        raise EnvironmentProblemError(
+            f"cannot write {out}", why=str(error.strerror or error), fix="check free space and permissions"
+        ) from error
+    return out
 
 
 def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None) -> Bundle:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import EnvironmentProblemError, InputError
+from precision_search.model.graph import KEYED
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -98,6 +99,21 @@ def write_model(model: ir.Model, path: Path) -> None:
         raise EnvironmentProblemError(
             f"cannot write {path}", why=str(error), fix="check free space and permissions"
         ) from error
+
+
+def strip_notes(model: ir.Model) -> None:
+    """Removes documentation and metadata that an exporter left, of the model and all that is in it; our own mark stays.
+
+    Exporters note stack traces, and with them paths on the machine that they ran on.
+    """
+    keyed = model.metadata_props.get(KEYED)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph for value in node.outputs]
+    for noted in (model, model.graph, *model.graph, *values):
+        noted.metadata_props.clear()
+        noted.doc_string = None
+    if keyed is not None:
+        model.metadata_props[KEYED] = keyed
 
 
 def weight_bytes(model: ir.Model) -> int:

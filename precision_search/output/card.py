@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.model.graph import Family
-from precision_search.output.markdown import code, escape
+from precision_search.output.markdown import block, code, escape
 from precision_search.output.model_facts import ModelFacts
 from precision_search.output.render import share
-from precision_search.output.run_info import Match, SampleFile, WorkloadInfo
-from precision_search.precision.plan import FAMILIES, Blocklist
-from precision_search.search.trials import TrialLatency
+from precision_search.output.reports import SHOWN_HASH
+from precision_search.output.run_info import Match, SampleFile
+from precision_search.precision.plan import FAMILIES
 
 MOST_NAMES = 20
 """Patterns and nodes that a card lists; `blocklist.json` has them all."""
@@ -30,49 +31,27 @@ _HUB_CACHE = re.compile(r"models--([A-Za-z0-9][\w.-]*)")
 
 
 @dataclass(frozen=True, slots=True)
-class CardFacts:
-    """What a card says beside `precision_search.json`.
-
-    Attributes:
-        model_type: `t5` or `mt5`.
-        base_model: hub id of the fp32 model, None where it has none.
-        fp32_nodes: compute nodes in fp32 over the three graphs.
-        compute_nodes: all compute nodes over the three graphs.
-        casts: casts that the plan adds.
-        size_bytes: of the weights of the three graphs.
-        latency: of the plan, None where unknown.
-        workload: what the latency is stated for.
-    """
+class BaseModel:
+    """The fp32 model as the Hub's header names it: `t5` or `mt5`, and its hub id, None where it has none."""
 
     model_type: str
-    base_model: str | None
-    fp32_nodes: int
-    compute_nodes: int
-    casts: int
-    size_bytes: int
-    latency: TrialLatency | None
-    workload: WorkloadInfo
-
-    @property
-    def is_fp32(self) -> bool:
-        """Whether nothing was lowered."""
-        return self.fp32_nodes == self.compute_nodes
+    hub_id: str | None
 
 
-def model_card(facts: ModelFacts, numbers: CardFacts) -> str:
+def model_card(facts: ModelFacts, base: BaseModel) -> str:
     """The card of a published model, as Markdown with a YAML header."""
+    dtypes = "fp32" if facts.numbers.is_fp32 else f"{_DTYPES[facts.plan.dtype]} and fp32"
     parts = [
-        _header(facts, numbers),
-        f"# {escape(facts.model_name)}, {'fp32' if numbers.is_fp32 else f'{_DTYPES[facts.plan.dtype]} and fp32'}",
-        _introduction(facts, numbers),
+        _header(facts, base),
+        f"# {escape(facts.model_name)}, {dtypes}",
+        _introduction(facts),
         "## What stays in fp32",
-        *_plan(facts.plan, numbers),
+        *_plan(facts),
         "## How it was verified",
         _verdict(facts),
         _matches(facts),
         _settings(facts),
-        "To verify it again, on these or other sentences:",
-        "```\nprecision-search verify . --reference FP32_MODEL --data FILE\n```",
+        *_commands(facts, base),
         "## Made with",
         _versions(facts),
     ]
@@ -87,30 +66,31 @@ def hub_id(path: Path) -> str | None:
     return None
 
 
-def _header(facts: ModelFacts, numbers: CardFacts) -> str:
-    tags = ["onnx", numbers.model_type, "precision-search"]
-    if not numbers.is_fp32:
+def _header(facts: ModelFacts, base: BaseModel) -> str:
+    tags = ["onnx", base.model_type, "precision-search"]
+    if not facts.numbers.is_fp32:
         tags += ["mixed-precision", _DTYPES[facts.plan.dtype]]
     lines = ["---", "library_name: onnxruntime", "tags:", *(f"- {tag}" for tag in tags)]
-    if numbers.base_model is not None:
+    if base.hub_id is not None:
         # A JSON string is a YAML string.
-        lines += [f"base_model: {json.dumps(numbers.base_model)}", "base_model_relation: quantized"]
+        lines += [f"base_model: {json.dumps(base.hub_id)}", "base_model_relation: quantized"]
     return "\n".join([*lines, "---"])
 
 
-def _introduction(facts: ModelFacts, numbers: CardFacts) -> str:
+def _introduction(facts: ModelFacts) -> str:
+    numbers = facts.numbers
     what = "Encoder, decoder and decoder with past as three ONNX files"
     if numbers.is_fp32:
         return f"{what}, all in fp32."
     low = numbers.compute_nodes - numbers.fp32_nodes
     return (
         f"{what}: {low} of {numbers.compute_nodes} compute nodes in {facts.plan.dtype}, {numbers.casts} casts between, "
-        f"{numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(numbers)}"
+        f"{numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
     )
 
 
-def _latency(numbers: CardFacts) -> str:
-    latency, workload = numbers.latency, numbers.workload
+def _latency(facts: ModelFacts) -> str:
+    latency, workload = facts.latency, facts.workload
     if latency is None:
         return ""
     on = f" for {escape(latency.profile)}" if latency.profile else ""
@@ -121,9 +101,10 @@ def _latency(numbers: CardFacts) -> str:
     )
 
 
-def _plan(plan: Blocklist, numbers: CardFacts) -> list[str]:
-    if numbers.is_fp32:
+def _plan(facts: ModelFacts) -> list[str]:
+    if facts.numbers.is_fp32:
         return ["Everything."]
+    plan = facts.plan
     lines = [
         f"- in {_GRAPHS[family]}, the op types {', '.join(map(code, plan.op_types[family]))}"
         for family in FAMILIES
@@ -136,7 +117,7 @@ def _plan(plan: Blocklist, numbers: CardFacts) -> list[str]:
     lines.append("- index arithmetic (relative-position buckets), in every plan")
     return [
         "\n".join(lines),
-        "`blocklist.json` is the same for programs; each node of the ONNX files carries its dtype.",
+        "`blocklist.json` is the same for programs; in the ONNX files each of these nodes says its dtype and why.",
     ]
 
 
@@ -163,7 +144,8 @@ def _matches(facts: ModelFacts) -> str:
         _measured_row("validation, a condition of the choice", samples.validation, verdict.validation_match),
         _measured_row("test, took no part in the choice", samples.test, verdict.test_match),
     ]
-    lines = ["| samples | file | count | SHA-256 | exact match | 95% interval |", "|:--|:--|--:|:--|--:|:--|"]
+    lines = ["| samples | file | count | SHA-256 of the sentences | exact match | 95% interval |"]
+    lines.append("|:--|:--|--:|:--|--:|:--|")
     table = "\n".join([*lines, *(row for row in rows if row)])
     risk = verdict.flip_risk
     if risk is None:
@@ -183,7 +165,7 @@ def _measured_row(what: str, samples: SampleFile | None, match: Match | None) ->
 
 
 def _match_row(what: str, samples: SampleFile, match: str, interval: str) -> str:
-    cells = (what, escape(samples.name), str(samples.count), code(samples.hash[:16]), match, interval)
+    cells = (what, escape(samples.name), str(samples.count), code(samples.hash[:SHOWN_HASH]), match, interval)
     return f"| {' | '.join(cells)} |"
 
 
@@ -201,6 +183,36 @@ def _settings(facts: ModelFacts) -> str:
             f"- plan: {code(facts.plan_digest)}",
         ]
     )
+
+
+def _commands(facts: ModelFacts, base: BaseModel) -> list[str]:
+    """What verifies the model again, a command for each set that it was verified on."""
+    verdict, samples = facts.verdict, facts.samples
+    found = [(samples.calibration, verdict.exact_match)]
+    found += [
+        (file, match.value)
+        for file, match in ((samples.validation, verdict.validation_match), (samples.test, verdict.test_match))
+        if file is not None and match is not None
+    ]
+    reference = base.hub_id or facts.model_name
+    commands = [_command(reference, file, share, facts.settings.batch_size) for file, share in found]
+    return [
+        "To verify it again, with the fp32 model and the files at hand (`verify` prints the SHA-256 of the sentences; "
+        "any others will do as well):",
+        block("\n".join(commands)),
+    ]
+
+
+def _command(reference: str, file: SampleFile, exact_match: float, batch_size: int) -> str:
+    words = ["precision-search", "verify", ".", "--reference", reference, "--data"]
+    # A name that begins with a dash would be taken for an option.
+    words.append(f"./{file.name}" if file.name.startswith("-") else file.name)
+    words += ["--prefix", file.prefix] if file.prefix else []
+    words += ["--max-length", str(file.max_length)] if file.max_length is not None else []
+    # Rounded down, so that the share that was found passes.
+    least = math.floor(exact_match * 1e4) / 1e4
+    words += ["--batch-size", str(batch_size), "--min-exact-match", f"{least:g}"]
+    return shlex.join(words)
 
 
 def _versions(facts: ModelFacts) -> str:

@@ -6,10 +6,13 @@ run it as it was judged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from precision_search.output.nodes_record import RunNodes
+from precision_search.output.reasons import node_reasons
 from precision_search.output.run_info import (
     Match,
     RunInfo,
@@ -66,6 +69,28 @@ class JudgedVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanNumbers:
+    """What a plan comes to, over the three graphs as converted.
+
+    Attributes:
+        compute_nodes: compute nodes.
+        fp32_nodes: those of them in fp32.
+        casts: casts that the plan adds.
+        size_bytes: of the weights.
+    """
+
+    compute_nodes: int
+    fp32_nodes: int
+    casts: int
+    size_bytes: int
+
+    @property
+    def is_fp32(self) -> bool:
+        """Whether nothing was lowered."""
+        return self.fp32_nodes == self.compute_nodes
+
+
+@dataclass(frozen=True, slots=True)
 class PublishFacts:
     """What a run knows of a plan and the model it belongs to.
 
@@ -78,6 +103,7 @@ class PublishFacts:
         versions: of the packages.
         latency: of the plan, None where unknown.
         workload: what the latency is stated for.
+        reasons: why each compute node has its precision, by key.
     """
 
     tool_version: str
@@ -88,6 +114,7 @@ class PublishFacts:
     versions: Versions
     latency: TrialLatency | None
     workload: WorkloadInfo
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +132,9 @@ class ModelFacts:
         verdict: what was found.
         samples: on which samples.
         versions: of the packages.
+        numbers: what the plan comes to.
+        latency: of the plan, None where unknown; it says whether it was measured or estimated.
+        workload: what the latency is stated for.
     """
 
     schema_version: int
@@ -117,10 +147,13 @@ class ModelFacts:
     verdict: JudgedVerdict
     samples: Samples
     versions: Versions
+    numbers: PlanNumbers
+    latency: TrialLatency | None
+    workload: WorkloadInfo
 
 
-def publish_facts(info: RunInfo, trial: Trial) -> PublishFacts:
-    """What the run `info` knows of its trial; test samples are known of the winner alone."""
+def publish_facts(info: RunInfo, nodes: RunNodes, trial: Trial) -> PublishFacts:
+    """What a run knows of its trial; test samples are known of the winner alone."""
     validation = info.samples.validation
     return PublishFacts(
         tool_version=info.tool_version,
@@ -146,6 +179,7 @@ def publish_facts(info: RunInfo, trial: Trial) -> PublishFacts:
         versions=info.versions,
         latency=trial.latency,
         workload=info.workload,
+        reasons=node_reasons(nodes, trial),
     )
 
 

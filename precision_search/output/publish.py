@@ -6,20 +6,17 @@ was read back and held against the plan.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-import onnx_ir as ir
-
 from precision_search.errors import EnvironmentProblemError, OutputExistsError
-from precision_search.model.bundle import Bundle, copy_hf_files, graph_file
-from precision_search.model.graph import KEYED, Graph
+from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import write_model
-from precision_search.output.card import CardFacts, hub_id, model_card
+from precision_search.output.card import BaseModel, hub_id, model_card
 from precision_search.output.check_published import check_published
-from precision_search.output.model_facts import ModelFacts, PublishFacts, publish_facts
+from precision_search.output.model_facts import ModelFacts, PlanNumbers, PublishFacts, publish_facts
+from precision_search.output.provenance import annotate
 from precision_search.output.run_files import (
     BLOCKLIST_FILE,
     write_blocklist,
@@ -28,18 +25,12 @@ from precision_search.output.run_files import (
 )
 from precision_search.output.run_info import SCHEMA_VERSION
 from precision_search.precision.convert import Converted, convert
-from precision_search.precision.plan import BASE_VARIANT, Blocklist, Plan, all_compute_keys, blocklist_of_plan
+from precision_search.precision.plan import BASE_VARIANT, Plan, all_compute_keys, blocklist_of_plan
 from precision_search.search.candidate import FACTS_FILE
 
 __all__ = ["PublishFacts", "publish", "publish_facts"]
 
 CARD_FILE = "README.md"
-PRODUCER = "precision-search"
-METADATA = "precision_search."
-"""What the names of our metadata begin with, on models and on nodes."""
-
-NODE_METADATA_VERSION = 10
-"""ONNX IR version from which nodes carry metadata."""
 
 
 def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -> Path:
@@ -90,12 +81,7 @@ def _refuse_existing(out: Path) -> None:
 
 def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:
     blocklist = blocklist_of_plan(plan, bundle.graphs)
-    provenance = _provenance(bundle, plan, blocklist, facts)
-    for name, model in converted.models.items():
-        _annotate(model, bundle.graphs[name], plan, provenance)
-        write_model(model, work / graph_file(name))
-    copy_hf_files(bundle.path, work)
-    write_blocklist(work / BLOCKLIST_FILE, blocklist)
+    keys = [node.key for graph in bundle.graphs.values() for node in graph.compute]
     described = ModelFacts(
         schema_version=SCHEMA_VERSION,
         tool_version=facts.tool_version,
@@ -107,48 +93,20 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         verdict=facts.verdict,
         samples=facts.samples,
         versions=facts.versions,
-    )
-    write_json_atomically(work / FACTS_FILE, described)
-    keys = [node.key for graph in bundle.graphs.values() for node in graph.compute]
-    numbers = CardFacts(
-        model_type=bundle.config.model_type,
-        base_model=hub_id(bundle.checkpoint or bundle.path),
-        fp32_nodes=sum(key in plan.fp32 for key in keys),
-        compute_nodes=len(keys),
-        casts=converted.casts,
-        size_bytes=converted.size_bytes,
+        numbers=PlanNumbers(
+            compute_nodes=len(keys),
+            fp32_nodes=sum(key in plan.fp32 for key in keys),
+            casts=converted.casts,
+            size_bytes=converted.size_bytes,
+        ),
         latency=facts.latency,
         workload=facts.workload,
     )
-    write_text_atomically(work / CARD_FILE, model_card(described, numbers))
-
-
-def _provenance(bundle: Bundle, plan: Plan, blocklist: Blocklist, facts: PublishFacts) -> Mapping[str, str]:
-    return {
-        f"{METADATA}tool_version": facts.tool_version,
-        f"{METADATA}plan_digest": plan.digest,
-        f"{METADATA}content_hash": bundle.content_hash,
-        f"{METADATA}verdict": facts.verdict.verdict,
-        f"{METADATA}verdict_source": facts.verdict.source,
-        f"{METADATA}blocklist": json.dumps(blocklist.to_json(), separators=(",", ":")),
-    }
-
-
-def _annotate(model: ir.Model, graph: Graph, plan: Plan, provenance: Mapping[str, str]) -> None:
-    """Puts our provenance in place of the exporter's notes, which tell paths on the machine it ran on."""
-    model.producer_name, model.producer_version = PRODUCER, provenance[f"{METADATA}tool_version"]
-    keyed = model.metadata_props.get(KEYED)
-    for noted in (model, model.graph, *model.graph, *_values(model)):
-        noted.metadata_props.clear()
-        noted.doc_string = None
-    model.metadata_props.update(provenance if keyed is None else {KEYED: keyed, **provenance})
-    if model.ir_version >= NODE_METADATA_VERSION:
-        compute = {node.key for node in graph.compute}
-        for node in model.graph:
-            if node.name in compute:
-                node.metadata_props[f"{METADATA}precision"] = "float32" if node.name in plan.fp32 else plan.dtype
-
-
-def _values(model: ir.Model) -> list[ir.Value]:
-    own = (*model.graph.inputs, *model.graph.initializers.values())
-    return [*own, *(value for node in model.graph for value in node.outputs)]
+    for name, model in converted.models.items():
+        annotate(model, bundle.graphs[name], plan, described, facts.reasons)
+        write_model(model, work / graph_file(name))
+    copy_hf_files(bundle.path, work)
+    write_blocklist(work / BLOCKLIST_FILE, blocklist)
+    write_json_atomically(work / FACTS_FILE, described)
+    base = BaseModel(bundle.config.model_type, hub_id(bundle.checkpoint or bundle.path))
+    write_text_atomically(work / CARD_FILE, model_card(described, base))

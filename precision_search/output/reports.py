@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "-"
 WORST_NODES = 10
+SHOWN_HASH = 16
+"""Hexadecimal digits, as many as a model card shows."""
 
 
 def report_json(report: VerifyReport | InspectReport | DoctorReport) -> str:
@@ -42,6 +44,7 @@ def show_verify(report: VerifyReport, console: Console) -> None:
     lines = [
         f"exact match  {report.exact} of {report.samples}, {share(report.exact_match)} ({interval}), {report.source}",
         f"non-finite   {report.nonfinite} of {report.samples}",
+        f"sentences    SHA-256 {report.data_hash[:SHOWN_HASH]}",
     ]
     if report.differences:
         undecided = f"{report.near_ties} of the {len(report.differences)} differences: fp32 itself is undecided there"

@@ -104,19 +104,23 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class SampleFile:
-    """A sample set.
+    """A sample set and how it was read.
 
     Attributes:
         name: bare file name.
         count: samples in it.
         hash: SHA-256 of its content, hexadecimal.
         truncated: how many were cut to fit.
+        prefix: what was put before each sentence.
+        max_length: longest source in tokens, None for the model's own limit.
     """
 
     name: str
     count: int
     hash: str
     truncated: int
+    prefix: str = ""
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         _check_bare(self.name)

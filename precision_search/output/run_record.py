@@ -15,6 +15,7 @@ from statistics import median
 from precision_search.config import Config, to_toml
 from precision_search.errors import UsageError
 from precision_search.output import run_files
+from precision_search.output.nodes_record import NODES_FILE, RunNodes, describe_nodes
 from precision_search.output.run_directory import new_run_directory, sole_writer, sweep_leftovers
 from precision_search.output.run_info import (
     SCHEMA_VERSION,
@@ -60,6 +61,7 @@ class RunRecorder:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._info = self._initial(strategy)
+        self._nodes = _describe_nodes(config, prepared)
 
     @property
     def directory(self) -> Path:
@@ -70,6 +72,11 @@ class RunRecorder:
     def info(self) -> RunInfo:
         """The record as it stands."""
         return self._info
+
+    @property
+    def nodes(self) -> RunNodes:
+        """What is known of each compute node."""
+        return self._nodes
 
     @contextlib.contextmanager
     def opened(self, *, resume: bool) -> Iterator[None]:
@@ -85,6 +92,7 @@ class RunRecorder:
                 run_files.write_text_atomically(work / run_files.CONFIG_FILE, to_toml(self._config))
                 (work / run_files.TRIALS_FILE).touch()
                 run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._share)
+                run_files.write_json_atomically(work / NODES_FILE, self._nodes)
                 run_files.write_run_info(work, self._info)
         with sole_writer(self._out):
             if resume:
@@ -172,6 +180,7 @@ class RunRecorder:
         self._seconds_before = before.seconds
         self._info = dataclasses.replace(now, started=before.started)
         run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
+        run_files.write_json_atomically(self._out / NODES_FILE, self._nodes)
 
     def _take_best(self, choice: Choice, test: Match | None) -> None:
         """Notes the best plan so far, and writes `blocklist.json` where it is another than before."""
@@ -267,6 +276,18 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _describe_nodes(config: Config, prepared: Prepared) -> RunNodes:
+    return describe_nodes(
+        prepared.bundle.graphs,
+        prepared.ranges,
+        config.search.dtype,
+        range_safety=config.search.range_safety,
+        samples=len(prepared.sets["calibration"].data.rows),
+        fixed=prepared.space.fixed,
+        forced_low=prepared.space.space.forced_low,
+    )
+
+
 def _speed(statistics: ScreenStatistics) -> ScreenSpeed:
     return ScreenSpeed(
         full_ms=median(statistics.full) * 1e3 if statistics.full else None,
@@ -276,8 +297,15 @@ def _speed(statistics: ScreenStatistics) -> ScreenSpeed:
 
 
 def _sample_file(loaded: LoadedSet) -> SampleFile:
-    samples = loaded.samples
-    return SampleFile(samples.path.name, len(samples.samples), samples.content_hash, loaded.truncated)
+    samples, section = loaded.samples, loaded.section
+    return SampleFile(
+        name=samples.path.name,
+        count=len(samples.samples),
+        hash=samples.content_hash,
+        truncated=loaded.truncated,
+        prefix=section.prefix,
+        max_length=section.max_length,
+    )
 
 
 def _optional_file(prepared: Prepared, name: SetName) -> SampleFile | None:

@@ -171,6 +171,7 @@ class PlanJudge:
             screened=screened.screened,
             noise=size,
             expected_ms=proposal.expected_ms,
+            kept_for=proposal.kept_for,
             batch_size=self._settings.limit.of(self._settings.batch_size),
         )
 

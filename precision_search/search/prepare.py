@@ -42,11 +42,13 @@ class LoadedSet:
         samples: texts and content hash.
         data: input ids and reference.
         truncated: how many samples were cut to fit.
+        section: how the config says that they are read.
     """
 
     samples: SampleSet
     data: SampleRows
     truncated: int
+    section: DataSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Sa
     reference = make_reference(
         fp32.bundle, fp32.generator, encoded.ids, section.batch_size, fp32.settings, limit=fp32.limit
     )
-    return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated))
+    return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated), section)
 
 
 def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:

@@ -150,6 +150,7 @@ def guarded(
                 casts=None,
                 seconds=clock() - started,
                 message=str(error),
+                kept_for=proposal.kept_for,
             )
 
     return judge_or_record

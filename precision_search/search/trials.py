@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,6 +20,9 @@ from precision_search.search.json_codec import from_json, to_json
 
 Verdict = Literal["nonfinite", "mismatch", "stable", "error"]
 VerdictSource = Literal["emulated", "cuda"]
+KeptFor = Literal["culprit", "projection", "noise"]
+"""Why a search keeps a node in fp32 that fits into the low dtype's range: low, it would damage the model by itself or
+together with others; logits tie when they are low; or its rounding weighs more than the time that it saves."""
 
 
 LANDMARKS = frozenset({"fp32", "all-low", "classic", "ranges", "forced-low", "given"})
@@ -137,6 +140,8 @@ class Trial:
         noise: by how much margins moved, in rounding units (see `search.noise`); None where not known or not finite.
         expected_ms: the latency that the minimum cut had in mind; `latency` is that of the graphs as converted.
         batch_size: samples at once when its verdict was found; None where there is none.
+        kept_for: the nodes that a search at node level keeps for a reason of its own, by reason. Of the others in fp32
+            those beyond the range are kept for it, and the rest because the casts around them would cost more.
     """
 
     id: int
@@ -161,6 +166,7 @@ class Trial:
     noise: float | None = None
     expected_ms: float | None = None
     batch_size: int | None = None
+    kept_for: Mapping[KeptFor, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def is_fp32(self) -> bool:

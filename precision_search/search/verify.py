@@ -77,6 +77,7 @@ class VerifyReport:
         differences: the others, by index.
         source: whether the kernels were emulated on a CPU or the real ones ran.
         warnings: what a reader should know beside the numbers.
+        data_hash: SHA-256 of the sentences, hexadecimal; of a run's sample files `run.json` and the model card tell it.
     """
 
     samples: int
@@ -88,6 +89,7 @@ class VerifyReport:
     differences: tuple[DifferingSample, ...]
     source: VerdictSource
     warnings: tuple[str, ...]
+    data_hash: str
 
     @property
     def near_ties(self) -> int:
@@ -175,6 +177,7 @@ def make_report(
         differences=differences,
         source=source,
         warnings=warnings,
+        data_hash=samples.content_hash,
     )
 
 

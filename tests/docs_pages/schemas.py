@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from precision_search.output.model_facts import ModelFacts
+from precision_search.output.nodes_record import RunNodes
 from precision_search.output.run_info import RunInfo
 from precision_search.output.table import COLUMNS, Row
 from precision_search.precision.inspect import InspectReport
@@ -54,6 +55,7 @@ class Schema:
 SCHEMAS: tuple[Schema, ...] = (
     Schema("run", "`run.json` of a run", RunInfo),
     Schema("trial", "a line of a run's `trials.jsonl`", Trial),
+    Schema("nodes", "`nodes.json` of a run", RunNodes),
     Schema("timing", "a line of a run's `timings.jsonl`", TimingRecord),
     Schema("blocklist", "`blocklist.json` of a run or a model", Blocklist, given=True),
     Schema("precision_search", "`precision_search.json` of a model", ModelFacts),

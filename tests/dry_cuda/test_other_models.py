@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from precision_search import Seq2SeqGenerator
-from precision_search.model.bundle import copy_hf_files, graph_file, open_bundle
+from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import write_model
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import CostModel, Workload

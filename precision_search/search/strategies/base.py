@@ -7,12 +7,12 @@ one, write a module with a class of this form and name it in `search.strategies`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from precision_search.model.graph import Family
 from precision_search.precision.plan import FAMILIES, LowDtype, Plan
-from precision_search.search.trials import Trial
+from precision_search.search.trials import KeptFor, Trial
 
 Selection = frozenset[tuple[Family, str]]
 """Op types kept in fp32, each with its family: a decision at op-type level."""
@@ -96,12 +96,14 @@ class Proposal:
         stage: the strategy's step, as the log and the table show it.
         parent: id of the trial that it was derived from.
         expected_ms: the latency that the strategy expects by its own model, None where it has none.
+        kept_for: node keys kept in fp32 for a reason that the plan alone does not tell, by reason.
     """
 
     plan: Plan
     stage: str
     parent: int | None = None
     expected_ms: float | None = None
+    kept_for: Mapping[KeptFor, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from precision_search.search.pareto import LEAST_SPEEDUP, is_acceptable
 from precision_search.search.strategies.base import NodeSpace, Proposal, StrategyContext
 from precision_search.search.strategies.culprits import Questions, Unit, find_culprits, keys_of, split
 from precision_search.search.strategies.op_types import CLASSIC
-from precision_search.search.trials import Trial
+from precision_search.search.trials import KeptFor, Trial
 
 BEYOND = 4
 """Plans judged that are calmer than the best one: the slow end of the Pareto table."""
@@ -93,6 +93,7 @@ class NodeSearch:
         self._trials: dict[str, Trial] = {}
         self._estimates: dict[str, float] = {}
         self._culprits: set[str] = set()
+        self._blamed: set[str] = set()
         self._last: Trial | None = None
         self._proposals = self._search()
 
@@ -142,6 +143,7 @@ class NodeSearch:
                 questions = find_culprits(self._worth_keeping_first(point))
                 culprits = yield from self._answered(questions, point, is_damaged, _Step("culprit", trial.id))
                 self._culprits |= culprits
+            self._blamed |= culprits
             point = self._point(point.pins | culprits)
         return point
 
@@ -254,14 +256,29 @@ class NodeSearch:
             culprits: frozenset[str] = done.value
             return culprits
 
-    def _ask(self, plan: Plan, stage: str, parent: int | None = None, expected_ms: float | None = None) -> Asked:
+    def _ask(self, plan: Plan, stage: str) -> Asked:
         """The trial of a plan: remembered, or judged now."""
-        if plan.digest in self._trials:
-            return self._trials[plan.digest]
-        return (yield Proposal(plan, stage, parent, expected_ms))
+        return (yield from self._asked(Proposal(plan, stage)))
 
     def _ask_point(self, point: _Point, stage: str, parent: int | None) -> Asked:
-        return (yield from self._ask(point.plan, stage, parent, point.cut_ms))
+        return (yield from self._asked(Proposal(point.plan, stage, parent, point.cut_ms, self._kept_for(point))))
+
+    def _asked(self, proposal: Proposal) -> Asked:
+        if proposal.plan.digest in self._trials:
+            return self._trials[proposal.plan.digest]
+        return (yield proposal)
+
+    def _kept_for(self, point: _Point) -> Mapping[KeptFor, tuple[str, ...]]:
+        """The pins of a plan by their reason, without those beyond the range, of which everybody knows."""
+        left = point.pins - self._nodes.hard.keys()
+        culprits = left & self._blamed
+        projection = (left - culprits) & self._nodes.projection
+        reasons: dict[KeptFor, Pins] = {
+            "culprit": culprits,
+            "projection": projection,
+            "noise": left - culprits - projection,
+        }
+        return {reason: tuple(sorted(keys)) for reason, keys in reasons.items() if keys}
 
     def _by_saving(self, point: _Point, keys: Iterable[str]) -> list[Unit]:
         """Pinned keys by role, those first that save most when let go; those that save next to nothing are left out."""

@@ -1,0 +1,76 @@
+"""The Hugging Face files beside the graphs: which they are, and copies of them that tell nothing private.
+
+Configs and tokenizer configs record where a model was loaded from, and now and then with which token. None of that is
+of use elsewhere, so it does not go into what is published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from precision_search.model.tokenizer import VOCABULARY_FILES
+
+HF_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *VOCABULARY_FILES,
+)
+
+_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Those that hold settings; in the others every text is part of a vocabulary."""
+
+_PLACE = re.compile(r"(^|_)(path|file|dir|directory|folder|cache)$")
+_SECRET = re.compile(r"(auth|access|hub|hf|api)_?(token|key)$|^token$|secret|password|credential", re.IGNORECASE)
+# The prefixes of tokens of the Hugging Face Hub, GitHub, OpenAI and AWS.
+_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})\b")
+_ABSOLUTE = re.compile(r"^(/|~|file:|[A-Za-z]:[\\/]|\\\\)")
+
+
+def copy_hf_files(source: Path, target: Path) -> None:
+    """Copies config, generation config and tokenizer files, as far as they are there, without what is private.
+
+    A file that holds nothing private is copied byte by byte.
+    """
+    for name in HF_FILES:
+        if not (source / name).is_file():
+            continue
+        content = _json(source / name) if name in _CONFIGS else None
+        if content is None or (public := without_private(content)) == content:
+            shutil.copyfile(source / name, target / name)
+        else:
+            (target / name).write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def without_private(value: Any, name: str = "") -> Any:
+    """A JSON value without entries that hold an absolute path of this machine, or what looks like a secret.
+
+    A place that is a name on the Hub or a relative path stays.
+    """
+    if isinstance(value, dict):
+        return {key: without_private(item, key) for key, item in value.items() if not _is_private(key, item)}
+    if isinstance(value, list):
+        return [without_private(item, name) for item in value]
+    return value
+
+
+def _is_private(name: str, value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    is_place = _PLACE.search(name) is not None and _ABSOLUTE.match(value) is not None
+    return is_place or bool(value and _SECRET.search(name)) or _SECRET_VALUE.search(value) is not None
+
+
+def _json(path: Path) -> Any:
+    """None for what is no JSON: it was refused before, or nobody reads it."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
