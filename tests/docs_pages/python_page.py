@@ -26,7 +26,10 @@ Frozen dataclasses. What they hold further has the names and meanings of [the JS
 
 def python_page() -> str:
     """The page as Markdown, with the blocks that Sphinx fills."""
-    names = dict(_public())
+    names: dict[str, object] = {}
+    for name, value in _public():
+        if not any(value is other for other in names.values()):
+            names[name] = value
     rows = [f"| [`{name}`](#{_anchor(name)}) | {_first_line(value)} |" for name, value in names.items()]
     table = "\n".join(["| name | what it is |", "| --- | --- |", *rows]) + "\n"
     blocks = [_block(name, value, f"precision_search.{name}") for name, value in names.items()]
@@ -36,13 +39,12 @@ def python_page() -> str:
 
 
 def _public() -> Iterator[tuple[str, object]]:
-    """Names and what they are; those of a public module one by one, with its name before theirs."""
-    for name in precision_search.__all__:
-        value = getattr(precision_search, name)
+    """Names and what they are; those of a public module come last, one by one, with its name before theirs."""
+    values = {name: getattr(precision_search, name) for name in precision_search.__all__}
+    yield from ((name, value) for name, value in values.items() if callable(value))
+    for name, value in values.items():
         if isinstance(value, types.ModuleType):
             yield from ((f"{name}.{part}", getattr(value, part)) for part in value.__all__)
-        elif callable(value):
-            yield name, value
 
 
 def _returned(names: Mapping[str, object]) -> Iterator[type]:

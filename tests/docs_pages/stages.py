@@ -9,6 +9,7 @@ from pathlib import Path
 from precision_search.model.bundle import open_bundle
 from tests import checkpoints
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
+from tests.docs_pages.blocks import blocks
 from tests.tiny_model import write_tiny_config
 
 SETS = ("calibration", "validation", "test")
@@ -38,6 +39,15 @@ def _checkpoint(folder: Path, exports: Path) -> None:
     _sentences(folder)
 
 
+def _gate(folder: Path, exports: Path) -> None:
+    """A checkpoint and sentences, the config of their search and the blocklist that it found."""
+    _checkpoint(folder, exports)
+    pages = blocks((ROOT / "docs/how-to/own-checkpoint.md").read_text())
+    (folder / "my.toml").write_text(next(block.text for block in pages if block.language == "toml"))
+    (folder / "nothing.json").write_text('{"dtype": "float16"}')
+    shutil.copy(Path(__file__).with_name("demo_blocklist.json"), folder / "blocklist.json")
+
+
 def _onnx(folder: Path, exports: Path) -> None:
     """The three graphs of another exporter, which names nodes its own way, and sentences."""
     checkpoints.trace(DEMO_MODEL, folder / "my-onnx")
@@ -65,5 +75,6 @@ STAGES: Mapping[str, Callable[[Path, Path], None]] = {
     "docs/tutorial/demo.md": _checkout,
     "docs/how-to/own-checkpoint.md": _checkpoint,
     "docs/how-to/own-onnx.md": _onnx,
+    "docs/how-to/ci-gate.md": _gate,
     "docs/how-to/generator.md": _fp32_model,
 }
