@@ -134,4 +134,5 @@ class Oracle:
             latency=latency(ms, estimate(Plan("float16", "base", frozenset(every))) / ms),
             fp32_nodes=len(plan.fp32),
             low_nodes=len(low),
+            kept_for=proposal.kept_for,
         )

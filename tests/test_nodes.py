@@ -70,6 +70,7 @@ def test_a_culprit_is_found_in_few_trials(tmp_path: Path) -> None:
     bad = frozenset({"decoder.1/Relu"})
     outcome = search(context(of, node_space(of)), Oracle(of, frozenset(), needed_keys=bad), tmp_path / "log")
     assert stages(outcome).count("culprit") <= 9
+    assert winner(outcome).kept_for == {"culprit": ("decoder.1/Relu",)}
     assert winner(outcome).plan.nodes == ("decoder.1/Relu", "encoder.bias/Log")
 
 
@@ -116,6 +117,9 @@ def test_noise_is_lowered_where_it_is_cheap(tmp_path: Path, limit: float) -> Non
     outcome = search(context(of, node_space(of, noise=noise)), noisy(of, noise, limit), tmp_path / "log")
     best = winner(outcome)
     assert not best.is_fp32
+    assert set(best.kept_for) <= {"noise"}
+    assert set(best.kept_for.get("noise", ())) <= best.plan.plan.fp32
+    assert bool(best.kept_for) == (limit < sum(size**2 for size in noise.values()) ** 0.5)
     # No plan that keeps whole roles of three nodes is more than a few percent faster within the limit.
     fastest = fastest_within(of, noise, limit)
     assert estimate(best.plan.plan) <= 1.03 * fastest
@@ -151,6 +155,7 @@ def test_the_projection_comes_first_and_alone_where_it_is_what_flips(tmp_path: P
     assert stages(outcome)[3:5] == ["cut", "projection"]
     assert winner(outcome, 0.98).plan.nodes == tuple(sorted({"encoder.bias/Log", projection, *hard}))
     assert winner(outcome, 0.98).stage == "projection"
+    assert winner(outcome, 0.98).kept_for == {"projection": (projection,)}
     assert set(stages(outcome)[5:]) <= {"calm", "front"}
 
 
@@ -212,6 +217,7 @@ def test_finite_damage_by_one_role_is_blamed_on_it_and_not_on_noise(tmp_path: Pa
     assert [trial.verdict for trial in cuts] == ["mismatch", "stable"]
     assert cuts[1].parent == cuts[0].id
     assert winner(outcome).id == cuts[1].id
+    assert winner(outcome).kept_for == {"culprit": tuple(sorted(bad))}
 
 
 def test_what_refining_finds_was_judged_and_is_built_upon(tmp_path: Path) -> None:

@@ -261,17 +261,18 @@ class NodeSearch:
         return (yield from self._asked(Proposal(plan, stage)))
 
     def _ask_point(self, point: _Point, stage: str, parent: int | None) -> Asked:
-        return (yield from self._asked(Proposal(point.plan, stage, parent, point.cut_ms, self._kept_for(point))))
+        return (yield from self._asked(Proposal(point.plan, stage, parent, point.cut_ms, self._kept_for(point, stage))))
 
     def _asked(self, proposal: Proposal) -> Asked:
         if proposal.plan.digest in self._trials:
             return self._trials[proposal.plan.digest]
         return (yield proposal)
 
-    def _kept_for(self, point: _Point) -> Mapping[KeptFor, tuple[str, ...]]:
+    def _kept_for(self, point: _Point, stage: str) -> Mapping[KeptFor, tuple[str, ...]]:
         """The pins of a plan by their reason, without those beyond the range, of which everybody knows."""
         left = point.pins - self._nodes.hard.keys()
-        culprits = left & self._blamed
+        # While culprits are looked for, whoever is kept is a suspect.
+        culprits = left if stage == "culprit" else left & self._blamed
         projection = (left - culprits) & self._nodes.projection
         reasons: dict[KeptFor, Pins] = {
             "culprit": culprits,
