@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ _TIME = re.compile(r"\d+(?:\.\d+)? (s\b|screens/s)")
 _FILE = re.compile(r"# (\S+\.toml)\b")
 TOLERANCE = 0.5
 """Numbers that depend on the machine in their last digits, such as flip risk, may differ by this share."""
+_MARK = "--- next command ---"
+_HOME = "/home/me"
+"""What pages show as the folder that they speak of."""
 WIDTH = 100
 """Columns of the terminal that the docs show."""
 
@@ -67,16 +70,18 @@ def blocks(page: str) -> list[Block]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where a page's blocks run: a folder that has what the page speaks of, and the folder that exports are kept in."""
+    """Where a page's blocks run: a folder that has what the page speaks of."""
 
     folder: Path
-    exports: Path
     namespace: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, command: str) -> str:
-        """What a command prints, stdout and stderr together; a failure is for the page to show (`echo $?`)."""
+    def run(self, commands: Sequence[str]) -> list[str]:
+        """What each command of a session prints, stdout and stderr together; `$?` is that of the one before."""
+        marked = [
+            f"{command.removeprefix('$ ')}\n_code=$?; echo; echo {_MARK}; (exit $_code)\n" for command in commands
+        ]
         done = subprocess.run(
-            ["bash", "-c", command.removeprefix("$ ")],
+            ["bash", "-c", "".join(marked)],
             cwd=self.folder,
             env=self._environment(),
             stdout=subprocess.PIPE,
@@ -84,27 +89,27 @@ class Stage:
             text=True,
             check=False,
         )
-        return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+        *parts, _ = done.stdout.replace(str(self.folder), _HOME).split(f"\n{_MARK}\n")
+        return ["".join(f"{line.rstrip()}\n" for line in part.splitlines()) for part in parts]
 
     def _environment(self) -> Mapping[str, str]:
         tools = self.folder / ".tools"
         if not tools.is_dir():
             tools.mkdir()
-            (tools / "cache").mkdir()
-            (tools / "cache/precision-search").symlink_to(self.exports.resolve())
             script = tools / "precision-search"
             script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m precision_search "$@"\n')
             script.chmod(0o755)
             (tools / "python").symlink_to(sys.executable)
-        paths = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "XDG_CACHE_HOME": str(tools / "cache")}
+        paths = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "XDG_CACHE_HOME": str(self.folder / ".cache")}
         return os.environ | paths | {"COLUMNS": str(WIDTH), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def check(block: Block, stage: Stage) -> None:
     """Runs a block and holds what comes out against what it says; an AssertionError where that differs."""
     if block.language == "console":
-        for command, expected in block.commands():
-            printed = stage.run(command)
+        session = list(block.commands())
+        outputs = stage.run([command for command, _ in session])
+        for (command, expected), printed in zip(session, outputs, strict=True):
             assert alike(printed, expected), f"{command}prints\n{printed}\nthe page says\n{expected}"
     elif block.language == "python":
         _check_python(block.text, stage.namespace)
@@ -115,11 +120,10 @@ def check(block: Block, stage: Stage) -> None:
 
 def filled(block: Block, stage: Stage) -> str:
     """A console block with what its commands print now; what is alike stays."""
-    text = ""
-    for command, expected in block.commands():
-        printed = stage.run(command)
-        text += command + (expected if alike(printed, expected) else printed)
-    return text
+    session = list(block.commands())
+    printed = stage.run([command for command, _ in session])
+    pairs = zip(session, printed, strict=True)
+    return "".join(command + (old if alike(new, old) else new) for (command, old), new in pairs)
 
 
 def alike(printed: str, expected: str) -> bool:

@@ -16,7 +16,7 @@ def rewrite(page: Path) -> None:
     text = page.read_text()
     exports = Path(os.environ.get("PRECISION_SEARCH_TEST_CACHE", ROOT / "build/test-cache"))
     with tempfile.TemporaryDirectory() as name:
-        place = Stage(Path(name), exports)
+        place = Stage(Path(name))
         stage(page.relative_to(ROOT), place.folder, exports)
         os.chdir(place.folder)
         changes = []

@@ -14,10 +14,8 @@ _HEADING = re.compile(r"^#+ +(.*?)\s*$", re.MULTILINE)
 
 def links(page: str) -> Iterator[str]:
     """The targets of links and images, those in code left out."""
-    prose = _FENCED.sub("", page)
-    # A link's text may be code; what is in the parentheses never is.
-    yield from (match[1] for match in _LINK.finditer(_CODE.sub("", prose)))
-    yield from (match[1] for match in re.finditer(r"\[`[^`\n]*`\]\(([^)\s]+)\)", prose))
+    prose = _CODE.sub("code", _FENCED.sub("", page))
+    yield from (match[1] for match in _LINK.finditer(prose))
 
 
 def anchors(page: str) -> frozenset[str]:

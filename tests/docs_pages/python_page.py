@@ -12,9 +12,9 @@ import precision_search
 
 HEAD = """# Python
 
-Everything that the command line does is a function in `precision_search.api`, with what it takes and returns; what is used
-most can be imported from `precision_search` itself. What is not named here may change in any version. Importing the
-package loads nothing heavy: a name is loaded when it is first used.
+Everything that the command line does is a function in `precision_search.api`, with what it takes and returns; what is
+used most can be imported from `precision_search` itself. What is not named here may change in any version. Importing
+the package loads nothing heavy: a name is loaded when it is first used.
 
 [Generating with a model](../how-to/generator.md) shows the generator at work,
 [examples/search.py](../../examples/search.py) the way from a config to a model.

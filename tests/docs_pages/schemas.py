@@ -148,7 +148,7 @@ class _Probe:
 
     def __init__(self, hint: Any, meaning: str = "", optional: bool = False) -> None:
         self.optional = optional or types.NoneType in typing.get_args(hint)
-        self.hint = next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
+        self.hint: Any = next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
         self.meaning = meaning
 
     def __getattr__(self, name: str) -> _Probe:

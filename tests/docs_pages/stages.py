@@ -16,8 +16,11 @@ SETS = ("calibration", "validation", "test")
 
 
 def stage(page: Path, folder: Path, exports: Path) -> None:
-    """Prepares `folder` for the page (its path in the repository)."""
-    STAGES.get(str(page), lambda *_: None)(folder, exports)
+    """Prepares `folder` for the page (its path in the repository); exports are kept in `exports`."""
+    (folder / ".cache").mkdir()
+    (folder / ".cache/precision-search").symlink_to(exports.resolve())
+    if str(page) in STAGES:
+        STAGES[str(page)](folder, exports)
 
 
 def _checkout(folder: Path, exports: Path) -> None:
