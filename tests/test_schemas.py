@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     verify = ("verify", run / "model", "--reference", model, "--data", data, "--min-exact-match", "0")
     # A look that fails, so that there are differing sentences to describe.
     other = ("verify", run / "model", "--reference", model, "--data", data, "--prefix", "a ", "--min-exact-match", "0")
-    printed = {
+    printed: dict[str, list[tuple[str | Path, ...]]] = {
         "pareto": [("pareto", run)],
         "verify": [verify, other],
         "inspect": [("inspect", model), ("inspect", model, "--data", data)],

@@ -3,7 +3,8 @@
 - `console`: lines that start with `$ ` are commands (a backslash at the end goes on), the others what they print, on
   stdout and stderr together. All that is printed stands there, so cut it in the command (`| head -5`).
 - `python`: run in one namespace a page. A literal in the comment behind an expression is what its value must equal.
-- `toml`: a first line such as `# my.toml: ...` is a file that later blocks find, and must be a config.
+- `toml`: a first line such as `# my.toml: ...` is a config that must load, and a file that
+  later blocks find, unless the stage has one of that name.
 
 All run in the page's stage, in the order of the page. Other languages (`sh`, `text`, `json`) are not run.
 """
@@ -114,8 +115,11 @@ def check(block: Block, stage: Stage) -> None:
     elif block.language == "python":
         _check_python(block.text, stage.namespace)
     elif block.language == "toml" and (name := _FILE.match(block.text)):
-        (stage.folder / name[1]).write_text(block.text)
-        load_config(stage.folder / name[1])
+        page = stage.folder / f"page-{name[1]}"
+        page.write_text(block.text)
+        load_config(page)
+        if not (stage.folder / name[1]).exists():
+            page.rename(stage.folder / name[1])
 
 
 def filled(block: Block, stage: Stage) -> str:
