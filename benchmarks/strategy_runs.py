@@ -13,10 +13,11 @@ from precision_search.api import search
 from precision_search.config import Config
 from precision_search.output.progress import QuietReporter
 from precision_search.output.run_files import read_run
+from precision_search.output.tally import NOTHING_KNOWN, SearchState
 from precision_search.search.screen import FIRST_BATCH
 from precision_search.search.trials import Trial
 
-PROBING = re.compile(r"measuring the noise of (\d+) roles")
+PROBING = re.compile(r"measuring the noise of (\d+) role")
 """What a search says when it begins to screen roles one by one."""
 
 
@@ -35,7 +36,7 @@ class Stopwatch(QuietReporter):
         if found := PROBING.search(text):
             self._probed += int(found[1])
 
-    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
+    def trial(self, trial: Trial, state: SearchState = NOTHING_KNOWN) -> None:
         """The first plan began its own `seconds` ago."""
         now = time.perf_counter()
         if not self.seconds:

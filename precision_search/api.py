@@ -223,6 +223,7 @@ def verify(
         max_length=max_length,
         batch_size=batch_size,
         say=reporter.stage,
+        progress=reporter.progress,
     )
 
 
@@ -255,7 +256,7 @@ def inspect(
     for warning in encoded.warnings:
         reporter.warn(warning)
     reporter.stage("measuring activation ranges")
-    ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings())
+    ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), progress=reporter.progress)
     return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
 
 

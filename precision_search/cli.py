@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from precision_search import cli_completion
 from precision_search.cli_errors import INTERRUPTED, guarded
 from precision_search.cli_support import (
     PROGRAM,
@@ -78,6 +79,7 @@ def cli() -> None:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=cli_completion.config_keys,
     help="Override a key of the config, such as search.max_trials=50. May be given several times.",
 )
 @click.option(
@@ -131,8 +133,13 @@ def run(
 
 
 @cli.command(short_help="Print the Pareto table of a run.")
-@click.argument("run_directory", metavar="RUN", type=_PATH)
-@click.option("--sort", metavar="COLUMN", help="Order the rows by this column, the best first.")
+@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=cli_completion.runs)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Order the rows by this column, the best first.",
+    shell_complete=cli_completion.columns,
+)
 @click.option(
     "--format",
     "style",
@@ -162,8 +169,14 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
 
 
 @cli.command(short_help="Write the model of a stable plan of a run.")
-@click.argument("run_directory", metavar="RUN", type=_PATH)
-@click.option("--candidate", type=int, metavar="ID", help="A stable plan of the Pareto table. [default: the winner]")
+@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=cli_completion.runs)
+@click.option(
+    "--candidate",
+    type=int,
+    metavar="ID",
+    help="A stable plan of the Pareto table. [default: the winner]",
+    shell_complete=cli_completion.candidates,
+)
 @click.option("--out", type=_PATH, required=True, help="The model directory to write; it must not exist.")
 @common_options
 @click.pass_context
@@ -180,8 +193,13 @@ def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: 
 
 
 @cli.command(short_help="Compare a model's tokens with those of fp32.")
-@click.argument("model", metavar="MODEL_DIR", type=_PATH)
-@click.option("--reference", required=True, help="The fp32 model: checkpoint directory, ONNX directory or hub id.")
+@click.argument("model", metavar="MODEL_DIR", type=_PATH, shell_complete=cli_completion.directories)
+@click.option(
+    "--reference",
+    required=True,
+    help="The fp32 model: checkpoint directory, ONNX directory or hub id.",
+    shell_complete=cli_completion.directories,
+)
 @click.option("--data", type=_PATH, required=True, help="Sentences, one a line, or JSONL with `input`.")
 @click.option("--prefix", default="", help="Put before each sentence.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest source in tokens. [default: the model's]")
@@ -253,7 +271,7 @@ def verify(
 
 
 @cli.command(short_help="Show what a model is made of and what is searchable.")
-@click.argument("model")
+@click.argument("model", shell_complete=cli_completion.directories)
 @click.option("--data", type=_PATH, help="Sentences to measure the ranges of activations on.")
 @click.option(
     "--dtype",

@@ -79,10 +79,10 @@ def say(ctx: click.Context, text: str) -> None:
 
 def print_rich(show: Callable[[Console], None]) -> None:
     """Prints what `show` puts on a console as wide as the terminal; elsewhere nothing limits a table."""
-    from rich.console import Console
+    from precision_search.output.live_line import make_console
 
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(file=sys.stdout, width=None if has_width else PIPED_WIDTH)
+    console = make_console(sys.stdout, None if has_width else PIPED_WIDTH)
     # Captured, because a rich console that meets a closed pipe exits by itself, with code 1.
     with console.capture() as captured:
         show(console)

@@ -18,6 +18,7 @@ from precision_search.output.publish import publish, publish_facts
 from precision_search.output.run_directory import FRESH_MODEL, check_run_directory, replace_model
 from precision_search.output.run_record import RunRecorder
 from precision_search.output.table import ParetoTable, pareto_table, rejection
+from precision_search.output.tally import SearchState
 from precision_search.precision.convert import convert
 from precision_search.precision.cost import Workload
 from precision_search.precision.plan import (
@@ -37,7 +38,7 @@ from precision_search.search.prepare import LoadedSet, Prepared, load_set, open_
 from precision_search.search.strategies import make_strategy
 from precision_search.search.strategies.base import NodeSpace, Proposal, Strategy, StrategyContext
 from precision_search.search.strategies.given import GivenPlan
-from precision_search.search.study import Budget, Judge, guarded, run_search
+from precision_search.search.study import Budget, Judge, Remaining, guarded, run_search
 from precision_search.search.study_file import StudyFile
 from precision_search.search.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.search.trials import Trial, TrialLog
@@ -93,6 +94,7 @@ def search(
         reporter.stage,
         reporter.warn,
         lambda bundle: given and plan_of_blocklist(given, bundle.graphs, str(blocklist)),
+        reporter.progress,
     )
     plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
     workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
@@ -131,12 +133,12 @@ def _search(
         timings = TimingLog(out / TIMINGS_FILE, log.next_id)
         judging = with_timings(judge, measured.take, timings, reporter.warn)
 
-    def on_trial(trial: Trial) -> None:
-        recorder.judged(log.trials, judge.statistics)
+    def on_trial(trial: Trial, remaining: Remaining) -> None:
+        best = recorder.judged(log.trials, judge.statistics).trial
         study.add(trial)
         if trial.stage == "forced-low" and is_damaged(trial):
             reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
-        reporter.trial(trial, judge.statistics.per_second)
+        reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
 
     given = isinstance(strategy, GivenPlan)
     reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
@@ -167,7 +169,7 @@ def _search(
 
 def dry_run(config: Config, reporter: Reporter) -> str:
     """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    prepared = prepare(config, reporter.stage, reporter.warn)
+    prepared = prepare(config, reporter.stage, reporter.warn, progress=reporter.progress)
     reporter.close()
     space = prepared.space
     lines = [to_toml(config).rstrip(), "", f"# The search space of strategy {config.search.strategy}"]
@@ -237,6 +239,7 @@ def _strategy(
             screener=judge.screener,
             samples=prepared.sets["calibration"].data,
             say=reporter.note,
+            progress=reporter.progress,
         )
 
     return make_strategy(
@@ -258,16 +261,18 @@ def _test(
     """The test set, and how many of its samples the chosen plan keeps; it took no part in choosing."""
     if config.test is None or trial.is_fp32:
         return None
-    reporter.stage("testing the winner on unseen samples")
     loaded = _load_test(config.test, prepared, reporter)
-    found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data)
+    reporter.stage(f"testing the winner, {len(loaded.data.rows)} unseen samples")
+    found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data, reporter.progress)
     return loaded, round(found.exact_match * len(loaded.data.rows))
 
 
 def _load_test(section: DataSection, prepared: Prepared, reporter: Reporter) -> LoadedSet:
     """On its own, so that the fp32 sessions are gone before those of the winner are made."""
+    samples = load_samples(section.path, "test")
+    reporter.stage(f"generating the fp32 reference, {len(samples.samples)} test samples")
     fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
-    return load_set(load_samples(section.path, "test"), section, fp32, reporter.warn)
+    return load_set(samples, section, fp32, reporter.warn, reporter.progress)
 
 
 def _publish_choice(

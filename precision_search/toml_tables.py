@@ -121,6 +121,11 @@ def write_tables(document: object) -> str:
     return "\n".join(blocks)
 
 
+def key_names(document: type) -> list[str]:
+    """Every key that `document` declares, as `table.key`, in its order."""
+    return [f"{name}.{key}" for name, table in _declared(document).items() for key in table.keys]
+
+
 def _toml_value(value: object) -> str:
     match value:
         case bool():

@@ -91,6 +91,7 @@ def test_outputs_are_alike_if_words_agree_and_numbers_are_near() -> None:
     assert alike("plan  6   71.5 ms [0.62, 2.7]\n────", "plan 6 70.1 ms [0.5, 3.0]\n───")
     assert not alike("plan 6: 71.5 ms", "plan 6: 7.15 ms")
     assert alike(f"{'one ' * 25}two", f"{'one ' * 25}three")
+    assert alike("SHA-256 277fe096e5914666", "SHA-256 277fe096e5914666"), "what looks like a number beyond all floats"
     assert not alike("one\ntwo", "one")
     assert not alike("stable 100%", "mismatch 100%")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from precision_search.model.hf_files import copy_hf_files, without_private
+from precision_search.model.tokenizer import load_tokenizer
 from tests.conftest import DEMO_MODEL
 
 TOKEN = "hf_" + "a1B2" * 8
@@ -18,7 +19,39 @@ def test_files_without_anything_private_are_copied_byte_by_byte(tmp_path: Path) 
     copy_hf_files(DEMO_MODEL, tmp_path)
     copied = {path.name for path in tmp_path.iterdir()}
     assert copied == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert all((tmp_path / name).read_bytes() == (DEMO_MODEL / name).read_bytes() for name in copied)
+    for name in copied - {"tokenizer_config.json"}:
+        assert (tmp_path / name).read_bytes() == (DEMO_MODEL / name).read_bytes()
+
+
+def test_special_tokens_get_the_name_that_transformers_4_knows_too(tmp_path: Path) -> None:
+    """The tokenizer itself stays the same; that transformers 4 loads it is tried in `test_around_optimum`."""
+    copy_hf_files(DEMO_MODEL, tmp_path)
+    before, after = (json.loads((at / "tokenizer_config.json").read_text()) for at in (DEMO_MODEL, tmp_path))
+    assert after == {
+        "additional_special_tokens": before.pop("extra_special_tokens"),
+        **before,
+    }
+    ours, theirs = load_tokenizer(tmp_path), load_tokenizer(DEMO_MODEL)
+    for text in ("Avahi GTK+ utilities", "<pad> and </s> in a text"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode([0, *ours.encode(text), 1, 2]) == theirs.decode([0, *ours.encode(text), 1, 2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"extra_special_tokens": {"image_token": "<image>"}},
+        {"extra_special_tokens": ["<a>"], "additional_special_tokens": ["<b>"]},
+        {"model_max_length": 64},
+    ],
+)
+def test_tokenizer_configs_that_both_versions_read_stay(tmp_path: Path, settings: dict[str, Any]) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    copy_hf_files(source, target)
+    assert (target / "tokenizer_config.json").read_bytes() == (source / "tokenizer_config.json").read_bytes()
 
 
 @pytest.mark.parametrize(

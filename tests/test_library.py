@@ -125,8 +125,8 @@ def test_every_compute_node_of_a_published_model_says_why(folder: Path) -> None:
         noted = {node.name: {prop.key: prop.value for prop in node.metadata_props} for node in model.graph.node}
         compute = {key: note for key, note in noted.items() if note}
         assert compute.keys() == noted.keys() & keys
-        assert all(note.keys() == {"precision_search.precision", "precision_search.why"} for note in compute.values())
-        reasons |= {note["precision_search.why"] for note in compute.values()}
+        assert all(note.keys() == {"precision", "why"} for note in compute.values())
+        reasons |= {note["why"] for note in compute.values()}
     assert any("beyond the range" in reason for reason in reasons)
     assert any("within range" in reason for reason in reasons)
 

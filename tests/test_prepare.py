@@ -73,7 +73,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch, demo_oracle_tokens: list[list[int]])
 @pytest.fixture
 def no_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes longest and plays no part."""
-    monkeypatch.setattr(module, "measure_ranges", lambda *_: {})
+    monkeypatch.setattr(module, "measure_ranges", lambda *_, **__: {})
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from precision_search.output.progress import (
     QuietReporter,
     Reporter,
     RichReporter,
-    Tally,
     make_reporter,
     trial_line,
 )
+from precision_search.output.tally import SearchState
 from precision_search.search.trials import Divergence
-from tests.search_models import latency, trial
+from tests.search_models import trial
 
 
 class Terminal(io.StringIO):
@@ -45,11 +45,16 @@ def live(clock: Clock, *, verbose: bool = False) -> tuple[RichReporter, Terminal
     return RichReporter(console, verbose=verbose, clock=clock), stream
 
 
+def shown(stream: Terminal) -> str:
+    """The last drawing of the live line."""
+    return visible(stream.getvalue()).rstrip("\r").replace("\r", "\n").rpartition("\n")[2]
+
+
 def tell_everything(reporter: Reporter) -> None:
     reporter.stage("reading [model]")
     reporter.note("a note")
     reporter.warn("a warning")
-    reporter.trial(trial(3), 12.34)
+    reporter.trial(trial(3), SearchState(12.34, trial(3)))
     reporter.stage("writing")
     reporter.close()
 
@@ -95,6 +100,37 @@ def test_plain_progress_is_one_line_a_message_without_escape_codes() -> None:
     ]
 
 
+def test_a_log_says_once_a_minute_how_far_a_long_stage_is() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = PlainReporter(stream, clock=clock)
+    reporter.stage("generating")
+    for done in range(0, 121, 10):
+        reporter.progress(done, 120, "samples")
+        clock.now += 10.0
+
+    assert stream.getvalue().splitlines() == [
+        "[0.0 s] generating",
+        "[60.0 s] generating: 60 of 120 samples, ~1:00 left",
+        "[120.0 s] generating: 120 of 120 samples",
+    ]
+
+
+def test_the_live_line_shows_how_much_of_a_stage_is_done_and_its_end_how_long_it_took() -> None:
+    clock = Clock()
+    reporter, stream = live(clock)
+    reporter.stage("generating")
+    reporter.progress(0, 100, "samples")
+    clock.now += 3.0
+    reporter.progress(60, 100, "samples")
+    reporter.note("a note")
+    assert shown(stream) == "generating: 60 of 100 samples, ~0:02 left (3.0 s)"
+
+    reporter.close()
+
+    lines = [line.strip() for line in visible(stream.getvalue()).replace("\r", "\n").splitlines() if line.strip()]
+    assert lines[-1] == "generating (3.0 s)"
+
+
 def test_quiet_leaves_warnings() -> None:
     stream = io.StringIO()
 
@@ -113,7 +149,7 @@ def test_a_terminal_keeps_stages_and_messages_and_loses_the_live_line() -> None:
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     assert "a note" in lines
     assert "warning: a warning" in lines
-    assert "reading [model]: 1 plan, 2.0 a second, 12.3 screens/s, best 3: 10.00x (0.0 s)" in lines
+    assert "reading [model]: 4 plans, stage joined, 12.3 screens/s, best 10.00x est. (0.0 s)" in lines
     assert lines[-1] == "writing (0.0 s)"
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 
@@ -148,23 +184,6 @@ def test_messages_after_close_are_still_shown_and_start_no_thread() -> None:
     assert "late stage" in stream.getvalue()
     assert "late warning" in stream.getvalue()
     assert threading.active_count() == before
-
-
-def test_the_tally_counts_from_the_start_of_the_first_plan_and_keeps_the_fastest_stable_one() -> None:
-    clock = Clock()
-    tally = Tally(clock)
-    assert tally.text() == ""
-    tally.add(trial(0, seconds=1.0, low_nodes=0, latency=latency(2.0, 9.0)))
-    clock.now += 1.0
-    tally.add(trial(1, verdict="mismatch", latency=latency(1.0, 8.0)))
-    tally.add(trial(2, latency=latency(1.0, 1.5)))
-    tally.add(trial(3, latency=latency(1.0, 1.2)))
-
-    assert tally.text() == "4 plans, 2.0 a second, best 2: 1.50x"
-
-    tally.add(trial(4, verdict="mismatch"), 20.0)
-
-    assert tally.text() == "5 plans, 2.5 a second, 20.0 screens/s, best 2: 1.50x"
 
 
 def test_a_rejected_plan_says_where_and_why() -> None:

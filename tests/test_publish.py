@@ -120,10 +120,10 @@ def test_every_file_carries_its_provenance(bundle: Bundle, tmp_path: Path) -> No
         assert plan_of_blocklist(kept, bundle.graphs) == plan
         compute = {node.key for node in bundle.graphs[name].compute}
         for node in model.graph:
-            written = node.metadata_props.get("precision_search.precision")
+            written = node.metadata_props.get("precision")
             dtype = node.outputs[0].dtype
             assert written == (dtype and {1: "float32", 10: "float16"}[dtype] if node.name in compute else None)
-            assert node.metadata_props.get("precision_search.why") == reasons.get(str(node.name))
+            assert node.metadata_props.get("why") == reasons.get(str(node.name))
 
 
 def test_nothing_private_is_published(bundle: Bundle, tmp_path: Path) -> None:

@@ -197,3 +197,32 @@ def test_an_unfinished_run_says_so_and_the_cut_what_it_is_worth() -> None:
         f"the run is not complete: these are the {running.counts.judged} plans judged so far",
         "minimum cut: its cost of 12 plans and that of the converted graphs differ by at most 0.17%",
     ]
+
+
+def test_a_narrow_terminal_breaks_between_words_and_below_the_label() -> None:
+    stream = io.StringIO()
+    providers = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+    console = Console(file=stream, width=50, force_terminal=True, color_system=None)
+    show_doctor(replace(MACHINE, providers=providers), console)
+    show_verify(VERIFIED, console)
+
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 50
+    start = lines.index("providers TensorrtExecutionProvider,")
+    assert lines[start + 1 : start + 3] == [" " * 10 + "CUDAExecutionProvider,", " " * 10 + "CPUExecutionProvider"]
+    start = lines.index("exact match  98 of 100, 98.0% (95% interval 93.0%")
+    assert lines[start + 1] == " " * 13 + "to 99.4%), emulated"
+
+
+def test_where_a_table_does_not_fit_headers_and_then_keys_get_lines_of_their_own(demo_bundle: Bundle) -> None:
+    report = inspect_bundle(demo_bundle, "float16", name="demo")
+    wide, narrow = (shown(lambda c: show_inspect(report, c), width=width).splitlines() for width in (200, 60))
+
+    key = "encoder.block.*.layer.0.SelfAttention.q/MatMul"
+    assert [line.split() for line in wide if key in line] == [["4", "4", key]]
+    place = narrow.index(f"    {key}")
+    assert narrow[place - 1].split() == ["4", "4"]
+    header = wide.index(next(line for line in wide if line.startswith("graph ")))
+    assert "weights MB (fp32)" in wide[header]
+    header = narrow.index("graph              nodes  compute  movement  other   (fp32)")
+    assert [line.split() for line in narrow[header - 2 : header]] == [["weights"], ["MB"]]

@@ -21,6 +21,7 @@ from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.output import run_files
 from precision_search.output.run_directory import sole_writer
+from precision_search.output.tally import NOTHING_KNOWN, SearchState
 from precision_search.precision.plan import plan_of_blocklist, read_blocklist
 from precision_search.search.pareto import choose_winner
 from precision_search.search.strategies import STRATEGIES
@@ -253,7 +254,9 @@ class Watcher:
 
     def close(self) -> None: ...
 
-    def trial(self, trial: Trial, screens_per_second: float | None = None) -> None:
+    def progress(self, done: int, total: int, what: str) -> None: ...
+
+    def trial(self, trial: Trial, state: SearchState = NOTHING_KNOWN) -> None:
         found = run_files.read_run(self.out)
         assert found.trials[-1] == trial
         assert (found.info.status, found.info.counts.judged) == ("running", len(found.trials))

@@ -63,6 +63,20 @@ def test_no_plan_is_proposed_twice(name: str) -> None:
     assert len(set(seen)) == len(seen) <= 8
 
 
+def test_never_more_plans_come_than_it_says(name: str, tmp_path: Path) -> None:
+    """The count is asked for after each plan, and where there is one it ends at what is left: nothing."""
+    of = space(encoder=("Add", "MatMul"), decoder=("Relu", "Softmax"))
+    strategy, oracle = make_strategy(name, context(of, 1000)), Oracle(of, frozenset({("encoder", "MatMul")}))
+    said: list[int | None] = []
+    while (proposal := strategy.propose()) is not None:
+        said.append(strategy.remaining())
+        strategy.observe(oracle(proposal, len(said)))
+    came = range(len(said) - 1, -1, -1)
+    assert all(most is None or most >= more for most, more in zip(said, came, strict=True))
+    if name in ("exhaustive", "random"):
+        assert said == list(came)
+
+
 def test_everything_kept_comes_first_and_fixed_nodes_are_in_every_plan(name: str, tmp_path: Path) -> None:
     of = space(forced_low=frozenset({"decoder.0/Relu", "encoder.bias/Log"}))
     outcome = search(name, context(of), Oracle(of, NEEDED), tmp_path / "log")

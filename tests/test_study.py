@@ -16,8 +16,8 @@ from precision_search.errors import (
     PrecisionSearchError,
 )
 from precision_search.precision.plan import Plan
-from precision_search.search.strategies.base import Proposal, StrategyContext
-from precision_search.search.study import Budget, guarded, run_search
+from precision_search.search.strategies.base import Proposal, Strategy, StrategyContext
+from precision_search.search.study import Budget, Remaining, guarded, run_search
 from precision_search.search.trials import PlanRecord, Trial, TrialLog, read_trials
 from tests.search_models import trial
 
@@ -39,6 +39,9 @@ class Listed:
     def observe(self, trial: Trial) -> None:
         self.seen.append(trial)
 
+    def remaining(self) -> int | None:
+        return None
+
 
 def judge(proposal: Proposal, trial_id: int) -> Trial:
     return trial(trial_id, plan=PlanRecord.of(proposal.plan, {}), stage=proposal.stage)
@@ -52,7 +55,7 @@ def test_every_proposal_is_judged_logged_reported_and_observed_in_that_order(tmp
     strategy, log = Listed("abc"), TrialLog(tmp_path / "log")
     reported: list[Trial] = []
 
-    def on_trial(trial: Trial) -> None:
+    def on_trial(trial: Trial, remaining: Remaining) -> None:
         assert read_trials(tmp_path / "log")[-1] == trial
         assert len(strategy.seen) == len(reported)
         reported.append(trial)
@@ -75,7 +78,9 @@ def test_what_the_log_holds_is_not_judged_again(tmp_path: Path) -> None:
 
     strategy = Listed("abcd")
     reported: list[Trial] = []
-    outcome = run_search(strategy, counting, TrialLog(tmp_path / "log"), Budget(4), on_trial=reported.append)
+    outcome = run_search(
+        strategy, counting, TrialLog(tmp_path / "log"), Budget(4), on_trial=lambda trial, _: reported.append(trial)
+    )
     assert calls == names(reported) == ["c", "d"]
     assert names(strategy.seen) == ["a", "b", "c", "d"]
     assert (outcome.judged, outcome.stopped) == (2, "done")
@@ -102,6 +107,52 @@ def test_the_timeout_is_looked_at_before_each_plan(tmp_path: Path) -> None:
         Listed("abcdef"), slow, TrialLog(tmp_path / "log"), Budget(10, timeout_s=10.0), clock=lambda: now
     )
     assert (outcome.stopped, names(outcome.trials)) == ("timeout", ["a", "b", "c"])
+
+
+class Counting(Listed):
+    """Knows how many plans it has left."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__(names)
+        self._count = len(names)
+
+    def propose(self) -> Proposal | None:
+        self._count -= 1
+        return super().propose()
+
+    def remaining(self) -> int:
+        return self._count
+
+
+@pytest.mark.parametrize(
+    ("strategy", "left"),
+    [
+        (Listed("abcd"), [5, 4, 3, 2]),  # the budget's end is all that is known
+        (Counting("abcd"), [3, 2, 1, 0]),
+        (Counting("abcdefgh"), [5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_what_may_still_come_is_bounded_by_budget_strategy_and_time(
+    tmp_path: Path, strategy: Strategy, left: list[int]
+) -> None:
+    now = 100.0
+    told: list[Remaining] = []
+
+    def slow(proposal: Proposal, trial_id: int) -> Trial:
+        nonlocal now
+        now += 4.0
+        return judge(proposal, trial_id)
+
+    run_search(
+        strategy,
+        slow,
+        TrialLog(tmp_path / "log"),
+        Budget(6, timeout_s=100.0),
+        on_trial=lambda trial, remaining: told.append(remaining),
+        clock=lambda: now,
+    )
+    assert [each.plans for each in told] == left
+    assert [each.seconds for each in told] == [100.0 - 4.0 * number for number in range(1, len(left) + 1)]
 
 
 def test_control_c_keeps_what_was_judged(tmp_path: Path) -> None:

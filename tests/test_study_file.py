@@ -50,7 +50,7 @@ def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tm
         TrialLog(tmp_path / "log"),
         Budget(30),
         baseline=Proposal(SPACE.plan_of(frozenset(SPACE.choices)), "fp32"),
-        on_trial=study_file.add,
+        on_trial=lambda trial, remaining: study_file.add(trial),
     )
     found = study_of(tmp_path).trials
     fp32_ms = estimate(SPACE.plan_of(frozenset(SPACE.choices)))
@@ -85,6 +85,17 @@ def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> No
     assert rejected.values == [7.5, 1000.0]
     assert rejected.user_attrs["verdict"] == "nonfinite"
     assert [direction.name for direction in study_of(tmp_path).directions] == ["MINIMIZE", "MINIMIZE"]
+    assert study_of(tmp_path).metric_names == ["latency, ms", "flip risk, upper end"]
+
+
+def test_a_dashboard_learns_what_is_not_stable_and_how_long_judging_took(tmp_path: Path) -> None:
+    study_file = StudyFile(tmp_path, SPACE, lambda plan: 7.5)
+    study_file.add(trial(0, plan=PlanRecord.of(GIVEN, {}), seconds=2.5))
+    study_file.add(trial(1, plan=PlanRecord.of(GIVEN, {}), verdict="mismatch", exact_match=0.25))
+    stable, rejected = study_of(tmp_path).trials
+    assert stable.duration.total_seconds() == 2.5
+    assert [t.system_attrs["constraints"] for t in (stable, rejected)] == [[0.0], [0.75]]
+    assert [t.user_attrs["exact_match"] for t in (stable, rejected)] == [1.0, 0.25]
 
 
 def test_timed_and_rejected_plans_are_on_one_scale(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Hugging Face files beside the graphs: which they are, and copies of them that tell nothing private.
+"""The Hugging Face files beside the graphs: which they are, and copies that load elsewhere and tell nothing private.
 
 Configs and tokenizer configs record where a model was loaded from, and now and then with which token. None of that is
 of use elsewhere, so it does not go into what is published.
@@ -27,6 +27,8 @@ HF_FILES = (
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """Those that hold settings; in the others every text is part of a vocabulary."""
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
 _PLACE = re.compile(r"(^|_)(path|file|dir|directory|folder|cache)$")
 _SECRET = re.compile(r"(auth|access|hub|hf|api)_?(token|key)$|^token$|secret|password|credential", re.IGNORECASE)
 # The prefixes of tokens of the Hugging Face Hub, GitHub, OpenAI and AWS.
@@ -37,13 +39,17 @@ _ABSOLUTE = re.compile(r"^(/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config, generation config and tokenizer files, as far as they are there, without what is private.
 
-    A file that holds nothing private is copied byte by byte.
+    A tokenizer config is written so that transformers 4 reads it too, which optimum still needs. A file in which
+    nothing changes is copied byte by byte.
     """
     for name in HF_FILES:
         if not (source / name).is_file():
             continue
         content = _json(source / name) if name in _CONFIGS else None
-        if content is None or (public := without_private(content)) == content:
+        public = without_private(content)
+        if name == _TOKENIZER_CONFIG:
+            public = _for_transformers_4(public)
+        if content is None or public == content:
             shutil.copyfile(source / name, target / name)
         else:
             (target / name).write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -59,6 +65,19 @@ def without_private(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [without_private(item, name) for item in value]
     return value
+
+
+def _for_transformers_4(settings: Any) -> Any:
+    """A tokenizer config whose list of further special tokens has the name that transformers 4 and 5 know.
+
+    Transformers 4.57 takes `extra_special_tokens` for a mapping and fails to load a tokenizer that has a list there.
+    """
+    if not isinstance(settings, dict) or "additional_special_tokens" in settings:
+        return settings
+    if not isinstance(settings.get("extra_special_tokens"), list):
+        return settings
+    names = {"extra_special_tokens": "additional_special_tokens"}
+    return {names.get(key, key): value for key, value in settings.items()}
 
 
 def _is_private(name: str, value: object) -> bool:

@@ -18,7 +18,10 @@ from precision_search.search.json_codec import to_json
 
 PRODUCER = "precision-search"
 METADATA = "precision_search."
-"""What the names of our metadata begin with, on models and on nodes."""
+"""What the names of a model's metadata begin with."""
+
+PRECISION, WHY = "precision", "why"
+"""The metadata of a node. Without a prefix: Netron cuts names after a dozen characters."""
 
 NODE_METADATA_VERSION = 10
 """ONNX IR version from which nodes carry metadata."""
@@ -51,9 +54,9 @@ def annotate(model: ir.Model, graph: Graph, plan: Plan, facts: ModelFacts, reaso
         compute = {node.key for node in graph.compute}
         for node in model.graph:
             if node.name in compute:
-                node.metadata_props[f"{METADATA}precision"] = "float32" if node.name in plan.fp32 else plan.dtype
+                node.metadata_props[PRECISION] = "float32" if node.name in plan.fp32 else plan.dtype
                 if node.name in reasons:
-                    node.metadata_props[f"{METADATA}why"] = reasons[node.name]
+                    node.metadata_props[WHY] = reasons[node.name]
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:

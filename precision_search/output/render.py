@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from precision_search.output.markdown import escape
 from precision_search.output.table import ParetoTable, Row
+from precision_search.output.tally import ABBREVIATED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 UNKNOWN = "-"
 CHOSEN, FRONT = ">", "*"
 GAP = 2
-
-_ABBREVIATED = {"estimated": "est.", "measured": "meas."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ def _latency(row: Row, source: str | None) -> str:
     latency = row.trial.latency
     if latency is None:
         return UNKNOWN
-    own = "" if source else f" {_ABBREVIATED[latency.source]}" + (f" {latency.profile}" if latency.profile else "")
+    own = "" if source else f" {ABBREVIATED[latency.source]}" + (f" {latency.profile}" if latency.profile else "")
     return f"{_milliseconds(latency.p50_ms)}{own}"
 
 
@@ -186,7 +185,7 @@ def _speedup(row: Row, source: str | None) -> str:
     latency = row.trial.latency
     if latency is None:
         return UNKNOWN
-    return f"{latency.speedup:.2f}x" + ("" if source else f" {_ABBREVIATED[latency.source]}")
+    return f"{latency.speedup:.2f}x" + ("" if source else f" {ABBREVIATED[latency.source]}")
 
 
 def _flip_risk(row: Row) -> str:

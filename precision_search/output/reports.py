@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,7 @@ def show_doctor(report: DoctorReport, console: Console) -> None:
         f"latency   {_latency(report)}",
     ]
     lines += [f"to do     {fix}" for fix in report.fixes]
-    _print(console, lines)
+    _print(console, lines, indent=10)
 
 
 def _library(library: CudaLibrary) -> str:
@@ -221,29 +222,60 @@ def _counts(group: GroupFacts) -> tuple[str, ...]:
 def _table(console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints aligned columns, numbers to the right, columns that hold nothing left out.
 
-    No cell is cut or broken, so that node keys can be copied: the longest column comes last, and a narrow terminal
-    wraps by itself.
+    No cell is cut or broken, so that node keys can be copied. Where a terminal is too narrow, headers take a line a
+    word, and if that is not enough, the longest column, which is the last, goes below the others.
     """
     lines = [list(row) for row in rows]
     used = [index for index in range(len(header)) if any(line[index] not in ("", UNKNOWN) for line in lines)]
-    columns = [_aligned(header[index], [line[index] for line in lines]) for index in used]
+    cells = [[line[index] for line in lines] for index in used]
+    headers = [[header[index]] for index in used]
+    if _table_width(headers, cells) > console.width:
+        headers = [header[index].split(" ") for index in used]
+    below = _table_width(headers, cells) > console.width and not _is_number(cells[-1])
+    height = max(map(len, headers))
+    columns = [
+        _aligned([*[""] * (height - len(words)), *words], column) for words, column in zip(headers, cells, strict=True)
+    ]
     console.print()
+    _print(console, [title], style="bold")
     for number, line in enumerate(zip(*columns, strict=True)):
-        style = "bold" if number == 0 else None
-        if number == 0:
-            console.print(title, style=style, markup=False, highlight=False, soft_wrap=True)
-        console.print("  ".join(line).rstrip(), style=style, markup=False, highlight=False, soft_wrap=True)
+        *others, last = line
+        texts = ["  ".join(others), f"    {last.strip()}"] if below else ["  ".join(line)]
+        for text in texts:
+            if text.strip():
+                style = "bold" if number < height else None
+                console.print(text.rstrip(), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _aligned(header: str, cells: Sequence[str]) -> list[str]:
-    is_number = all(cell[:1].isdigit() or cell in (UNKNOWN, "inf") for cell in cells)
-    width = max(map(len, (header, *cells)))
-    return [text.rjust(width) if is_number else text.ljust(width) for text in (header, *cells)]
+def _table_width(headers: Sequence[Sequence[str]], cells: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, (*words, *column))) + 2 for words, column in zip(headers, cells, strict=True)) - 2
 
 
-def _print(console: Console, lines: Iterable[str]) -> None:
+def _is_number(cells: Sequence[str]) -> bool:
+    return all(cell[:1].isdigit() or cell in (UNKNOWN, "inf") for cell in cells)
+
+
+def _aligned(header: Sequence[str], cells: Sequence[str]) -> list[str]:
+    width = max(map(len, (*header, *cells)))
+    return [text.rjust(width) if _is_number(cells) else text.ljust(width) for text in (*header, *cells)]
+
+
+def _print(console: Console, lines: Iterable[str], style: str = "", indent: int | None = None) -> None:
+    """Prints lines, which a terminal that is too narrow breaks between words.
+
+    What is broken goes on below what follows the label: so many characters on, or up to a gap near the line's start.
+    """
+    from rich.text import Text
+
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        found = re.match(r"\s*(\S+( \S+)? {2,})?", line)
+        label = line[: indent if indent is not None else found.end() if found else 0]
+        rest = Text(line[len(label) :], style=style)
+        wrapped = rest.wrap(console, max(1, console.width - len(label))) if console.is_terminal else [rest]
+        for number, text in enumerate(wrapped):
+            text.rstrip()
+            start = label if number == 0 else " " * len(label)
+            console.print(Text(start, style=style) + text, soft_wrap=True)
 
 
 def _number(value: float) -> str:

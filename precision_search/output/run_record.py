@@ -99,7 +99,7 @@ class RunRecorder:
                 self._take_over()
             yield
 
-    def judged(self, trials: Sequence[Trial], statistics: ScreenStatistics) -> None:
+    def judged(self, trials: Sequence[Trial], statistics: ScreenStatistics) -> Choice:
         """Brings the directory up to date after a plan was judged: whoever looks, or a kill, finds the best so far.
 
         `blocklist.json` is written when the best plan changes, `pareto.csv` when the best plan or the front does: a
@@ -108,6 +108,9 @@ class RunRecorder:
         Args:
             trials: every judged plan.
             statistics: how fast plans were screened.
+
+        Returns:
+            What would be chosen if the search ended now.
         """
         choice = choose_winner(trials, self._share)
         self._take_best(choice, None)
@@ -117,6 +120,7 @@ class RunRecorder:
             run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, self._share, self._info.model.pinned)
         self._info = dataclasses.replace(self._info, screen=_speed(statistics))
         self._write_info(trials)
+        return choice
 
     def decide(self, choice: Choice, test: tuple[LoadedSet, int] | None) -> None:
         """Takes in the winner.

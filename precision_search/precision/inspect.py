@@ -19,6 +19,7 @@ from precision_search.precision.plan import FAMILIES, LowDtype
 from precision_search.precision.ranges import NodeRange, hard_set, measure_ranges
 from precision_search.runtime.forced import by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.reference import make_reference
 from precision_search.runtime.session import SessionSettings
 
@@ -132,7 +133,13 @@ class InspectReport:
 
 
 def measure(
-    bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, dtype: LowDtype, settings: SessionSettings
+    bundle: Bundle,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    dtype: LowDtype,
+    settings: SessionSettings,
+    *,
+    progress: Progress = no_progress,
 ) -> Mapping[str, NodeRange]:
     """Ranges of every compute node on some samples, teacher-forced with what the fp32 bundle generates for them.
 
@@ -142,14 +149,16 @@ def measure(
         batch_size: rows at once.
         dtype: whose range and kernels count.
         settings: session settings.
+        progress: receives how many samples of a pass are done.
 
     Raises:
         InputError: the fp32 model itself gives non-finite logits.
     """
     generator = Generator(bundle.models, bundle.generation, settings)
-    reference = make_reference(bundle, generator, rows, batch_size, settings)
+    reference = make_reference(bundle, generator, rows, batch_size, settings, progress=progress)
     batches = forced_batches(rows, reference.tokens, bundle.generation, batch_size, by_target_length(reference.tokens))
-    return measure_ranges(bundle.graphs["encoder"], bundle.graphs["decoder"], batches, dtype, settings)
+    encoder, decoder = bundle.graphs["encoder"], bundle.graphs["decoder"]
+    return measure_ranges(encoder, decoder, batches, dtype, settings, progress=progress)
 
 
 def inspect_bundle(

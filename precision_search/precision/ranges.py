@@ -17,6 +17,7 @@ from precision_search.precision.kernels import Internals, kernel_for, low_max, s
 from precision_search.precision.lowering import sum_node
 from precision_search.precision.plan import LowDtype
 from precision_search.runtime.forced import ForcedBatch
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings, create_session, run_session
 
 LARGEST = "range/largest/"
@@ -54,7 +55,13 @@ class NodeRange:
 
 
 def measure_ranges(
-    encoder: Graph, decoder: Graph, batches: Sequence[ForcedBatch], dtype: LowDtype, settings: SessionSettings
+    encoder: Graph,
+    decoder: Graph,
+    batches: Sequence[ForcedBatch],
+    dtype: LowDtype,
+    settings: SessionSettings,
+    *,
+    progress: Progress = no_progress,
 ) -> Mapping[str, NodeRange]:
     """One teacher-forced fp32 pass over the batches.
 
@@ -64,12 +71,15 @@ def measure_ranges(
         batches: the calibration set with its reference tokens.
         dtype: whose range and kernels count.
         settings: session settings.
+        progress: receives how many samples are done.
 
     Returns:
         The range of every compute node of both families, by key.
     """
     probes: dict[str, _Probe] = {}
     found: dict[str, NodeRange] = {}
+    done, total = 0, sum(len(batch.source.indices) for batch in batches)
+    progress(done, total, "samples")
     for number, batch in enumerate(batches):
         if number < 2:
             found = _merge(found, probes)
@@ -86,6 +96,8 @@ def measure_ranges(
             },
             "logits",
         )
+        done += len(batch.source.indices)
+        progress(done, total, "samples")
     return _merge(found, probes)
 
 

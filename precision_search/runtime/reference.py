@@ -14,6 +14,7 @@ from precision_search.model.calibration import batches
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
 
 NEAR_TIE = 1e-3
@@ -70,7 +71,11 @@ class ParityDifference:
 
 
 def generate_all(
-    generator: Generator, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
+    generator: Generator,
+    rows: Sequence[Sequence[int]],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Progress = no_progress,
 ) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
     """Greedy tokens for every row, batched by length so that little padding is computed.
 
@@ -79,12 +84,16 @@ def generate_all(
     """
     tokens: list[tuple[int, ...]] = [()] * len(rows)
     nonfinite = np.zeros(len(rows), np.bool_)
+    done = 0
+    progress(done, len(rows), "samples")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for batch in batches(rows, batch_size, pad_token_id, by_length):
         out = generator.generate(batch.input_ids, batch.attention_mask)
         for row, index in enumerate(batch.indices):
             tokens[index] = tuple(int(token) for token in out.tokens[row, : out.lengths[row]])
             nonfinite[index] = out.nonfinite[row]
+        done += len(batch.indices)
+        progress(done, len(rows), "samples")
     return tuple(tokens), nonfinite
 
 
@@ -96,6 +105,7 @@ def make_reference(
     settings: SessionSettings,
     *,
     limit: BatchLimit | None = None,
+    progress: Progress = no_progress,
 ) -> Reference:
     """Generates with the fp32 bundle and measures every token's margin by teacher forcing.
 
@@ -106,15 +116,15 @@ def make_reference(
         batch_size: rows at once, if the memory holds them.
         settings: for the teacher-forced sessions.
         limit: of rows at once, shared with others.
+        progress: receives how many rows were generated; forcing them is the smaller part of the work.
 
     Raises:
         InputError: the fp32 model itself gives non-finite logits, or its two decoder graphs want different tokens.
         DeviceMemoryError: the memory does not hold one row.
     """
     limit = limit or BatchLimit()
-    tokens, nonfinite = limit.fitting(
-        batch_size, lambda size: generate_all(generator, rows, bundle.generation.pad_token_id, size)
-    )
+    pad = bundle.generation.pad_token_id
+    tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, rows, pad, size, progress))
     if nonfinite.any():
         raise InputError(
             f"the fp32 model gives non-finite logits on sample {int(np.argmax(nonfinite)) + 1}",

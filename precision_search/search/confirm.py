@@ -16,6 +16,7 @@ from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.reference import first_difference, generate_all
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.screen import Divergence, SampleRows
@@ -45,6 +46,7 @@ def confirm(
     batch_size: int,
     weights: WeightCache,
     limit: BatchLimit | None = None,
+    progress: Progress = no_progress,
 ) -> ConfirmResult:
     """Generates with converted graphs: as they are on CUDA, widened on a CPU.
 
@@ -56,14 +58,16 @@ def confirm(
         batch_size: sources at once, if the device's memory holds them.
         weights: shared rounded weights.
         limit: of sources at once, shared with others.
+        progress: receives how many sources are done.
 
     Raises:
         DeviceMemoryError: the device's memory does not hold the graphs with one source.
     """
     run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
     generator = after_release(lambda: Generator(run, generation, settings))
+    pad = generation.pad_token_id
     tokens, nonfinite = (limit or BatchLimit()).fitting(
-        batch_size, lambda size: generate_all(generator, samples.rows, generation.pad_token_id, size)
+        batch_size, lambda size: generate_all(generator, samples.rows, pad, size, progress)
     )
     divergence = None
     exact = 0

@@ -20,6 +20,7 @@ from precision_search.precision.plan import Plan, blocklist_of_plan
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
 from precision_search.search.confirm import ConfirmResult, confirm
 from precision_search.search.damage import DamageFinder
@@ -175,7 +176,7 @@ class PlanJudge:
             batch_size=self._settings.limit.of(self._settings.batch_size),
         )
 
-    def confirm(self, converted: Converted, samples: SampleRows) -> ConfirmResult:
+    def confirm(self, converted: Converted, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
         """Free-running generation with converted graphs on a sample set."""
         return confirm(
             converted.models,
@@ -185,6 +186,7 @@ class PlanJudge:
             batch_size=self._settings.batch_size,
             weights=self._weights,
             limit=self._settings.limit,
+            progress=progress,
         )
 
     def record(self, plan: Plan) -> PlanRecord:

@@ -8,6 +8,7 @@ from precision_search.model.bundle import Bundle
 from precision_search.precision.kernels import low_max
 from precision_search.precision.placement import PlacementCosts, Placer
 from precision_search.precision.plan import Plan, all_compute_keys
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.search.screen import SampleRows, Screener
 from precision_search.search.sensitivity import RoleProbe
 from precision_search.search.space import SpaceReport, output_projection
@@ -22,6 +23,7 @@ def make_node_space(
     screener: Screener,
     samples: SampleRows,
     say: Callable[[str], None],
+    progress: Progress = no_progress,
 ) -> NodeSpace:
     """The space at node level.
 
@@ -32,6 +34,7 @@ def make_node_space(
         screener: of the same bundle.
         samples: the calibration set.
         say: receives a line before the noise of roles is measured.
+        progress: receives of how many roles it was.
     """
     space = report.space
     placer = Placer(bundle.graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
@@ -47,9 +50,11 @@ def make_node_space(
 
     def noise(wanted: frozenset[str]) -> Mapping[str, float]:
         if new := wanted - known.keys():
-            say(f"measuring the noise of {len(new)} roles")
-        for role in sorted(new):
+            say(f"measuring the noise of {len(new)} role{'s' * (len(new) != 1)}")
+            progress(0, len(new), "roles")
+        for done, role in enumerate(sorted(new), 1):
             known[role] = probe.noise(frozenset(key for key, each in soft.items() if each == role))
+            progress(done, len(new), "roles")
         return {role: known[role] for role in wanted}
 
     def place(fp32: frozenset[str], price_ms: Mapping[str, float]) -> tuple[Plan, float]:

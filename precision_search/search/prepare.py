@@ -18,6 +18,7 @@ from precision_search.runtime.cuda import apply_process_settings
 from precision_search.runtime.device_profile import DeviceProfile, load_profile
 from precision_search.runtime.forced import by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.reference import (
     NEAR_TIE,
     ParityDifference,
@@ -124,7 +125,13 @@ class Prepared:
         return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data.reference))
 
 
-def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], object] = lambda _: None) -> Prepared:
+def prepare(
+    config: Config,
+    say: Say,
+    warn: Say,
+    check: Callable[[Bundle], object] = lambda _: None,
+    progress: Progress = no_progress,
+) -> Prepared:
     """Does everything that comes before the first plan.
 
     Args:
@@ -132,6 +139,7 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
         say: receives a line before each step.
         warn: receives what the user should know and need not stop for.
         check: called with the bundle as soon as it is open; what it raises ends the work before the slow part.
+        progress: receives how many samples of a step are done.
 
     Raises:
         ConfigError, InputError: something the config names cannot be used.
@@ -157,8 +165,8 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     sets: dict[SetName, LoadedSet] = {}
     for name, section in _sections(config).items():
         if name != "test":
-            say(f"generating the fp32 reference of {len(texts[name].samples)} {name} samples")
-            sets[name] = load_set(texts[name], section, fp32, warn)
+            say(f"generating the fp32 reference, {len(texts[name].samples)} {name} samples")
+            sets[name] = load_set(texts[name], section, fp32, warn, progress)
     del fp32  # its sessions need not lie beside those that measure
     _check_ties(sets["calibration"], warn)
     parity = _check_parity(bundle, sets["calibration"], config, say, warn)
@@ -169,7 +177,9 @@ def prepare(config: Config, say: Say, warn: Say, check: Callable[[Bundle], objec
     def measure(size: int) -> Mapping[str, NodeRange]:
         batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, order)
         graphs = bundle.graphs
-        return measure_ranges(graphs["encoder"], graphs["decoder"], batches, config.search.dtype, settings)
+        return measure_ranges(
+            graphs["encoder"], graphs["decoder"], batches, config.search.dtype, settings, progress=progress
+        )
 
     ranges = limit.fitting(size, measure)
     space = make_space(
@@ -192,7 +202,9 @@ def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | Non
     return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
 
 
-def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say) -> LoadedSet:
+def load_set(
+    samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say, progress: Progress = no_progress
+) -> LoadedSet:
     """Tokenizes a sample set and generates its reference."""
     encoded = encode(samples, fp32.tokenizer, section.prefix, section.max_length)
     for warning in (*samples.warnings, *encoded.warnings):
@@ -205,7 +217,13 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Sa
             fix="put the model's own tokenizer files into its directory",
         )
     reference = make_reference(
-        fp32.bundle, fp32.generator, encoded.ids, section.batch_size, fp32.settings, limit=fp32.limit
+        fp32.bundle,
+        fp32.generator,
+        encoded.ids,
+        section.batch_size,
+        fp32.settings,
+        limit=fp32.limit,
+        progress=progress,
     )
     return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated), section)
 

@@ -41,6 +41,22 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Remaining:
+    """The most that may still come after a judged plan.
+
+    Attributes:
+        plans: to be judged, by the budget and by what the strategy knows of its end.
+        seconds: to the time limit, None without one; the plan that is judged then is finished.
+    """
+
+    plans: int
+    seconds: float | None = None
+
+
+OnTrial = Callable[[Trial, Remaining], None]
+
+
+@dataclass(frozen=True, slots=True)
 class SearchOutcome:
     """What a search leaves: every trial of the log, how many of them this session judged, and why it stopped.
 
@@ -59,7 +75,7 @@ def run_search(
     budget: Budget,
     *,
     baseline: Proposal | None = None,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
+    on_trial: OnTrial = lambda trial, remaining: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchOutcome:
     """Runs the strategy until it ends or the budget does.
@@ -75,13 +91,19 @@ def run_search(
     """
     started = clock()
     before = len(log)
+
+    def remaining() -> Remaining:
+        plans, known = budget.max_trials - len(log), strategy.remaining()
+        seconds = None if budget.timeout_s is None else max(0.0, budget.timeout_s - (clock() - started))
+        return Remaining(max(0, plans if known is None else min(plans, known)), seconds)
+
     stopped: Stopped = "interrupted"
     with contextlib.suppress(KeyboardInterrupt):
         if baseline is not None and log.find(baseline.plan) is None:
             first = judge(baseline, log.next_id)
             log.append(first)
-            on_trial(first)
-        stopped = _loop(strategy, judge, log, budget, on_trial=on_trial, elapsed=lambda: clock() - started)
+            on_trial(first, remaining())
+        stopped = _loop(strategy, judge, log, budget, on_trial=on_trial, remaining=remaining)
     return SearchOutcome(log.trials, len(log) - before, stopped)
 
 
@@ -91,19 +113,19 @@ def _loop(
     log: TrialLog,
     budget: Budget,
     *,
-    on_trial: Callable[[Trial], None],
-    elapsed: Callable[[], float],
+    on_trial: OnTrial,
+    remaining: Callable[[], Remaining],
 ) -> Stopped:
     while (proposal := strategy.propose()) is not None:
         trial = log.find(proposal.plan)
         if trial is None:
             if len(log) >= budget.max_trials:
                 return "max_trials"
-            if budget.timeout_s is not None and elapsed() >= budget.timeout_s:
+            if remaining().seconds == 0.0:
                 return "timeout"
             trial = judge(proposal, log.next_id)
             log.append(trial)
-            on_trial(trial)
+            on_trial(trial, remaining())
         strategy.observe(trial)
     return "done"
 

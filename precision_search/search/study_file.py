@@ -7,7 +7,9 @@ elsewhere and read nothing from here. (Measured with 20 parameters: importing Op
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,12 +29,15 @@ Part = Literal["fp32", "low", "mixed"]
 PARTS: tuple[Part, ...] = ("fp32", "low", "mixed")
 """What the nodes of an op type are under a plan: all fp32, all low, or some of each."""
 
+METRIC_NAMES = ("latency, ms", "flip risk, upper end")
+"""What the values of a trial are, as a dashboard shows them."""
+
 
 class StudyFile:
     """The study of a run as a journal file.
 
     Each session writes it anew from the trial log, which is what counts: a journal whose last line was cut off by a
-    kill cannot be appended to.
+    kill cannot be appended to. A trial's duration is how long its plan took to judge.
     """
 
     def __init__(self, directory: Path, space: SearchSpace, estimate: Callable[[Plan], float]) -> None:
@@ -61,22 +66,26 @@ class StudyFile:
             self._study = self._create()
         plan = trial.plan.plan
         choice = optuna.distributions.CategoricalDistribution(PARTS)
-        self._study.add_trial(
-            optuna.create_trial(
-                values=objectives(trial, scaled_ms(trial, self._space, self._estimate)),
-                params={name: part_of(keys, plan) for name, keys in self._keys.items()},
-                distributions=dict.fromkeys(self._keys, choice),
-                constraints={"stable": violation(trial)},
-                user_attrs={
-                    "id": trial.id,
-                    "stage": trial.stage,
-                    "verdict": trial.verdict,
-                    "plan": plan.digest,
-                    "fp32_nodes": trial.fp32_nodes,
-                    "latency_source": "estimated" if trial.latency is None else trial.latency.source,
-                },
-            )
+        stored = optuna.create_trial(
+            values=objectives(trial, scaled_ms(trial, self._space, self._estimate)),
+            params={name: part_of(keys, plan) for name, keys in self._keys.items()},
+            distributions=dict.fromkeys(self._keys, choice),
+            constraints={"stable": violation(trial)},
+            # Where optuna-dashboard 0.21 looks for constraints; Optuna 5 reads both places.
+            system_attrs={"constraints": [violation(trial)]},
+            user_attrs={
+                "id": trial.id,
+                "stage": trial.stage,
+                "verdict": trial.verdict,
+                "exact_match": trial.exact_match,
+                "plan": plan.digest,
+                "fp32_nodes": trial.fp32_nodes,
+                "latency_source": "estimated" if trial.latency is None else trial.latency.source,
+            },
         )
+        if stored.datetime_complete is not None:
+            stored.datetime_start = stored.datetime_complete - timedelta(seconds=trial.seconds)
+        self._study.add_trial(stored)
 
     def _create(self) -> optuna.Study:
         import optuna
@@ -88,7 +97,11 @@ class StudyFile:
         # What a killed session left locked would hold up this one until the lock's grace period ends.
         self._path.with_name(self._path.name + ".lock").unlink(missing_ok=True)
         storage = JournalStorage(JournalFileBackend(str(self._path)))
-        return optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=["minimize", "minimize"])
+        study = optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=["minimize", "minimize"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(METRIC_NAMES))
+        return study
 
 
 def part_of(keys: frozenset[str], plan: Plan) -> Part:

@@ -25,6 +25,7 @@ from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.cuda import process_memory_limit
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.reference import NEAR_TIE, Reference, first_difference, generate_all, make_reference
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 from precision_search.search.candidate import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
@@ -107,6 +108,7 @@ def compare(
     max_length: int | None = None,
     batch_size: int = 32,
     say: Say = lambda _: None,
+    progress: Progress = no_progress,
 ) -> VerifyReport:
     """Generates with both models and compares.
 
@@ -120,6 +122,7 @@ def compare(
         max_length: longest source in tokens, None for the tokenizer's limit.
         batch_size: sentences at once, if the device's memory holds them; a warning of the report says where not.
         say: receives a line before each slow step.
+        progress: receives how many sentences of a step are done.
 
     Raises:
         InputError: the two tokenizers differ, or one of the models cannot run.
@@ -138,11 +141,13 @@ def compare(
     settings = replace(settings, gemm_options=judged.gemm_options)
     limited: list[str] = []
     limit = BatchLimit(limited.append)
-    wanted = _reference(reference, encoded.ids, batch_size, settings, limit)
+    wanted = _reference(reference, encoded.ids, batch_size, settings, limit=limit, progress=progress)
     say(f"generating with {candidate.path}")
     generator = after_release(lambda: Generator(_runnable(candidate, settings), reference.generation, judged))
     pad = reference.generation.pad_token_id
-    tokens, nonfinite = limit.fitting(batch_size, lambda size: generate_all(generator, encoded.ids, pad, size))
+    tokens, nonfinite = limit.fitting(
+        batch_size, lambda size: generate_all(generator, encoded.ids, pad, size, progress)
+    )
     source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
     warnings = (*warnings, *limited)
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
@@ -182,11 +187,17 @@ def make_report(
 
 
 def _reference(
-    bundle: Bundle, rows: Sequence[Sequence[int]], batch_size: int, settings: SessionSettings, limit: BatchLimit
+    bundle: Bundle,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    settings: SessionSettings,
+    *,
+    limit: BatchLimit,
+    progress: Progress,
 ) -> Reference:
     """On its own, so that the fp32 sessions are gone before the others are made."""
     generator = Generator(bundle.models, bundle.generation, settings)
-    return make_reference(bundle, generator, rows, batch_size, settings, limit=limit)
+    return make_reference(bundle, generator, rows, batch_size, settings, limit=limit, progress=progress)
 
 
 def _difference(

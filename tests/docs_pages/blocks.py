@@ -148,7 +148,7 @@ def _alike(first: str, second: str) -> bool:
 
 def _near(first: str, second: str) -> bool:
     one, other = (float(text.replace(",", "")) if text.count(".") < 2 else 0.0 for text in (first, second))
-    return abs(one - other) <= TOLERANCE * max(abs(one), abs(other))
+    return first == second or abs(one - other) <= TOLERANCE * max(abs(one), abs(other))
 
 
 def _check_python(text: str, namespace: dict[str, Any]) -> None:

@@ -145,6 +145,9 @@ class Strategy(Protocol):
     def observe(self, trial: Trial) -> None:
         """Takes in what became of the plan that was proposed last."""
 
+    def remaining(self) -> int | None:
+        """The most plans that it will propose after the last one; None while it does not know its end."""
+
 
 Steps = Iterator[tuple[Selection, str, int | None]]
 """Selections with their stage and parent, as the op-type strategies generate them."""
@@ -160,6 +163,11 @@ class OpTypeSteps:
         self._space = space
         self._steps = steps
         self._proposed: set[str] = set()
+
+    @property
+    def remaining(self) -> int:
+        """Subsets of the choices that are no proposals yet: an upper bound, since steps may leave some out."""
+        return int(2 ** len(self._space.choices)) - len(self._proposed)
 
     def next(self) -> Proposal | None:
         """The next proposal whose plan is new."""

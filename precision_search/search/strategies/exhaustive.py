@@ -37,6 +37,10 @@ class Exhaustive:
     def observe(self, trial: Trial) -> None:
         """Takes no notice: the order is fixed."""
 
+    def remaining(self) -> int:
+        """Every subset that was not proposed yet."""
+        return self._steps.remaining
+
 
 def _subsets(context: StrategyContext) -> Steps:
     choices = context.space.choices

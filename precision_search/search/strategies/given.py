@@ -21,5 +21,9 @@ class GivenPlan:
         """The plan, once."""
         return self._left.pop(0) if self._left else None
 
+    def remaining(self) -> int:
+        """1 until it was proposed."""
+        return len(self._left)
+
     def observe(self, trial: Trial) -> None:
         """Nothing follows from a verdict."""

@@ -95,6 +95,7 @@ class NodeSearch:
         self._culprits: set[str] = set()
         self._blamed: set[str] = set()
         self._last: Trial | None = None
+        self._remaining: int | None = None
         self._proposals = self._search()
 
     def propose(self) -> Proposal | None:
@@ -110,6 +111,10 @@ class NodeSearch:
         """Remembers the verdict; later proposals depend on it."""
         self._trials[trial.plan.plan.digest] = trial
         self._last = trial
+
+    def remaining(self) -> int | None:
+        """Known in the last stage only: what the others ask depends on the answers."""
+        return self._remaining
 
     def _search(self) -> Search:
         everything = yield from self._ask(self._kept, self._space.stage_of_everything)
@@ -175,7 +180,9 @@ class NodeSearch:
     def _front(self, corners: Iterable[_Point], best: _Point) -> Search:
         """Judges some of the corners that are faster than fp32, evenly spaced."""
         corners = [point for point in corners if point.ms * LEAST_SPEEDUP <= self._estimate(self._kept)]
-        for number in np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int)):
+        numbers = np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int))
+        for count, number in enumerate(numbers, 1):
+            self._remaining = len(numbers) - count
             yield from self._ask_point(corners[number], "front", self._parent(best))
 
     def _first_good(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, int | None]:

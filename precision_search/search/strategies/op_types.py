@@ -63,6 +63,10 @@ class OpTypeSearch:
         """Remembers the verdict; later proposals depend on it."""
         self._trials[trial.plan.plan.digest] = trial
 
+    def remaining(self) -> int:
+        """Every subset that was not proposed yet; most are left out, and the budget may end the search before."""
+        return self._steps.remaining
+
     def _stages(self) -> Steps:
         yield from self._landmarks()
         for family, share in BUDGET_SHARES:

@@ -25,6 +25,10 @@ class RandomSearch:
     def observe(self, trial: Trial) -> None:
         """Takes no notice: draws do not depend on verdicts."""
 
+    def remaining(self) -> int:
+        """Every subset that was not drawn yet."""
+        return self._steps.remaining
+
 
 def _draws(context: StrategyContext) -> Steps:
     choices = context.space.choices

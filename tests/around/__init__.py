@@ -1,0 +1,1 @@
+"""What the tests of other people's tools share."""
