@@ -13,9 +13,9 @@ demo: $(STAMP)
 install: $(STAMP)
 
 # Two workers: most tests wait for one core, and more of them would each take gigabytes. A file's tests stay together,
-# since they share what its fixtures made.
+# since they share what its fixtures made. At the end every error of docs/reference/errors.md must have happened.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --every-error
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

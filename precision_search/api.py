@@ -16,6 +16,7 @@ from precision_search.errors import OutputExistsError, UsageError
 from precision_search.generate import Generated, Seq2SeqGenerator, Step
 from precision_search.model.bundle import Bundle, open_bundle, write_bundle
 from precision_search.model.calibration import encode, load_samples
+from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
@@ -213,18 +214,22 @@ def verify(
     reporter = _or_default(reporter)
     samples = load_samples(Path(data), "data")
     settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
+    directory = Path(model)
     bundle = _open(reference, cache, reporter)
-    return compare(
-        bundle,
-        open_candidate(Path(model), bundle),
-        samples,
-        settings,
-        prefix=prefix,
-        max_length=max_length,
-        batch_size=batch_size,
-        say=reporter.stage,
-        progress=reporter.progress,
-    )
+    with unchanged(directory):
+        report = compare(
+            bundle,
+            open_candidate(directory, bundle),
+            samples,
+            settings,
+            prefix=prefix,
+            max_length=max_length,
+            batch_size=batch_size,
+            say=reporter.stage,
+            progress=reporter.progress,
+        )
+    bundle.files.check()
+    return report
 
 
 def inspect(

@@ -25,6 +25,7 @@ from precision_search.cli_support import (
     new_run,
     open_reporter,
     print_rich,
+    resumable,
     say,
     tell_interrupted,
 )
@@ -117,7 +118,8 @@ def run(
             click.echo(api.dry_run(resolved, reporter=reporter), nl=False)
             return
         try:
-            result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
+            with resumable(config, overrides, out, plan):
+                result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
             tell_interrupted(config, overrides, out, plan)
@@ -183,7 +185,7 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
 def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: Path) -> None:
     """Write the ONNX graphs of a stable plan of the run in the directory RUN; prints the model directory."""
     check_run(run_directory)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise OutputExistsError(f"{out} exists already", why="an export never overwrites", fix="give another --out")
     from precision_search import api
 

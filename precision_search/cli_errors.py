@@ -1,11 +1,16 @@
-"""How a command ends when something goes wrong: one message, what, why and fix, and the exit code of its kind."""
+"""How a command ends when something goes wrong: one message, what, why and fix, and the exit code of its kind.
+
+What nobody expected is one line that names a file with the traceback.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import os
 import platform
+import re
 import sys
 import tempfile
 import traceback
@@ -15,19 +20,23 @@ from pathlib import Path
 import click
 
 from precision_search.errors import EnvironmentProblemError, InternalError, MissingPackageError, PrecisionSearchError
+from precision_search.files import reason, remedy
 
 INTERRUPTED = 130
 """128 and the number of SIGINT, as shells count."""
 
-_MACHINE_TROUBLE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
+LONGEST_LINE = 300
+"""Characters of an unexpected error's own text in its one line; the report has all of it."""
+
+_NOBODYS_FAULT = {errno.EINVAL, errno.EBADF, errno.EFAULT}
+"""What the system says where a program asked for nonsense: a bug, unlike everything else that it says."""
+
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (re.compile(r"\b(hf|sk|ghp|github_pat)_\w{6,}"), "***"),
+    (re.compile(r"(?i)\b((?:\w*[_-])?(?:token|password|passwd|secret|api[_-]?key)\W{1,3})[^\s'\"&,;]+"), r"\1***"),
+    (re.compile(r"(?i)\b(bearer\s+)\S+"), r"\1***"),
+)
 
 
 @contextlib.contextmanager
@@ -37,23 +46,19 @@ def guarded(ctx: click.Context, verbose: Callable[[], bool]) -> Iterator[None]:
     A reader that closed stdout is no error: the command ends quietly with 0.
     """
     try:
-        yield
-    except (click.ClickException, click.Abort, click.exceptions.Exit):
-        raise
+        try:
+            yield
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            code = _tell(error, verbose())
+            ctx.exit(code)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         ctx.exit(INTERRUPTED)
     except BrokenPipeError:
         _detach_stdout()
         ctx.exit(0)
-    except Exception as error:
-        told = explain(error)
-        if isinstance(told, InternalError):
-            told = _with_report(told, error)
-            if verbose():
-                click.echo("".join(traceback.format_exception(error)), err=True)
-        click.echo(f"error: {told}", err=True)
-        ctx.exit(told.exit_code)
 
 
 def explain(error: Exception) -> PrecisionSearchError:
@@ -71,39 +76,93 @@ def explain(error: Exception) -> PrecisionSearchError:
         return EnvironmentProblemError(
             "there is not enough memory", why=str(error), fix="use a smaller batch_size, or a machine with more memory"
         )
-    if isinstance(error, OSError) and error.errno in _MACHINE_TROUBLE:
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _NOBODYS_FAULT:
         return EnvironmentProblemError(
-            f"{error.filename or 'a file'} cannot be used",
-            why=error.strerror or str(error),
-            fix="check the path, its permissions and the free space",
+            f"{error.filename or 'a file'} cannot be used", why=reason(error), fix=remedy(error)
         )
-    lines = str(error).strip().splitlines()
-    return InternalError(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+    return InternalError(f"{type(error).__name__}: {_text(error)}".rstrip(": "))
 
 
-def _with_report(told: InternalError, error: Exception) -> InternalError:
-    report = _write_report(error)
-    kept = "" if report is None else f" and send {report}"
-    return InternalError(
-        told.what, why=told.why or "a bug in precision-search", fix=told.fix or f"please report it{kept}"
+def _tell(error: Exception, verbose: bool) -> int:
+    """Prints the message; gives the exit code."""
+    told = explain(error)
+    if isinstance(told, InternalError):
+        shown = f"{_traceback(error)}\n" if verbose else ""
+        text = f"{shown}error: {_one_line(told, _write_report(error))}"
+    else:
+        text = f"error: {told}"
+    with contextlib.suppress(OSError):  # the exit code must not depend on who reads stderr
+        click.echo(_printable(text), err=True)
+    return told.exit_code
+
+
+def _one_line(told: InternalError, report: Path | None) -> str:
+    cause = f" ({told.why})" if told.why else ""
+    words = " ".join(_printable(f"{told.what}{cause}").split())
+    short = words if len(words) <= LONGEST_LINE else f"{words[: LONGEST_LINE - 3]}..."
+    send = (
+        "run it again with --verbose and report what it says" if report is None else f"please report it with {report}"
+    )
+    return f"internal error: {short}; {send}"
+
+
+def _text(error: Exception) -> str:
+    """The first line of what an error says of itself, as far as it can say anything."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an error whose own text cannot be made is no reason to lose it
+        return "its message cannot be shown"
+    return lines[0] if lines else ""
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey: names of files and what libraries say come from anywhere."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def _write_report(error: Exception) -> Path | None:
-    """A file with the traceback, where it does not get lost; None where even that cannot be written."""
+    """A file with the traceback, where it does not get lost; None where even that cannot be written.
+
+    Nothing of the environment is in it, and no values of variables.
+    """
     lines = [
         f"command: {' '.join(sys.argv)}",
-        f"python: {platform.python_version()} on {platform.platform()}",
-        *traceback.format_exception(error),
+        f"version: {_version()}, python {platform.python_version()} on {platform.platform()}",
+        _traceback(error),
     ]
+    content = _without_secrets("\n".join(lines)).encode(errors="backslashreplace")
+    path = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="precision-search-", suffix=".txt", delete=False, encoding="utf-8"
-        ) as file:
-            file.write("\n".join(lines))
-    except OSError:
-        return None
-    return Path(file.name)
+        with tempfile.NamedTemporaryFile(prefix="precision-search-", suffix=".txt", delete=False) as file:
+            path = Path(file.name)
+            file.write(content)
+    except BaseException as trouble:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if isinstance(trouble, OSError):
+            return None
+        raise
+    return path
+
+
+def _without_secrets(text: str) -> str:
+    """The text without what looks like a password or a token: people pass them in addresses and arguments."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("precision-search")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _detach_stdout() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from precision_search.errors import InputError, UsageError
+from precision_search.errors import EnvironmentProblemError, InputError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,24 @@ def tell_interrupted(config: Path, overrides: Sequence[str], out: Path, plan: Pa
     if not out.is_dir():
         click.echo("interrupted; nothing was written", err=True)
         return
+    click.echo(f"interrupted; go on with: {_resume_command(config, overrides, out, plan)}", err=True)
+
+
+@contextlib.contextmanager
+def resumable(config: Path, overrides: Sequence[str], out: Path, plan: Path | None) -> Iterator[None]:
+    """Trouble of the machine leaves a run that can go on: its message says how, once there is something to resume."""
+    try:
+        yield
+    except EnvironmentProblemError as error:
+        if not (out / "run.json").is_file():
+            raise
+        then = f"then go on with: {_resume_command(config, overrides, out, plan)}"
+        error.fix = f"{error.fix.rstrip('.')}; {then}" if error.fix else then
+        raise
+
+
+def _resume_command(config: Path, overrides: Sequence[str], out: Path, plan: Path | None) -> str:
     command = [PROGRAM, "run", str(config), "--out", str(out), "--resume"]
     command += [part for override in overrides for part in ("--set", override)]
     command += [] if plan is None else ["--plan", str(plan)]
-    click.echo(f"interrupted; go on with: {shlex.join(command)}", err=True)
+    return shlex.join(command)

@@ -26,6 +26,13 @@ from precision_search.toml_tables import (
 MOST_THREADS = 1024
 """Every session makes as many: a number far beyond the cores of any machine ends the process."""
 
+MOST = 10**6
+"""Of samples and tokens at once: more than any machine holds, and products of them still fit into an int64."""
+
+MOST_DEVICES = 1023
+MOST_GIB = 2**20
+"""Beyond these, CUDA and ONNX Runtime would say so in words that help nobody."""
+
 STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -94,8 +101,8 @@ class DataSection:
 
     path: Path
     prefix: str = ""
-    max_length: int | None = field(default=None, metadata=at_least(1))
-    batch_size: int = field(default=16, metadata=at_least(1))
+    max_length: int | None = field(default=None, metadata=at_least(1, MOST))
+    batch_size: int = field(default=16, metadata=at_least(1, MOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class GenerationSection:
             says.
     """
 
-    max_new_tokens: int | None = field(default=None, metadata=at_least(1))
+    max_new_tokens: int | None = field(default=None, metadata=at_least(1, MOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +145,11 @@ class DeviceSection:
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
-    id: int = field(default=0, metadata=at_least(0))
+    id: int = field(default=0, metadata=at_least(0, MOST_DEVICES))
     use_tf32: bool = False
     threads: int | None = field(default=None, metadata=between(1, MOST_THREADS))
     gemm_options: int = field(default=2, metadata=between(0, 7))
-    memory_limit: float | None = field(default=None, metadata=more_than(0))
+    memory_limit: float | None = field(default=None, metadata=more_than(0, MOST_GIB))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +190,9 @@ class WorkloadSection:
         target_length: tokens of each target.
     """
 
-    batch: int = field(default=1, metadata=at_least(1))
-    source_length: int = field(default=128, metadata=at_least(1))
-    target_length: int = field(default=128, metadata=at_least(1))
+    batch: int = field(default=1, metadata=at_least(1, MOST))
+    source_length: int = field(default=128, metadata=at_least(1, MOST))
+    target_length: int = field(default=128, metadata=at_least(1, MOST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from precision_search.model.generation_config import (
 )
 from precision_search.model.graph import GraphName
 from precision_search.model.inputs import check_count, read_inputs
+from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import Tokenizer
 from precision_search.precision.emulate import is_mixed, widen
 from precision_search.precision.weights import WeightCache
@@ -141,7 +142,8 @@ class Seq2SeqGenerator:
             threads: threads within an operator on the CPU, None for as many as there are cores.
 
         Raises:
-            InputError: a file is missing or broken, or the generation config asks for anything but greedy decoding.
+            InputError: a file is missing, broken, or changes meanwhile; or the generation config asks for anything but
+                greedy decoding.
             UsageError: the GEMM options it was judged under contradict those set for this process.
             MissingPackageError, DeviceError: `device` is `cuda` and CUDA does not start, or its memory is used up.
         """
@@ -151,10 +153,17 @@ class Seq2SeqGenerator:
                 f"there is no device {device!r}", why="known are auto, cpu and cuda", fix="give one of them"
             )
         check_count("threads", threads, most=MOST_THREADS)
+        with unchanged(path):
+            return cls._load(path, device, device_id, threads)
+
+    @classmethod
+    def _load(
+        cls, path: Path, device: Literal["auto", "cpu", "cuda"], device_id: int, threads: int | None
+    ) -> Seq2SeqGenerator:
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
         model = load_candidate(path)
-        place = resolve_device(device, device_id, warn=lambda text: warnings.warn(text, RuntimeWarning, stacklevel=4))
+        place = resolve_device(device, device_id, warn=lambda text: warnings.warn(text, RuntimeWarning, stacklevel=5))
         settings = SessionSettings(device=place, device_id=device_id, threads=threads)
         graphs, settings = _as_judged(model, settings)
         mixed = any(map(is_mixed, model.graphs.values()))

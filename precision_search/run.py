@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.config import Config, DataSection, to_toml
-from precision_search.errors import ConfigError, InternalError
+from precision_search.errors import ConfigError
 from precision_search.model.bundle import Bundle
 from precision_search.model.calibration import load_samples
 from precision_search.output import run_files
@@ -132,6 +132,7 @@ def _search(
     if measured is not None:
         timings = TimingLog(out / TIMINGS_FILE, log.next_id)
         judging = with_timings(judge, measured.take, timings, reporter.warn)
+    judging = _while_unchanged(guarded(judging, judge.record, judge.node_counts, judge.source), prepared.bundle)
 
     def on_trial(trial: Trial, remaining: Remaining) -> None:
         best = recorder.judged(log.trials, judge.statistics).trial
@@ -144,7 +145,7 @@ def _search(
     reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
     outcome = run_search(
         strategy,
-        guarded(judging, judge.record, judge.node_counts, judge.source),
+        judging,
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
@@ -182,6 +183,17 @@ def dry_run(config: Config, reporter: Reporter) -> str:
     lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
     lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
     return "\n".join(lines) + "\n"
+
+
+def _while_unchanged(judge: Judge, bundle: Bundle) -> Judge:
+    """A judge that gives no verdict on a mixture of two models; weights in external files are read while it works."""
+
+    def judge_and_check(proposal: Proposal, trial_id: int) -> Trial:
+        trial = judge(proposal, trial_id)
+        bundle.files.check()
+        return trial
+
+    return judge_and_check
 
 
 def _given_blocklist(config: Config, path: Path) -> Blocklist:
@@ -279,9 +291,8 @@ def _publish_choice(
     recorder: RunRecorder, bundle: Bundle, trials: tuple[Trial, ...], choice: Choice, reporter: Reporter
 ) -> None:
     """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
-    trial = choice.trial if choice.faster else next((trial for trial in trials if trial.is_fp32), None)
-    if trial is None:
-        raise InternalError("no fp32 plan was judged", why="it is the baseline of every run")
+    trial = choice.trial if choice.faster else next(trial for trial in trials if trial.is_fp32)
+    assert trial is not None  # what is faster than fp32 is a trial
     reporter.stage("writing the model")
     publish(
         bundle, trial.plan.plan, publish_facts(recorder.info, recorder.nodes, trial), recorder.directory / FRESH_MODEL

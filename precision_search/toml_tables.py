@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from precision_search.errors import ConfigError
+from precision_search.files import read_file, reason
+
+_LARGEST = 1 << 20
+"""Bytes of the largest TOML file that is read: who writes a megabyte of config gave another file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,18 @@ class Rule:
     words: tuple[str, ...] = ()
 
 
-def at_least(low: float) -> Mapping[str, Rule]:
-    """Metadata of a field whose value is `low` or more."""
-    return {"rule": Rule(lambda value: value >= low, f"at least {low}")}
+def at_least(low: float, most: float = math.inf) -> Mapping[str, Rule]:
+    """Metadata of a field whose value is `low` or more, and no more than `most`."""
+    return {"rule": Rule(lambda value: low <= value <= most, f"at least {low}{_and_at_most(most)}")}
 
 
-def more_than(low: float) -> Mapping[str, Rule]:
-    """Metadata of a field whose value is above `low`."""
-    return {"rule": Rule(lambda value: value > low, f"more than {low}")}
+def more_than(low: float, most: float = math.inf) -> Mapping[str, Rule]:
+    """Metadata of a field whose value is above `low`, and no more than `most`."""
+    return {"rule": Rule(lambda value: low < value <= most, f"more than {low}{_and_at_most(most)}")}
+
+
+def _and_at_most(most: float) -> str:
+    return "" if math.isinf(most) else f" and at most {most}"
 
 
 def between(low: float, high: float) -> Mapping[str, Rule]:
@@ -157,7 +165,7 @@ def _without_none(hint: object) -> object:
 def _read_text(path: Path) -> str:
     try:
         # A byte order mark is harmless, but tomllib would refuse it as an invalid statement.
-        return path.read_bytes().decode().removeprefix("\ufeff")
+        return read_file(path, _LARGEST).decode().removeprefix("\ufeff")
     except FileNotFoundError as error:
         why = f"there is no such file, seen from {Path.cwd()}"
         raise ConfigError(f"config {path} does not exist", why=why, fix="check the path") from error
@@ -169,8 +177,8 @@ def _read_text(path: Path) -> str:
         why = f"byte 0x{error.object[error.start]:02x} at offset {error.start} (line {line}) is not valid there"
         raise ConfigError(f"config {path} is not UTF-8", why=why, fix="save it as UTF-8, as TOML asks") from error
     except OSError as error:
-        why = str(error.strerror or error)
-        raise ConfigError(f"config {path} cannot be read", why=why, fix="check its permissions") from error
+        fix = "check the path and its permissions"
+        raise ConfigError(f"config {path} cannot be read", why=reason(error), fix=fix) from error
 
 
 def _file_entries(path: Path, tables: Mapping[str, _Table]) -> tuple[dict[tuple[str, str], _Entry], set[str]]:

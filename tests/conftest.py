@@ -14,6 +14,8 @@ from precision_search.model.calibration import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime.session import SessionSettings, require_cuda
 
+pytest_plugins = ("tests.every_error",)
+
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "artifacts/models/t5-debian-en-de"
 DEMO_DATA = ROOT / "configs/demo"

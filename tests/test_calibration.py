@@ -136,6 +136,35 @@ def test_mixed_encodings_are_said_to_be_mixed(tmp_path: Path) -> None:
     assert "line 2" in error.fix
 
 
+@pytest.mark.parametrize("name", ["samples.txt", "samples.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "what", "told"),
+    [
+        ("Grüße\n".encode() + b"caf\xe9\nGr\xfc\xdfe\n", "not UTF-8", ("line 2) is not valid there", "grep -naxv")),
+        (b"one\r\ncaf\xe9\r\n" + "Grüße".encode(), "not UTF-8", ("line 2) is not valid there", "convert line 2")),
+        (b"one\rtwo\rcaf\xe9\r", "not UTF-8", ("line 3)", "iconv -f ISO-8859-1")),
+        (b"fine\nhalf a pair: \xed\xa0\x80\n", "not UTF-8", ("byte 0xed at offset 18 (line 2)", "iconv")),
+        ("a\nb".encode("utf-16"), "is UTF-16", ("line 1 begins with the mark of UTF-16", "iconv -f UTF-16 -t UTF-8")),
+        ("a\nb".encode("utf-32"), "is UTF-32", ("line 1 begins with the mark of UTF-32", "iconv -f UTF-32 -t UTF-8")),
+        ("a\nb".encode("utf-16-le"), "is binary", ("offset 1 (line 1)", "iconv -f UTF-16LE")),
+        ("a\nb".encode("utf-16-be"), "is binary", ("offset 0 (line 1)", "iconv -f UTF-16BE")),
+        (b"a text\nof two lines \0 and a NUL\n", "is binary", ("(line 2), which text never has", "in UTF-8")),
+    ],
+    ids=["latin-1-lines", "crlf", "cr", "surrogate", "utf-16", "utf-32", "utf-16le", "utf-16be", "nul"],
+)
+def test_the_first_line_that_is_no_utf8_is_named_with_how_to_convert(
+    tmp_path: Path, name: str, content: bytes, what: str, told: tuple[str, str]
+) -> None:
+    error = refusal(write(tmp_path, content, name))
+    assert what in error.what
+    assert told[0] in error.why
+    assert told[1] in error.fix
+
+
+def test_lines_in_another_encoding_are_counted(tmp_path: Path) -> None:
+    assert "2 of its lines are something else" in refusal(write(tmp_path, b"\xc3\xa9\n\xe9\nplain\n\xe9\n")).why
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

@@ -165,3 +165,14 @@ def test_tf32_that_the_process_overrides_is_refused(
         return
     with pytest.raises(UsageError, match="NVIDIA_TF32_OVERRIDE is"):
         cuda.apply_process_settings(2, use_tf32=use_tf32)
+
+
+def test_memory_that_is_shared_has_one_limit_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_shared_memory", {3: 2 << 30})
+    cuda.share_memory(3, 2 << 30)
+    with pytest.raises(UsageError) as caught:
+        cuda.share_memory(3, 1 << 30)
+    assert "the memory that sessions share on CUDA device 3 has" in caught.value.what
+    assert "the first limit in a process holds until it ends" in caught.value.why
+    assert "device.memory_limit" in caught.value.fix
+    assert caught.value.exit_code == 2

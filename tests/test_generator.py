@@ -20,12 +20,14 @@ from onnx import TensorProto
 from precision_search.errors import DeviceError, InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.graph import GraphName
 from precision_search.runtime import decoding
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache, cache_tensors
 from precision_search.runtime.generator import Generation, Generator
 from precision_search.runtime.head import with_margin_head
 from precision_search.runtime.session import SessionSettings, create_session
+from tests.graphs import tiny_t5_protos
 from tests.toy_bundle import VOCABULARY, Toy
 
 PAD, EOS, START = 0, 1, 2
@@ -359,3 +361,36 @@ def test_demo_margins_equal_those_under_teacher_forcing(
     valid = np.isfinite(out.margins)
     assert valid.sum() == out.lengths.sum()
     np.testing.assert_allclose(out.margins[valid], forced[valid], atol=1e-3)
+
+
+def lost_output(models: dict[GraphName, ir.Model], name: str) -> None:
+    outputs = models["decoder"].graph.outputs
+    outputs.remove(next(value for value in outputs if value.name == name))
+
+
+def loose_shape(models: dict[GraphName, ir.Model], name: str) -> None:
+    value = next(value for value in models["decoder_with_past"].graph.inputs if value.name == name)
+    value.shape = ir.Shape([None, None, None, None])
+
+
+def no_cache(models: dict[GraphName, ir.Model], _: str) -> None:
+    inputs = models["decoder_with_past"].graph.inputs
+    for value in [value for value in inputs if str(value.name).startswith("past_key_values")]:
+        inputs.remove(value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "why"),
+    [
+        (lost_output, "present.0.decoder.key", "but decoder does not give it"),
+        (loose_shape, "past_key_values.0.decoder.key", "fixed heads and head size are needed"),
+        (no_cache, "", "decoder_with_past has no such input"),
+    ],
+)
+def test_decoder_graphs_whose_caches_do_not_fit_are_refused(spoil: Any, name: str, why: str) -> None:
+    models = {key: ir.from_proto(proto) for key, proto in tiny_t5_protos().items()}
+    spoil(models, name)
+    with pytest.raises(InputError, match=r"do not fit together at 'past_key_values\.0") as caught:
+        cache_tensors(models["decoder"], models["decoder_with_past"])
+    assert why in caught.value.why
+    assert "Export the three graphs together" in caught.value.fix

@@ -435,3 +435,9 @@ def test_a_failing_save_leaves_what_was_there(
 def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblemError, match="cannot write"):
         write_model(ir.from_proto(small_model()), tmp_path / "nowhere" / "encoder_model.onnx")
+
+
+def test_data_files_of_what_is_no_onnx_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder_model.onnx"
+    path.write_bytes(b"no protobuf at all")
+    assert refusal(path, data_files).what == f"{path} is not a readable ONNX file"

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from precision_search.config import Config, load_config
+from precision_search.config import Config, DataSection, load_config
 from precision_search.errors import ConfigError, InputError, UsageError, VerificationError
 from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.calibration import Sample, SampleSet
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.precision.plan import all_compute_keys
@@ -22,7 +23,8 @@ from precision_search.runtime import reference as reference_module
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference
 from precision_search.runtime.session import NO_LIMIT
 from precision_search.search import prepare as module
-from precision_search.search.prepare import NearTie, Parity, Prepared, near_ties, prepare
+from precision_search.search.prepare import LoadedSet, NearTie, Parity, Prepared, near_ties, prepare
+from precision_search.search.screen import SampleRows
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 
 Rows = tuple[tuple[int, ...], ...]
@@ -350,3 +352,20 @@ def test_near_ties_are_listed_with_their_place() -> None:
         ("validation", 2, 1),
     ]
     assert found[1] == NearTie("validation", 2, 0, 0.0)
+
+
+def test_a_sample_that_fp32_itself_decides_either_way_is_refused_by_its_line() -> None:
+    samples = SampleSet("calibration", Path("data.txt"), (Sample("a", None, 3), Sample("b", None, 9)), "", ())
+    said: list[str] = []
+
+    def loaded(*margins: Sequence[float]) -> LoadedSet:
+        return LoadedSet(samples, SampleRows(((4,), (4,)), reference(*margins)), 0, DataSection(samples.path))
+
+    module._check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), said.append)
+    assert said == ["line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"]
+    with pytest.raises(InputError) as caught:
+        module._check_ties(loaded([1.0], [1.0, -1e-6]), said.append)
+    assert caught.value.what.startswith("line 9 of data.txt, token 2: fp32 generates one token and prefers another")
+    assert "its own rounding decides (margin -1e-06)" in caught.value.why
+    assert "remove that line" in caught.value.fix
+    assert caught.value.exit_code == 2

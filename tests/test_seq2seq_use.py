@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ import onnx
 import pytest
 
 from precision_search import Seq2SeqGenerator, Step
-from precision_search.errors import DeviceError, InputError, UsageError
+from precision_search.errors import DeviceError, InputError, MissingPackageError, UsageError
 from precision_search.model.bundle import graph_file
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.tokenizer import load_tokenizer
+from precision_search.runtime import token_matrix
 from tests.tiny_model import WORDS, write_tiny_model
 
 SENTENCES = ["a b c", "d", "e f g h a b c d j", "i j"]
@@ -328,3 +330,12 @@ assert generator.generate(ids).ids == generator.generate(list(ids)).ids == gener
         [sys.executable, "-c", code, str(tiny_directory)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_runtime_without_dlpack_says_what_to_install() -> None:
+    with pytest.raises(MissingPackageError) as caught:
+        token_matrix._speaker(SimpleNamespace(_ortvalue=object()))
+    assert caught.value.what == "this build of ONNX Runtime has no DLPack"
+    assert "was built without it" in caught.value.why
+    assert "install onnxruntime-gpu" in caught.value.fix
+    assert caught.value.exit_code == 3

@@ -209,3 +209,15 @@ def test_a_run_that_estimates_has_no_times(tmp_path: Path) -> None:
     api.search(config, tmp_path / "run", reporter=make_reporter(quiet=True))
 
     assert not (tmp_path / "run" / TIMINGS_FILE).exists()
+
+
+def test_times_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "timings.jsonl"
+    path.mkdir()
+    for read in (lambda: TimingLog(path, 1), lambda: read_timings(path)):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert caught.value.what == f"cannot read {path}"
+        assert caught.value.why == "Is a directory"
+        assert "trials.jsonl" in caught.value.fix
+        assert caught.value.exit_code == 2

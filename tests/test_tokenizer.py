@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,3 +182,19 @@ def test_a_tokenizer_json_is_read_without_importing_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tokenizer_without_end_or_pad_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    def load(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(eos_token_id=1, pad_token_id=None)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    (tmp_path / "spiece.model").touch()
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.what == f"the tokenizer in {tmp_path} has no end or pad token"
+    assert "a T5 needs both" in caught.value.why
+    assert "tokenizer_config.json" in caught.value.fix
+    assert caught.value.exit_code == 2

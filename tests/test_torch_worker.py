@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from precision_search.errors import InputError, InternalError
+from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
 from precision_search.model import torch_worker
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 
@@ -146,12 +146,14 @@ here.unlink()
     assert answers == [{"alone": True}] * 3
 
 
-def test_what_a_job_says_of_its_input_is_raised(child: Child) -> None:
+@pytest.mark.parametrize(("kind", "code"), [("input", 2), ("environment", 3), ("internal", 4)])
+def test_what_a_job_says_is_raised_as_what_it_is(child: Child, kind: str, code: int) -> None:
     error = {"what": "cannot load it", "why": "it is broken", "fix": "mend it"}
-    child.does(f"job(); print(json.dumps({{'error': {error!r}}}))")
-    with pytest.raises(InputError) as caught:
+    child.does(f"job(); print(json.dumps({{'error': {error | {'kind': kind}!r}}}))")
+    with pytest.raises(PrecisionSearchError) as caught:
         run_jobs([generate((1,))])
     assert {"what": caught.value.what, "why": caught.value.why, "fix": caught.value.fix} == error
+    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize("rows", [1, 100_000])
@@ -160,7 +162,6 @@ def test_a_child_that_dies_before_reading_is_told_by_its_last_words(child: Child
     with pytest.raises(InternalError, match="ended with code 3") as caught:
         run_jobs([generate(*[(1,)] * rows)])
     assert caught.value.why == "ImportError: no torch"
-    assert caught.value.fix
 
 
 @pytest.mark.parametrize("output", ["", "print('no answer')", "print('[1')"])
@@ -174,8 +175,10 @@ def test_a_child_without_an_answer_is_an_error(child: Child, output: str) -> Non
 
 def test_a_killed_child_is_an_error(child: Child) -> None:
     child.does("job(); os.kill(os.getpid(), 9)")
-    with pytest.raises(InternalError, match="ended with code -9"):
+    with pytest.raises(EnvironmentProblemError, match="the torch worker was killed") as caught:
         run_jobs([generate((1,))])
+    assert "memory" in caught.value.why
+    assert "more memory" in caught.value.fix
 
 
 def test_when_one_job_fails_the_others_are_ended(child: Child) -> None:
@@ -221,3 +224,17 @@ def test_the_real_child_loads_no_pickle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot load the checkpoint"):
         run_jobs([generate((1,), checkpoint=str(tmp_path))])
     assert not (tmp_path / "ran").exists()
+
+
+def test_trouble_of_the_machine_in_the_child_is_told_as_such(child: Child) -> None:
+    child.does("""
+from precision_search.model import torch_worker
+def full(job):
+    raise OSError(28, "No space left on device")
+torch_worker._do = full
+torch_worker.main()
+""")
+    with pytest.raises(EnvironmentProblemError) as caught:
+        run_jobs([ExportJob("here", "t5", "decoder", "there.onnx")])
+    assert caught.value.what == "there.onnx cannot be used"
+    assert (caught.value.why, caught.value.fix) == ("No space left on device", "free some space on that disk")

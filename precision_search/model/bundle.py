@@ -6,18 +6,20 @@ are cached by the content of what they depend on.
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from precision_search.errors import EnvironmentProblemError, InputError
+from precision_search.errors import InputError
+from precision_search.files import check_name, read_file, write_atomically, writing
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -27,7 +29,8 @@ from precision_search.model.generation_config import (
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.hf_files import HF_FILES, copy_hf_files
 from precision_search.model.host_side import compute_sizes_on_device
-from precision_search.model.model_files import data_files, read_model, strip_notes, write_model
+from precision_search.model.model_files import data_files, first_line, read_model, strip_notes, write_model
+from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.work_folder import work_folder
@@ -51,6 +54,8 @@ class Bundle:
         config: the model's dimensions.
         generation: how it generates.
         checkpoint: directory of the torch checkpoint it must agree with, or None where there is none.
+        files: the files in `path` as they were when they were read.
+        source: likewise, those of the directory that it was opened from.
     """
 
     path: Path
@@ -59,6 +64,8 @@ class Bundle:
     config: ModelConfig
     generation: GenerationSettings
     checkpoint: Path | None
+    files: Snapshot = field(default_factory=Snapshot)
+    source: Snapshot = field(default_factory=Snapshot)
 
     @property
     def models(self) -> dict[GraphName, ir.Model]:
@@ -81,13 +88,19 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
         say: receives a line before each slow step.
 
     Raises:
-        InputError: nothing usable there; the message says what is missing.
+        InputError: nothing usable there, and the message says what is missing; or it changed meanwhile.
+        EnvironmentProblemError: the export cannot be written.
     """
     directory = Path(source)
     if not directory.is_dir():
         directory = _download(source, say)
+    with unchanged(directory) as found:
+        return replace(_open(directory, cache, max_new_tokens, found, say), source=found)
+
+
+def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, say: Say) -> Bundle:
     config = read_model_config(directory)
-    has_weights = any(directory.glob("*.safetensors"))
+    has_weights = any(directory.glob(WEIGHTS))
     if (directory / graph_file("encoder")).is_file():
         return _load(directory, config, max_new_tokens, directory if has_weights else None)
     if not has_weights:
@@ -100,8 +113,33 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
     # Asked before the slow export: what we refuse should not cost a minute first.
     read_generation_settings(directory, max_new_tokens)
     load_tokenizer(directory)
-    exported = _export(directory, config, cache, say)
+    check_index(directory)
+    exported = _export(directory, config, cache, found, say)
     return _load(exported, config, max_new_tokens, directory)
+
+
+def check_index(checkpoint: Path) -> None:
+    """Weights that the index of a checkpoint names must lie in its directory: no others are hashed, or asked for.
+
+    Raises:
+        InputError: the index is broken, or names a file elsewhere.
+    """
+    for path in checkpoint.glob(INDEX):
+        try:
+            names = set(json.loads(read_file(path))["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path} does not say where the weights are",
+                why=f"it is not a JSON object with a `weight_map`: {first_line(error)}",
+                fix="restore the file",
+            ) from error
+        for name in sorted(map(str, names)):
+            if name != Path(name).name or not fnmatch.fnmatch(name, WEIGHTS):
+                raise InputError(
+                    f"{path} names weights outside its folder",
+                    why=f"one of its files is {name!r}",
+                    fix="put the safetensors files beside it, and name them there without a path",
+                )
 
 
 def oracle_tokens(
@@ -113,23 +151,26 @@ def oracle_tokens(
 
     Raises:
         ValueError: the bundle has no checkpoint.
+        InputError: the checkpoint changed since the bundle was opened.
     """
     if bundle.checkpoint is None:
         raise ValueError("a bundle without a checkpoint has no oracle")
+    bundle.source.check()
     key = hashlib.sha256()
     key.update(_checkpoint_key(bundle.checkpoint).encode())
     key.update(json.dumps([rows, bundle.generation.max_new_tokens, batch_size]).encode())
     stored = cache / "oracle" / f"{key.hexdigest()[:32]}.json"
     if stored.is_file():
-        return [list(map(int, row)) for row in json.loads(stored.read_text())]
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a broken answer is asked for again
+            return [list(map(int, row)) for row in json.loads(read_file(stored))]
     job = GenerateJob(
         str(bundle.checkpoint), bundle.config.model_type, rows, bundle.generation.max_new_tokens, batch_size
     )
     tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    partial = stored.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(tokens))
-    partial.replace(stored)
+    bundle.source.check()
+    with writing(stored):
+        stored.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(stored, json.dumps(tokens).encode())
     return tokens
 
 
@@ -139,24 +180,30 @@ def write_bundle(bundle: Bundle, out: Path) -> Path:
     The exporter's notes, which tell paths on the machine it ran on, are left out.
 
     Raises:
+        UsageError: its name is no text.
         EnvironmentProblemError: it cannot be written.
+        InputError: the bundle's files changed.
     """
-    try:
-        with work_folder(out.parent, f".{out.name}-new-") as work:
-            for name, graph in bundle.graphs.items():
-                model = graph.model.clone()
-                strip_notes(model)
-                write_model(model, work / graph_file(name))
-            copy_hf_files(bundle.path, work)
-            work.rename(out)
-    except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot write {out}", why=str(error.strerror or error), fix="check free space and permissions"
-        ) from error
+    check_name(out)
+    with writing(out), work_folder(out.parent, f".{out.name}-new-") as work:
+        for name, graph in bundle.graphs.items():
+            model = graph.model.clone()
+            strip_notes(model)
+            write_model(model, work / graph_file(name))
+        copy_hf_files(bundle.path, work)
+        bundle.files.check()  # weights are read when they are written
+        work.rename(out)
     return out
 
 
 def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None) -> Bundle:
+    with unchanged(directory) as found:
+        return _read(directory, config, max_new_tokens, checkpoint, found)
+
+
+def _read(
+    directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None, found: Snapshot
+) -> Bundle:
     graphs = {}
     for name in GRAPH_NAMES:
         path = directory / graph_file(name)
@@ -168,20 +215,21 @@ def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, chec
     paths = [directory / graph_file(name) for name in GRAPH_NAMES]
     files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
-    return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint)
+    return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint, files=found)
 
 
-def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Path:
+def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, say: Say) -> Path:
     target = cache / "bundles" / _checkpoint_key(checkpoint)[:32]
     if target.is_dir():
         return target
     say(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
-    with work_folder(target.parent, ".export-") as work:
+    with writing(target), work_folder(target.parent, ".export-") as work:
         # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
         order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
         jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]
         run_jobs(jobs)
         copy_hf_files(checkpoint, work)
+        found.check()  # what the key stands for must be what was exported
         try:
             work.rename(target)
         except OSError:
@@ -193,7 +241,8 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, say: Say) -> Pat
 def _checkpoint_key(checkpoint: Path) -> str:
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnxscript")]
     files = [checkpoint / name for name in HF_FILES if (checkpoint / name).is_file()]
-    return _hash_files([*files, *sorted(checkpoint.glob("*.safetensors"))], EXPORT_VERSION, *versions)
+    weights = (*checkpoint.glob(WEIGHTS), *checkpoint.glob(INDEX))
+    return _hash_files([*files, *sorted(weights)], EXPORT_VERSION, *versions)
 
 
 def _hash_files(files: Iterable[Path], *extra: str) -> str:
@@ -219,7 +268,7 @@ def _download(source: str, say: Say) -> Path:
     except Exception as error:  # the hub client raises its own, the HTTP library's and OS errors alike
         raise InputError(
             f"there is no model directory {source}, and it cannot be fetched from the hub",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            why=first_line(error),
             fix="check the path or hub id; without network, download the checkpoint elsewhere and give its directory",
         ) from error
 

@@ -4,6 +4,7 @@ In: a text or JSONL file and the checkpoint's tokenizer. Out: `SampleSet` with a
 sample, and `TokenBatch` arrays. Nothing here prints: what a person should hear is collected as warnings.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.errors import InputError
+from precision_search.files import read_file, reason
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -29,6 +31,13 @@ __all__ = [
 ]
 
 _SHOWN_LINES = 8
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, with which it begins
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+"""Encodings that a byte order mark gives away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ def load_samples(path: Path, name: str) -> SampleSet:
     """Reads samples: one source a line, or for a `.jsonl` file one JSON object a line (`input`, optional `target`).
 
     Blank lines are skipped, other JSON keys ignored, a byte order mark and any line ends are tolerated. Raises
-    InputError for a file that is missing, a directory, empty, binary, not UTF-8, or has a bad JSON line.
+    InputError for a file that is missing, no regular file, empty, binary, not UTF-8, or has a bad JSON line.
     """
     lines = _lines(_read_text(path, name))
     parse = _json_sample if path.suffix.lower() == ".jsonl" else _text_sample
@@ -134,38 +143,64 @@ def _batch(encoded: Sequence[Sequence[int]], indices: tuple[int, ...], pad_id: i
 
 def _read_text(path: Path, name: str) -> str:
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError as error:
         why = f"there is no such file, seen from {Path.cwd()}"
-        fix = f"check {name}.path in the config"
+        fix = f"check {name}.path in the config" if name != "data" else "check the path"
         raise InputError(f"{name} file {path} does not exist", why=why, fix=fix) from error
     except IsADirectoryError as error:
         fix = "name a file in it, text with one sentence a line or .jsonl"
         raise InputError(f"{name} file {path} is a directory", why="a file is expected", fix=fix) from error
     except OSError as error:
-        why = str(error.strerror or error)
-        raise InputError(f"{name} file {path} cannot be read", why=why, fix="check path and permissions") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        fix = f"iconv -f UTF-16 -t UTF-8 {path} > converted.txt"
-        raise InputError(f"{name} file {path} is UTF-16", why="text must be UTF-8", fix=fix)
+        fix = "check path and permissions"
+        raise InputError(f"{name} file {path} cannot be read", why=reason(error), fix=fix) from error
+    if wide := next((each for mark, each in _WIDE if data.startswith(mark)), None):
+        fix = f"iconv -f {wide} -t UTF-8 {path} > converted.txt"
+        raise InputError(f"{name} file {path} is {wide}", why=f"line 1 begins with the mark of {wide}", fix=fix)
     if b"\0" in data:
-        why = f"it has a NUL byte at offset {data.index(0)}, which text never has"
-        raise InputError(f"{name} file {path} is binary", why=why, fix="give a text or JSONL file in UTF-8")
+        raise _with_nul(data, path, name)
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise _not_utf8(data, error.start, path, name) from error
 
 
+def _with_nul(data: bytes, path: Path, name: str) -> InputError:
+    offset = data.index(0)
+    why = f"it has a NUL byte at offset {offset} (line {_line(data, offset)}), which text never has"
+    fix = "give a text or JSONL file in UTF-8"
+    if data.count(0) * 3 > len(data):  # every second byte of Latin letters
+        wide = "UTF-16BE" if offset % 2 == 0 else "UTF-16LE"
+        fix += f"; convert it, if it is UTF-16: iconv -f {wide} -t UTF-8 {path} > converted.txt"
+    return InputError(f"{name} file {path} is binary", why=why, fix=fix)
+
+
 def _not_utf8(data: bytes, offset: int, path: Path, name: str) -> InputError:
-    line = data.count(b"\n", 0, offset) + 1
+    line = _line(data, offset)
     why = f"byte 0x{data[offset]:02x} at offset {offset} (line {line}) is not valid there"
-    if not data[:offset].isascii():
-        why += "; the text before it is UTF-8, so the file mixes encodings"
-        fix = f"convert line {line} and any like it to UTF-8"
+    if any(not each.isascii() for each in _lines_of(data) if _is_utf8(each)):
+        bad = sum(not _is_utf8(each) for each in _lines_of(data))
+        why += f"; other lines are UTF-8, so the file mixes encodings: {bad} of its lines are something else"
+        fix = f"convert line {line} and any like it to UTF-8; `grep -naxv '.*' {path}` lists them in a UTF-8 locale"
     else:
         fix = f"convert it, if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8 {path} > converted.txt"
     return InputError(f"{name} file {path} is not UTF-8", why=why, fix=fix)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _lines_of(data: bytes) -> list[bytes]:
+    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+
+
+def _line(data: bytes, offset: int) -> int:
+    return len(_lines_of(data[:offset]))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -191,7 +226,7 @@ def _json_sample(text: str, line: int, file: str) -> Sample:
         why = "it has no `input` with text" if isinstance(content, dict) else "it is not an object"
         raise InputError(f"{file}, line {line}, is no sample", why=why, fix=fix)
     if target is not None and not isinstance(target, str):
-        raise InputError(f"{file}, line {line}, is no sample", why=f"its `target` is {target!r}, no text", fix=fix)
+        raise InputError(f"{file}, line {line}, is no sample", why=f"its `target` is {target!r:.60}, no text", fix=fix)
     try:
         (source + (target or "")).encode()
     except UnicodeEncodeError as error:

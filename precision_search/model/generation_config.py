@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.errors import InputError
+from precision_search.files import read_file
 
 # Model type to the class names that checkpoints of it carry. T5WithLMHeadModel is the old name of the first.
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
@@ -188,7 +189,7 @@ _ID_NAMES = (
 
 def _read_json(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(read_file(path).decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError) as error:
         is_directory = path.parent.is_dir()
         raise InputError(

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from precision_search.errors import EnvironmentProblemError, InputError
+from precision_search.errors import InputError
+from precision_search.files import check_name, writing
 from precision_search.model.graph import KEYED
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
@@ -42,6 +43,7 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         InputError: missing or corrupt file; external data that leaves the model's folder; control flow.
     """
+    check_name(path)
     if not path.is_file():
         raise InputError(
             f"there is no file {path}",
@@ -58,7 +60,7 @@ def load_model(path: Path) -> ir.Model:
     except InputError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
-        raise _unreadable(path, _first_line(error)) from error
+        raise _unreadable(path, first_line(error)) from error
     return model
 
 
@@ -71,7 +73,7 @@ def data_files(path: Path) -> list[Path]:
     try:
         tensors = list(_tensors(ir.load(path, format="protobuf")))
     except Exception as error:  # as in load_model
-        raise _unreadable(path, _first_line(error)) from error
+        raise _unreadable(path, first_line(error)) from error
     return sorted({path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
@@ -88,17 +90,12 @@ def write_model(model: ir.Model, path: Path) -> None:
         model = model.clone()
         for value in model.graph.initializers.values():
             _read_into_memory(value)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
-            written = Path(folder) / path.name
-            ir.save(model, written, external_data=external)
-            if external:
-                (Path(folder) / external).replace(path.parent / external)
-            written.replace(path)
-    except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot write {path}", why=str(error), fix="check free space and permissions"
-        ) from error
+    with writing(path), tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        ir.save(model, written, external_data=external)
+        if external:
+            (Path(folder) / external).replace(path.parent / external)
+        written.replace(path)
 
 
 def strip_notes(model: ir.Model) -> None:
@@ -208,7 +205,7 @@ def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
         if not target.is_file():
             raise InputError(
                 f"{path.name} needs the file {tensor.location}",
-                why="it is not beside the ONNX file",
+                why="what has that name is no regular file" if target.exists() else "it is not beside the ONNX file",
                 fix="copy it there",
             )
         if target.stat().st_nlink > 1:  # onnx_ir would refuse it too, when the weight is first read
@@ -260,6 +257,7 @@ def _unreadable(path: Path, why: str) -> InputError:
     return InputError(f"{path} is not a readable ONNX file", why=why, fix="export it again")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says of its trouble, without what it adds on further lines."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

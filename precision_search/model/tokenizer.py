@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precision_search.errors import InputError
+from precision_search.files import read_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -66,7 +67,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(read_file(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

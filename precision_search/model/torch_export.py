@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 
 from precision_search.errors import InputError
 from precision_search.model.graph import GraphName, describe
-from precision_search.model.model_files import write_model
+from precision_search.model.model_files import first_line, write_model
 
 MODEL_CLASSES: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
 """Model families by `model_type`: one line each."""
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path, model_type: str) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"cannot load the checkpoint in {path}",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            why=first_line(error),
             fix="the directory needs config.json and model.safetensors of one T5 model; convert .bin weights with "
             "`model.save_pretrained(dir, safe_serialization=True)` where you trust them",
         ) from error
@@ -61,11 +61,7 @@ def load_checkpoint(path: Path, model_type: str) -> Any:
 
 
 def export(model: Any, name: GraphName, target: Path) -> None:
-    """Exports one of the three graphs, names its nodes by their keys and writes it to `target`.
-
-    Raises:
-        InputError: the exporter cannot trace the model.
-    """
+    """Exports one of the three graphs, names its nodes by their keys and writes it to `target`."""
     module, arguments, inputs, outputs, dynamic_shapes = _trace_request(model, name)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -77,8 +73,7 @@ def export(model: Any, name: GraphName, target: Path) -> None:
             dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
-    if program is None:
-        raise InputError(f"the exporter gave no {name} graph", fix="try another version of torch (2.9 or later)")
+    assert program is not None  # None is what it gives where it writes a file
     graph = describe(name, program.model).model
     _strip(graph)
     write_model(graph, target)

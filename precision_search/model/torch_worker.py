@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from precision_search.errors import InputError, InternalError
+from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
+from precision_search.files import reason, remedy
 from precision_search.model.graph import GraphName
 
 SIDE_BY_SIDE_LIMIT = 2 << 30
 """Bytes of checkpoint above which jobs run one after the other: each holds the whole model in fp32, and more."""
+
+_KINDS: Mapping[str, type[PrecisionSearchError]] = {
+    "input": InputError,
+    "environment": EnvironmentProblemError,
+    "internal": PrecisionSearchError,
+}
+"""Errors that a child hands on, by what it calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ def run_jobs(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]
 
     Raises:
         InputError: what a job says of its input.
+        EnvironmentProblemError: what a job says of the machine; a child was killed.
         InternalError: a child died; its last words are in the message.
     """
     at_once = min(len(jobs), os.cpu_count() or 1)
@@ -99,12 +109,17 @@ def _answer(code: int, out: str, err: str) -> Mapping[str, Any]:
     try:
         answer = json.loads(lines[-1])
     except (IndexError, ValueError):
+        if code == -signal.SIGKILL:
+            raise EnvironmentProblemError(
+                "the torch worker was killed",
+                why="nothing but the system does that, and mostly because memory is used up",
+                fix="run it where there is more memory: it needs about three times the size of the checkpoint in fp32",
+            ) from None
         tail = "\n".join(err.strip().splitlines()[-5:])
-        raise InternalError(
-            f"the torch worker ended with code {code}", why=tail, fix="run again with --verbose"
-        ) from None
+        raise InternalError(f"the torch worker ended with code {code}", why=tail) from None
     if "error" in answer:
-        raise InputError(answer["error"]["what"], why=answer["error"]["why"], fix=answer["error"]["fix"])
+        kind = _KINDS[answer["error"]["kind"]]
+        raise kind(answer["error"]["what"], why=answer["error"]["why"], fix=answer["error"]["fix"])
     return dict(answer)
 
 
@@ -122,6 +137,11 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokens": torch_export.greedy_tokens(model, job["rows"], job["max_new_tokens"], job["batch_size"])}
 
 
+def _as_json(error: PrecisionSearchError) -> Mapping[str, str]:
+    kind = next(name for name, kind in _KINDS.items() if isinstance(error, kind))
+    return {"kind": kind, "what": error.what, "why": error.why, "fix": error.fix}
+
+
 def main() -> None:
     """Entry of the child process."""
     job = json.load(sys.stdin)
@@ -129,8 +149,11 @@ def main() -> None:
     os.dup2(2, 1)  # whatever the libraries print must not stand between the parent and the answer
     try:
         result = _do(job)
-    except InputError as error:
-        result = {"error": {"what": error.what, "why": error.why, "fix": error.fix}}
+    except PrecisionSearchError as error:
+        result = {"error": _as_json(error)}
+    except OSError as error:
+        place = f"{error.filename or job.get('target') or 'a file'} cannot be used"
+        result = {"error": _as_json(EnvironmentProblemError(place, why=reason(error), fix=remedy(error)))}
     print(json.dumps(result), file=answer, flush=True)
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from precision_search.errors import EnvironmentProblemError, InternalError, OutputExistsError, UsageError
+from precision_search.files import writing
 from precision_search.output import run_files
 from precision_search.output.progress import Reporter
 from precision_search.output.run_info import Versions, tool_version
@@ -91,7 +92,8 @@ def write_profile(
     )
     _tell(profile, results, reporter)
     content = Samples(name, date, software, settings, results)
-    _remove(out)
+    with writing(out):
+        out.unlink(missing_ok=True)
     run_files.write_json_atomically(samples, content)
     run_files.write_text_atomically(out, profile_text(profile))
     found = load_profile(str(out.absolute()))
@@ -121,15 +123,6 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
             why=f"{out.absolute().parent} is not a directory that one may write to",
             fix="make the directory, or give another --out",
         )
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise EnvironmentProblemError(
-            f"cannot replace {path}", why=str(error), fix="check its permissions and those of its directory"
-        ) from error
 
 
 def _device(settings: SessionSettings) -> tuple[str, int]:

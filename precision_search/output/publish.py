@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from precision_search.errors import EnvironmentProblemError, OutputExistsError
+from precision_search.files import check_name, reason, remedy
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.model_files import write_model
@@ -48,10 +49,12 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
 
     Raises:
         OutputExistsError: `out` exists.
+        UsageError: its name is no text.
         EnvironmentProblemError: it cannot be written.
-        InputError: the plan does not fit the bundle (see `convert`).
+        InputError: the plan does not fit the bundle (see `convert`), or the bundle's files changed.
         InternalError: what was written is not what was meant; nothing is left of it.
     """
+    check_name(out)
     _refuse_existing(out)
     plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
     converted = convert(bundle.graphs, plan)
@@ -62,12 +65,13 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
             work.mkdir()
             _write(work, bundle, plan, converted, facts)
             check_published(work, bundle.graphs, plan)
+            bundle.files.check()  # weights are read when they are written
             _refuse_existing(out)
             work.rename(out)
     except OSError as error:
         _refuse_existing(out)
         raise EnvironmentProblemError(
-            f"cannot write {out}", why=str(error), fix="check free space and permissions, or give another --out"
+            f"cannot write {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
     return out
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from precision_search.config import Config, load_config
 from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
+from precision_search.files import check_name, reason, remedy, writing
 from precision_search.model.work_folder import try_lock, work_folder
 from precision_search.output import run_files
 from precision_search.search.study_file import STUDY_FILE
@@ -42,7 +43,7 @@ def new_run_directory(out: Path) -> Iterator[Path]:
             work.rename(out)
     except OSError as error:
         raise EnvironmentProblemError(
-            f"cannot create {out}", why=str(error.strerror), fix="check the path, free space and permissions"
+            f"cannot create {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
 
 
@@ -55,7 +56,10 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with (run_dir / run_files.TRIALS_FILE).open("ab") as file:
+    log = run_dir / run_files.TRIALS_FILE
+    with writing(log):
+        file = log.open("ab")
+    with file:
         if try_lock(file) is False:
             raise UsageError(
                 f"the run in {run_dir} is still going on",
@@ -90,13 +94,14 @@ def check_run_directory(config: Config, out: Path, *, resume: bool) -> None:
     Raises:
         OutputExistsError: it exists and `resume` is not set.
         EnvironmentProblemError: it cannot be created there.
-        UsageError: nothing there to resume, it is still going on, or the config changed.
+        UsageError: its name is no text; nothing there to resume, it is still going on, or the config changed.
     """
     if resume:
         _check_resumable(config, out)
         return
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise _exists(out)
+    check_name(out)
     # Asked before the work that the directory is for, which takes minutes.
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -112,7 +117,11 @@ def _check_resumable(config: Config, out: Path) -> None:
         if not (out / name).is_file():
             raise UsageError(
                 f"there is no run to resume in {out}",
-                why=f"it has no {name}" if out.is_dir() else "there is no such directory",
+                why=f"it has no {name}"
+                if out.is_dir()
+                else "it is a file"
+                if out.exists()
+                else "there is no such directory",
                 fix="start a run in another directory" if out.exists() else "leave out --resume to start a run",
             )
     with sole_writer(out):

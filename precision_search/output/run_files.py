@@ -6,14 +6,13 @@ alone grows while a run goes on (see `search.trials`).
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError
+from precision_search.files import write_atomically
 from precision_search.output.render import to_csv
 from precision_search.output.run_info import RunInfo, read_record
 from precision_search.output.table import pareto_table
@@ -102,20 +101,15 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         EnvironmentProblemError: the file cannot be written; what was there is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, UnicodeError) as error:
+        content = text.encode()
+    except UnicodeEncodeError as error:
         raise EnvironmentProblemError(
-            f"cannot write {path}", why=str(error), fix="check free space and permissions"
+            f"cannot write {path}",
+            why=f"it would hold {error.object[error.start]!r}, which is no character",
+            fix="give files and directories names in UTF-8",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def _read_info(path: Path) -> RunInfo:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from precision_search.errors import InputError, InternalError
+from precision_search.files import read_file
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.json_codec import from_json
 from precision_search.search.prepare import NearTie, Parity
@@ -329,7 +330,7 @@ def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: st
         InputError: it is missing, broken or of a later version.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
         version = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             fix = "read it with the version of precision-search that wrote it, or a later one"

@@ -291,8 +291,7 @@ class _GraphCost:
 
     def _inserted_cast(self, node: ir.Node) -> _Seconds:
         source, target = node.inputs[0], node.outputs[0]
-        if source is None:
-            raise InternalError(f"the inserted cast {node.name} has no input")
+        assert source is not None  # a converter casts something
         source_dtype, target_dtype = self._dtype(source), self._dtype(target)
         if source_dtype is None or target_dtype is None or source.is_initializer():
             return _Seconds()

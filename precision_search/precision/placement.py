@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from precision_search.errors import InternalError
 from precision_search.model.graph import Graph, GraphName
 from precision_search.precision.energy import Choice, Energy, Follower, PlacementCosts
 from precision_search.precision.mincut import FP32, Edge, Floats, MinCut
@@ -122,8 +121,7 @@ class Placer:
                 heapq.heappush(open_ones, _Relaxed(bound, more, choice))
 
         relax(())
-        if not open_ones:
-            raise InternalError("no placement keeps the pins", why="pins of compute nodes never contradict each other")
+        assert open_ones, "pins of compute nodes never contradict each other"
         best, best_cost, cuts = np.zeros(len(savings), np.bool_), np.inf, 1
         while open_ones:
             relaxed = heapq.heappop(open_ones)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from precision_search.errors import InputError
+from precision_search.files import read_file, reason
 from precision_search.model.graph import GRAPH_NAMES, Family, Graph, GraphName, compute_keys_by_op_type
 
 LowDtype = Literal["float16", "bfloat16"]
@@ -119,9 +120,9 @@ def read_blocklist(path: Path, default_dtype: LowDtype = "float16") -> Blocklist
         InputError: it is missing, not JSON, or not a blocklist.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_file(path))
     except OSError as error:
-        raise InputError(f"cannot read the blocklist {path}", why=str(error.strerror), fix="check the path") from error
+        raise InputError(f"cannot read the blocklist {path}", why=reason(error), fix="check the path") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
     return blocklist_from_json(data, str(path), default_dtype)

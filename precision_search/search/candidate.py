@@ -15,11 +15,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import InputError
+from precision_search.files import read_file
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GRAPH_NAMES, GraphName
 from precision_search.model.host_side import compute_sizes_on_device
-from precision_search.model.model_files import load_model
+from precision_search.model.model_files import first_line, load_model
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.runtime.cuda import process_gemm_options
 from precision_search.runtime.session import OptimizationLevel, SessionSettings
@@ -139,7 +140,7 @@ def _check_types(path: Path) -> None:
     except Exception as error:  # the checker raises its own classes and the protobuf library's
         raise InputError(
             f"{path.name} does not pass the ONNX checker",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            why=first_line(error),
             fix="convert the model again; ONNX Runtime may refuse it too",
         ) from error
 
@@ -177,7 +178,7 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file, or remove it") from error
     if not isinstance(content, dict):

@@ -119,7 +119,11 @@ def estimate_flip_risk(
     if any(np.isneginf(part.plan).any() for part in sets):
         return ALL
     if unfiltered.reference.size == 0 or all(np.isnan(part.plan).all() for part in sets):
-        raise InputError("flip risk cannot be estimated", why="no sentence has a token with a margin")
+        raise InputError(
+            "flip risk cannot be estimated",
+            why="no sentence has a token with a margin",
+            fix="give sentences for which fp32 chooses at least one token",
+        )
     window = _Window.of(unfiltered)
     shifts = _near_shifts(sets)
     flips = _pair_flips(unfiltered, window, shifts)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from precision_search.files import writing
 from precision_search.precision.plan import Plan
 from precision_search.search.strategies.base import SearchSpace
 from precision_search.search.strategies.scale import scaled_ms
@@ -59,7 +60,14 @@ class StudyFile:
 
         All latencies of a study are on the scale of the estimates, since rejected plans have no other: a measured plan
         counts as the estimate of fp32 divided by its speedup. Its own milliseconds are in the trial log.
+
+        Raises:
+            EnvironmentProblemError: the file cannot be written.
         """
+        with writing(self._path):
+            self._add(trial)
+
+    def _add(self, trial: Trial) -> None:
         import optuna
 
         if self._study is None:

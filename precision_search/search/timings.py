@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.errors import InputError
+from precision_search.files import append, read_file, reason, write_atomically
 from precision_search.runtime.device_state import DeviceState
 from precision_search.runtime.timing import Comparison
 from precision_search.search.json_codec import from_json, to_json
@@ -54,7 +54,7 @@ class TimingLog:
             InputError: it cannot be read, or a line before the last is broken.
         """
         self._path = path
-        data = path.read_bytes() if path.exists() else b""
+        data = _content(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         good = b"".join(
             line
@@ -62,24 +62,21 @@ class TimingLog:
             if _trial(line, number, path) < trials
         )
         if good != data:
-            _replace(path, good)
+            write_atomically(path, good)
 
     def append(self, record: TimingRecord) -> None:
-        """Writes a line through to the disk."""
+        """Writes a line through to the disk; EnvironmentProblemError where that cannot be done."""
         line = json.dumps(to_json(record), allow_nan=False, separators=(",", ":"))
-        with self._path.open("ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, line.encode() + b"\n")
 
 
 def read_timings(path: Path) -> tuple[TimingRecord, ...]:
     """Reads the file; half a line at its end is not counted.
 
     Raises:
-        InputError: a line before the last is broken.
+        InputError: it cannot be read, or a line before the last is broken.
     """
-    data = path.read_bytes()
+    data = _content(path)
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     return tuple(_record(line, number, path) for number, line in enumerate(lines, 1))
 
@@ -116,6 +113,17 @@ def with_timings(
     return judge_and_keep
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}",
+            why=reason(error),
+            fix="check its permissions, or remove it: latencies are in trials.jsonl too",
+        ) from error
+
+
 def _trial(line: bytes, number: int, path: Path) -> int:
     return _record(line, number, path).trial
 
@@ -129,9 +137,3 @@ def _record(line: bytes, number: int, path: Path) -> TimingRecord:
             why=str(error),
             fix="restore the file from a copy, or remove it: latencies are in trials.jsonl too",
         ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from precision_search.errors import InputError, InternalError
+from precision_search.files import append, read_file, reason
 from precision_search.model.graph import Family
 from precision_search.precision.plan import LowDtype, Plan
 from precision_search.search.json_codec import from_json, to_json
@@ -230,9 +231,9 @@ class TrialLog:
             if good < len(data):
                 os.truncate(path, good)
             elif data and not data.endswith(b"\n"):
-                _append(path, b"\n")
+                append(path, b"\n")
         else:
-            _append(path, b"")
+            append(path, b"")
         for trial in trials:
             self._remember(trial)
 
@@ -259,13 +260,14 @@ class TrialLog:
 
         Raises:
             InternalError: the plan was judged before, or the id is not `next_id`.
+            EnvironmentProblemError: the file cannot be written; it ends with the trial before.
         """
         if self.find(trial.plan.plan) is not None or trial.id != self._next_id:
             raise InternalError(
                 f"trial {trial.id} does not fit the log",
                 why=f"its plan {trial.plan.plan.digest} was judged before, or its id is not {self._next_id}",
             )
-        _append(self._path, trial_to_line(trial).encode() + b"\n")
+        append(self._path, trial_to_line(trial).encode() + b"\n")
         self._remember(trial)
 
     def _remember(self, trial: Trial) -> None:
@@ -273,18 +275,13 @@ class TrialLog:
         self._next_id = max(self._next_id, trial.id + 1)
 
 
-def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
-        raise InputError(f"cannot read the trial log {path}", why=str(error)) from error
+        raise InputError(
+            f"cannot read the trial log {path}", why=reason(error), fix="check the path and its permissions"
+        ) from error
 
 
 def _parse(data: bytes, path: Path) -> tuple[tuple[Trial, ...], int]:
@@ -303,7 +300,11 @@ def _parse(data: bytes, path: Path) -> tuple[tuple[Trial, ...], int]:
         trial = trial_from_line(raw.decode("utf-8", errors="replace"), where)
         for name in (trial.id, trial.plan.plan.digest):
             if (first := seen.setdefault(name, number)) != number:
-                raise InputError(f"{where} repeats line {first}", why=f"both hold id or plan {name}")
+                raise InputError(
+                    f"{where} repeats line {first}",
+                    why=f"both hold id or plan {name}",
+                    fix="remove the later of the two, or restore the file from a copy",
+                )
         trials.append(trial)
     return tuple(trials), len(data) if _is_json(last) else good
 

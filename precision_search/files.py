@@ -1,0 +1,125 @@
+"""Files at the door: only regular ones are read, and what cannot be written is told with its path and the remedy.
+
+In: paths that users or programs give. Out: bytes, or the error that says what stands there instead. Nothing here waits
+for the other end of a pipe or reads a device that never ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from precision_search.errors import EnvironmentProblemError, UsageError
+
+LARGEST_TEXT = 1 << 30
+"""Bytes of the largest file that is read as text: sentences, configs, logs."""
+
+_OTHER_KINDS = (
+    (stat.S_ISFIFO, "it is a pipe, not a file; save what comes through it as a file"),
+    (stat.S_ISCHR, "it is a device, not a file"),
+    (stat.S_ISBLK, "it is a device, not a file"),
+    (stat.S_ISSOCK, "it is a socket, not a file"),
+)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, or is not such a file; `strerror` says what it is.
+    """
+    found = path.stat()
+    for is_kind, what in _OTHER_KINDS:
+        if is_kind(found.st_mode):
+            raise OSError(errno.EINVAL, what, str(path))
+    if found.st_size > most:
+        raise OSError(
+            errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that such a file may have", path
+        )
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is done to write `path`; a failure of the system becomes one error that says what to do.
+
+    Raises:
+        EnvironmentProblemError: an OSError was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblemError(f"cannot write {path}", why=reason(error), fix=remedy(error)) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file through to the disk; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        EnvironmentProblemError: the file cannot be written; what was there is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Appends to a file, through to the disk and whole or not at all.
+
+    Raises:
+        EnvironmentProblemError: it cannot be written; what was there is untouched.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):  # a part of a line is dropped when it is read, too
+                os.truncate(path, before)
+            raise
+
+
+def check_name(path: Path) -> None:
+    """Raises UsageError where the path is no text: ONNX's own tools take no other, and say so late."""
+    whole = str(path.absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path} cannot be the path of a model or a run",
+            why=f"the byte {ord(whole[error.start]) - 0xDC00:#x} in it is not UTF-8",
+            fix="use a directory whose path is UTF-8",
+        ) from error
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in its words, without number and path."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def remedy(error: OSError, otherwise: str = "") -> str:
+    """What to do about it; `otherwise` follows where another place would do as well."""
+    if error.errno in _FULL:
+        fix = "free some space on that disk"
+    elif error.errno in _READ_ONLY:
+        fix = "make it writable"
+    else:
+        fix = "check the path, its permissions and the free space"
+    return f"{fix}, or {otherwise}" if otherwise else fix
