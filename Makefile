@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := artifacts/runs/demo-$(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint fast gpu constraints clean
+.PHONY: install demo test lint fast gpu docs constraints clean
 
 demo: $(STAMP)
 	$(BIN)/precision-search run configs/demo.toml --out $(RUN)
+
+install: $(STAMP)
 
 # Two workers: most tests wait for one core, and more of them would each take gigabytes. A file's tests stay together,
 # since they share what its fixtures made. At the end every error of docs/reference/errors.md must have happened.
@@ -26,14 +28,18 @@ fast: $(STAMP)
 
 # The tests that need a CUDA device; without one they fail. Installs CUDA's libraries, not its driver.
 gpu: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cuda,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cuda,dev,docs]'
 	PRECISION_SEARCH_GPU=1 $(BIN)/pytest -m gpu
+
+# A link that leads nowhere, or any other warning, ends it.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W -n --keep-going -d build/doctrees docs build/site
 
 # torch is installed first and by its exact version: a range may take a CUDA build of several gigabytes.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 constraints: $(STAMP)

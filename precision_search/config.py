@@ -1,7 +1,7 @@
 """The config file: TOML in, frozen dataclasses out.
 
-The dataclasses are the specification, tables and keys with their types, defaults and limits; `toml_tables` reads and
-writes whatever is declared here. A new key is one new field.
+The dataclasses are the specification, tables and keys with their types, defaults, limits and meaning; the reference in
+the docs is made of them, and `toml_tables` reads and writes whatever is declared here. A new key is one new field.
 """
 
 import os
@@ -37,7 +37,7 @@ STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A key that [validation] or [test] lacks is taken from [calibration]: the three feed the same model.
-_PARENTS = {"validation": "calibration", "test": "calibration"}
+PARENTS = {"validation": "calibration", "test": "calibration"}
 
 
 def default_cache() -> Path:
@@ -75,9 +75,13 @@ def _name_or_file(text: str, base: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelSection:
-    """`[model]`: what is searched. `path` is an absolute directory or a hub id; exports are cached under `cache`.
+    """What is searched.
 
-    A relative `path` is a directory if there is one of that name or if it starts with `./` or `../`, else a hub id.
+    Attributes:
+        path: a checkpoint directory, a directory with the three ONNX files, or a hub id. A relative one is a directory
+            if there is one of that name or if it starts with `./` or `../`, else a hub id.
+        cache: the folder that exports are kept in, by default `$XDG_CACHE_HOME/precision-search`, or
+            `~/.cache/precision-search` where the variable is not set.
     """
 
     path: str = field(metadata={"resolve": _directory_or_hub_id})
@@ -86,10 +90,13 @@ class ModelSection:
 
 @dataclass(frozen=True, slots=True)
 class DataSection:
-    """`[calibration]` and `[test]`: a file of sentences, what to put before each, and how to batch them.
+    """A file of sentences, what to put before each, and how to batch them.
 
-    `max_length` is in tokens, the end token included; None is the model's limit. What `[test]` and `[validation]` do
-    not set is taken from `[calibration]`.
+    Attributes:
+        path: one sentence a line, or a `.jsonl` file of objects with `input`.
+        prefix: put before each sentence, such as `translate English to German: `.
+        max_length: longest source in tokens, the end token included; longer ones are cut. Without it the model's limit.
+        batch_size: sentences at once.
     """
 
     path: Path
@@ -100,26 +107,41 @@ class DataSection:
 
 @dataclass(frozen=True, slots=True)
 class ValidationSection(DataSection):
-    """`[validation]`: unfiltered sentences, and the share of them a winner must get exactly right."""
+    """Unfiltered sentences, from which flip risk is estimated, and the share of them that a winner must keep.
+
+    Attributes:
+        min_exact_match: the share of sentences on which the winner must give exactly the tokens of fp32.
+    """
 
     min_exact_match: float = field(default=0.99, metadata=between(0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSection:
-    """`[generation]`: a `max_new_tokens` of None is what the model's generation config says."""
+    """How far is generated.
+
+    Attributes:
+        max_new_tokens: most tokens of a target, the end token included. Without it what the model's generation config
+            says.
+    """
 
     max_new_tokens: int | None = field(default=None, metadata=at_least(1, MOST))
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSection:
-    """`[device]`: where sessions run. `auto` is CUDA where it works, else the CPU; `threads` of None is the runtime's.
+    """Where sessions run.
 
-    `use_tf32` is off by default: with it an fp32 MatMul keeps 10 mantissa bits on CUDA and is no reference.
-    `gemm_options` are the bits of ONNX Runtime's `ORT_CUDA_GEMM_OPTIONS`, for fp16 products on CUDA: 1 sums in fp16, 2
-    joins partial sums in fp32 only, 4 is pedantic. Emulation assumes 2. `memory_limit` is in GiB (2**30 bytes): the
-    most device memory that all sessions and buffers take together; CUDA's context and workspaces come on top.
+    Attributes:
+        kind: `auto` is CUDA where one node runs on it, else the CPU; with `cuda` nothing runs on the CPU in silence.
+        id: which CUDA device, of those that `CUDA_VISIBLE_DEVICES` leaves.
+        use_tf32: whether fp32 products on CUDA may round their factors to TF32. It keeps 10 mantissa bits, as fp16
+            does, and is no reference.
+        threads: threads within an operator on the CPU. Without it the runtime's choice, all cores.
+        gemm_options: bits of ONNX Runtime's `ORT_CUDA_GEMM_OPTIONS`, for fp16 products on CUDA: 1 sums in fp16, 2 joins
+            partial sums in fp32 only, 4 is pedantic. Emulation assumes 2.
+        memory_limit: GiB (2^30 bytes) of device memory that all sessions and buffers take together; CUDA's context and
+            workspaces come on top.
     """
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
@@ -132,11 +154,20 @@ class DeviceSection:
 
 @dataclass(frozen=True, slots=True)
 class SearchSection:
-    """`[search]`: the low dtype, how plans are proposed, and when to stop.
+    """The low dtype, how plans are proposed, and when to stop.
 
-    `timeout` is in seconds, None is no limit. `keep_fp32` and `force_low` are op types or patterns of node keys.
-    A node whose fp32 values exceed the low dtype's largest number divided by `range_safety` stays in fp32. `seed` is
-    below 2**32, what numpy's generators take.
+    Attributes:
+        dtype: the low dtype.
+        strategy: `nodes` decides node by node, `op-types` whole op types, `exhaustive` judges all subsets of op types,
+            `random` draws some of them.
+        seed: of everything random; numpy's generators take no more.
+        max_trials: plans to judge, at most.
+        timeout: seconds after which no further plan is judged.
+        keep_fp32: op types, or patterns over node keys (regular expressions that match a whole key), that stay in fp32
+            in every plan.
+        force_low: likewise, what is low in every plan, whatever its range.
+        range_safety: a node whose fp32 values exceed the low dtype's largest number divided by this stays in fp32
+            first.
     """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -151,7 +182,13 @@ class SearchSection:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSection:
-    """`[workload]`: what latency is stated for: sentences in a batch, tokens of a source and of a target."""
+    """What latency is stated for.
+
+    Attributes:
+        batch: sentences in a batch.
+        source_length: tokens of each source.
+        target_length: tokens of each target.
+    """
 
     batch: int = field(default=1, metadata=at_least(1, MOST))
     source_length: int = field(default=128, metadata=at_least(1, MOST))
@@ -160,7 +197,12 @@ class WorkloadSection:
 
 @dataclass(frozen=True, slots=True)
 class LatencySection:
-    """`[latency]`: the device profile for estimates: a built-in one's name or the absolute path of a TOML file."""
+    """What estimates are made with.
+
+    Attributes:
+        profile: a built-in device profile by name (`t4`, `a10g`, `l4`, `a100`, `h100`) or a TOML file of that form,
+            used where no CUDA device measures.
+    """
 
     profile: str = field(default="t4", metadata={"resolve": _name_or_file})
 
@@ -169,8 +211,21 @@ class LatencySection:
 class Config:
     """A whole config, every value checked and every path absolute.
 
-    `name` (the file's stem) and `path` say where it came from and take no part in comparisons, so that the resolved
-    copy in a run directory equals its source.
+    `name` and `path` say where it came from and take no part in comparisons, so that the resolved copy in a run
+    directory equals its source.
+
+    Attributes:
+        name: the file's stem.
+        path: the file.
+        model: what is searched.
+        calibration: sentences on which a stable plan gives exactly the tokens of fp32.
+        validation: unfiltered sentences, of which a winner keeps a share and from which flip risk is estimated.
+        test: sentences that choose nothing; what is reported of the winner comes from them.
+        generation: how far is generated.
+        device: where sessions run.
+        search: the low dtype, how plans are proposed, and when to stop.
+        workload: what latency is stated for.
+        latency: what estimates are made with.
     """
 
     name: str = field(compare=False)
@@ -201,7 +256,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     value of the wrong type or out of range, and an op type pinned both ways. Whether data and model exist is for
     those who read them.
     """
-    tables = read_tables(Config, path, overrides, _PARENTS)
+    tables = read_tables(Config, path, overrides, PARENTS)
     both = sorted(set(tables["search"].keep_fp32) & set(tables["search"].force_low))
     if both:
         raise ConfigError(

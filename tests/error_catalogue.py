@@ -176,7 +176,8 @@ def placeholder(node: ast.expr) -> str:
     if len(text) <= LONGEST_PLACEHOLDER and '"' not in text and "'" not in text:
         return text
     names = [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and inner.id not in ("str", "len")]
-    return names[0] if names else "..."
+    # A space, because `{word}` with a backtick behind it is a role in MyST.
+    return names[0].removeprefix("_").replace("_", " ") if names else "..."
 
 
 def _name(call: ast.Call) -> str:

@@ -14,7 +14,6 @@ from precision_search import api
 from precision_search.cli import cli
 from precision_search.runtime import doctor as doctor_module
 from precision_search.search.verify import DifferingSample, VerifyReport
-from tests.cli_docs import reference
 from tests.cli_models import FASTER, fails, invoke, write_run
 from tests.conftest import ROOT
 from tests.search_models import latency, trial
@@ -26,11 +25,6 @@ def test_every_command_and_option_says_what_it_does() -> None:
         assert command.short_help
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter.name
-
-
-def test_the_documented_reference_is_what_help_says() -> None:
-    """Written with `python -m tests.cli_docs > docs/cli.md`."""
-    assert (ROOT / "docs/cli.md").read_text() == reference()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from precision_search import run as run_module
+from precision_search.config import DataSection
 from precision_search.errors import InputError
 from precision_search.model.calibration import Sample, SampleSet
 from precision_search.output.landmarks_record import LANDMARKS_FILE, are_there, read_landmarks, write_landmarks

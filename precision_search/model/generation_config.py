@@ -65,7 +65,18 @@ _T5_EOS, _T5_PAD = 1, 0
 class ModelConfig:
     """The sizes of a T5, under the names of its `config.json`.
 
-    `scale_decoder_outputs`: the decoder's output is multiplied by d_model**-0.5 before the output projection.
+    Attributes:
+        model_type: `t5` or `mt5`.
+        vocab_size: rows of the embedding.
+        d_model: width of the residual stream.
+        d_kv: width of a head.
+        d_ff: width inside a feed-forward layer.
+        num_heads: heads of an attention.
+        num_layers: layers of the encoder.
+        num_decoder_layers: layers of the decoder.
+        tie_word_embeddings: whether the output projection is the embedding.
+        scale_decoder_outputs: whether the decoder's output is divided by the root of `d_model` before the output
+            projection.
     """
 
     model_type: str

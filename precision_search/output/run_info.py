@@ -28,7 +28,17 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Versions of Python and of the packages that a verdict may depend on; None where one took no part."""
+    """Versions of Python and of the packages that a verdict may depend on.
+
+    Attributes:
+        python: of the interpreter.
+        onnx: of the package.
+        onnxruntime: of `onnxruntime-gpu` or `onnxruntime`, whichever is there.
+        onnx_ir: of the package.
+        torch: None where it is not installed.
+        transformers: None where it is not installed.
+        numpy: of the package.
+    """
 
     python: str
     onnx: str
@@ -119,7 +129,13 @@ class SampleFile:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The sample sets of a run; None where the config names none."""
+    """The sample sets of a run.
+
+    Attributes:
+        calibration: where a stable plan keeps every sample.
+        validation: None where the config names none.
+        test: None where the config names none, or the run has not come to it.
+    """
 
     calibration: SampleFile
     validation: SampleFile | None
@@ -128,7 +144,13 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadInfo:
-    """What latency is stated for: sentences in a batch, tokens of each source and of each target."""
+    """What latency is stated for.
+
+    Attributes:
+        batch: sentences in a batch.
+        source_length: tokens of each source.
+        target_length: tokens of each target.
+    """
 
     batch: int
     source_length: int
@@ -137,7 +159,15 @@ class WorkloadInfo:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Judged plans by verdict."""
+    """Judged plans by verdict.
+
+    Attributes:
+        judged: all of them.
+        stable: with every token of the reference.
+        mismatch: with another token.
+        nonfinite: with NaN or infinity.
+        error: that could not be judged.
+    """
 
     judged: int
     stable: int
@@ -155,7 +185,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ScreenSpeed:
-    """Milliseconds of a full screen and of the fp32 pass (medians), and screens finished in a second."""
+    """How fast plans were screened.
+
+    Attributes:
+        full_ms: median time of a screen of all calibration samples, in milliseconds.
+        fp32_ms: median time of the same with fp32, in milliseconds.
+        screens_per_second: screens that were finished in a second.
+    """
 
     full_ms: float | None
     fp32_ms: float | None
@@ -187,7 +223,13 @@ class CutCheck:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A share of samples with exactly the reference's tokens, with the ends of its 95% interval."""
+    """A share of samples with exactly the reference's tokens.
+
+    Attributes:
+        value: the share, 0 to 1.
+        low: lower end of its 95% interval.
+        high: upper end.
+    """
 
     value: float
     low: float
@@ -201,7 +243,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The chosen plan: its trial, why it, whether it is faster than fp32, and what it keeps of unseen samples."""
+    """The chosen plan.
+
+    Attributes:
+        id: its trial's.
+        reason: why it, in words.
+        faster: whether it is faster than fp32; if not, `model/` holds fp32.
+        test_match: share of the test samples, None where not run.
+        validation_match: share of the validation samples, None where not run.
+    """
 
     id: int
     reason: str

@@ -1,8 +1,8 @@
 """The cost model: how long one generated batch takes on a device that is not here.
 
 In: the three graphs in fp32, a workload and a device profile. Out: seconds by node and by cast, as plain numbers for
-whoever places casts, and the latency of any mixed version of the same graphs. `docs/cost-model.md` has the formula, its
-constants with their sources, and what it ignores.
+whoever places casts, and the latency of any mixed version of the same graphs. `docs/reference/cost-model.md` has the
+formula, its constants with their sources, and what it ignores.
 """
 
 from collections.abc import Mapping, Sequence

@@ -29,7 +29,16 @@ DEFAULT_SAFETY = 2.0
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """One graph: its nodes by what they are to a precision decision, and the bytes of its weights in fp32."""
+    """One graph: its nodes by what they are to a precision decision.
+
+    Attributes:
+        name: which of the three.
+        nodes: all of them.
+        compute: those that a plan decides about.
+        movement: those that copy values and follow their neighbours.
+        other: the rest: shapes, integers.
+        weight_bytes: of its weights, in fp32.
+    """
 
     name: GraphName
     nodes: int

@@ -2,7 +2,7 @@
 
 The numbers describe the kernels of ONNX Runtime's CUDA provider at optimization level basic. Launch counts were
 counted, not guessed: sessions of one node each, and the three T5 graphs whole, on a stand-in CUDA runtime that records
-every launch, copy and library call (onnxruntime-gpu 1.31; docs/cost-model.md has the figures).
+every launch, copy and library call (onnxruntime-gpu 1.31; docs/reference/cost-model.md has the figures).
 """
 
 import math

@@ -19,7 +19,7 @@ FloatName = Literal["float32", "float16", "bfloat16"]
 
 _MEASURED_NOTE = """\
 # Measured by `precision-search calibrate`, not from a datasheet: [datasheet] holds the best that was reached,
-# [assumptions] what is typical of it. docs/cost-model.md says how.
+# [assumptions] what is typical of it. docs/reference/cost-model.md says how.
 
 """
 

@@ -43,7 +43,12 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """An installed distribution; `version` is None where it is missing."""
+    """An installed distribution.
+
+    Attributes:
+        name: its name.
+        version: None where it is missing.
+    """
 
     name: str
     version: str | None
@@ -72,7 +77,12 @@ class CudaState:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """An environment variable that is set."""
+    """An environment variable that is set.
+
+    Attributes:
+        name: its name.
+        value: what it is set to.
+    """
 
     name: str
     value: str

@@ -23,7 +23,7 @@ from precision_search.runtime.measure_device import Role, SeriesResult
 from precision_search.runtime.timing import Interval
 
 _PRODUCT_SHARE = 0.2
-"""Share of library calls among launches: 50 of 269 in a decode step of the demo (docs/cost-model.md)."""
+"""Share of library calls among launches: 50 of 269 in a decode step of the demo (docs/reference/cost-model.md)."""
 _WIDEST = 0.9
 """The largest spread that a profile may have."""
 

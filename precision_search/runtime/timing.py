@@ -65,7 +65,13 @@ RULES = TimingRules()
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and the ends of its bootstrap 95% interval."""
+    """A median and its bootstrap 95% interval.
+
+    Attributes:
+        value: the median.
+        low: lower end.
+        high: upper end.
+    """
 
     value: float
     low: float

@@ -65,7 +65,14 @@ class Fp32Model:
 
 @dataclass(frozen=True, slots=True)
 class NearTie:
-    """A token of the fp32 reference that won by so little that no plan can be trusted there."""
+    """A token of the fp32 reference that won by so little that no plan can be trusted there.
+
+    Attributes:
+        set: the sample set.
+        sample: index in it, from 0.
+        position: token position within its target, from 0.
+        margin: by how much it won, in logits.
+    """
 
     set: SetName
     sample: int

@@ -60,7 +60,13 @@ class PlanRecord:
 
 @dataclass(frozen=True, slots=True)
 class FlipRisk:
-    """Expected flips in 1,000 unseen tokens, with the ends of a 90% interval."""
+    """Expected flips in 1,000 unseen tokens.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of its 90% interval.
+        high: upper end.
+    """
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""The reference of the command line, made from its own help: `python -m tests.cli_docs > docs/cli.md` writes it."""
+"""The reference of the command line, made from its own help."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Data goes to stdout, progress and messages to stderr. `NO_COLOR` is honoured; pr
 | 4 | internal error; the message names a file to report |
 | 130 | interrupted; the message says how to go on |
 
-This page is what `{PROGRAM} --help` and `{PROGRAM} COMMAND --help` say (`python -m tests.cli_docs > docs/cli.md`).
+This page is what `{PROGRAM} --help` and `{PROGRAM} COMMAND --help` say.
 """
 
 
-def reference() -> str:
+def cli_page() -> str:
     """The page as Markdown."""
     root = click.Context(cli, info_name=PROGRAM, terminal_width=WIDTH, **cli.context_settings)
     commands = [click.Context(command, info_name=name, parent=root) for name, command in cli.commands.items()]
@@ -34,7 +34,3 @@ def reference() -> str:
 
 def _section(context: click.Context) -> str:
     return f"## {context.command_path}\n\n```text\n{context.command.get_help(context)}\n```\n"
-
-
-if __name__ == "__main__":
-    click.echo(reference(), nl=False)
