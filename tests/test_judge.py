@@ -175,6 +175,23 @@ def test_fp32_is_stable_without_risk(court: Court) -> None:
     assert trial.flip_risk == FlipRisk(0.0, 0.0, 0.0)
 
 
+def test_which_validation_samples_are_kept_is_for_generation_to_say(
+    court: Court, careful: Plan, stable: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teacher forcing sees no cache and no token of the plan's own; what it says of margins is the flip risk."""
+    free = court.judge.confirm(convert(court.bundle.graphs, careful), court.validation)
+    assert stable.validation_match == free.exact_match
+
+    def generated(generator: object, samples: SampleRows, pad: int, **_: Any) -> ConfirmResult:
+        lost = samples is court.validation
+        return ConfirmResult(0.7 if lost else 1.0, lost, ScreenDivergence(1, 0) if lost else None)
+
+    monkeypatch.setattr(module, "confirm_with", generated)
+    trial = court.judge(Proposal(careful, "joined"), 9)
+    assert (trial.verdict, trial.exact_match, trial.validation_match) == ("stable", 1.0, 0.7)
+    assert trial.flip_risk == stable.flip_risk
+
+
 def test_without_a_validation_set_there_is_no_flip_risk(court: Court, careful: Plan) -> None:
     trial = court.again()(Proposal(careful, "joined"), 0)
 
@@ -189,7 +206,7 @@ def test_what_the_confirm_run_finds_outweighs_the_screen(
     court: Court, careful: Plan, monkeypatch: pytest.MonkeyPatch, nonfinite: bool, verdict: str
 ) -> None:
     found = ConfirmResult(0.75, nonfinite, ScreenDivergence(4, 2))
-    monkeypatch.setattr(module, "confirm", lambda *args, **options: found)
+    monkeypatch.setattr(module, "confirm_with", lambda *args, **options: found)
 
     trial = court.judge(Proposal(careful, "joined"), 0)
 
@@ -201,7 +218,7 @@ def test_what_the_confirm_run_finds_outweighs_the_screen(
 def test_near_ties_are_blamed_on_no_node(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding the logits ties some token of the demo; no node is to blame, however far its values are off."""
     monkeypatch.setattr(DamageFinder, "find", lambda *_: DamagedNode("some/Node", 0.3))
-    monkeypatch.setattr(module, "confirm", lambda *_, **__: ConfirmResult(0.75, False, ScreenDivergence(4, 2)))
+    monkeypatch.setattr(module, "confirm_with", lambda *_, **__: ConfirmResult(0.75, False, ScreenDivergence(4, 2)))
 
     trial = court.judge(Proposal(lowering(court.bundle, {"lm_head/Mul"}), "joined"), 0)
 
@@ -213,7 +230,7 @@ def test_what_the_screen_rejects_is_not_generated(court: Court, monkeypatch: pyt
     def never(*args: Any, **options: Any) -> ConfirmResult:
         raise AssertionError("generating costs more than the screen")
 
-    monkeypatch.setattr(module, "confirm", never)
+    monkeypatch.setattr(module, "confirm_with", never)
 
     assert court.judge(Proposal(keeping(court.bundle), "encoder"), 0).verdict == "mismatch"
 

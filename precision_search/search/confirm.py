@@ -48,7 +48,7 @@ def confirm(
     limit: BatchLimit | None = None,
     progress: Progress = no_progress,
 ) -> ConfirmResult:
-    """Generates with converted graphs: as they are on CUDA, widened on a CPU.
+    """Generates with converted graphs and compares with the reference.
 
     Args:
         models: the three converted graphs.
@@ -65,6 +65,23 @@ def confirm(
     """
     generator = open_generator(models, generation, settings, weights)
     pad = generation.pad_token_id
+    return confirm_with(generator, samples, pad, batch_size=batch_size, limit=limit, progress=progress)
+
+
+def confirm_with(
+    generator: Generator,
+    samples: SampleRows,
+    pad: int,
+    *,
+    batch_size: int,
+    limit: BatchLimit | None = None,
+    progress: Progress = no_progress,
+) -> ConfirmResult:
+    """The same with a generator from `open_generator`, which serves several sets; `pad` is the padding token's id.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold one source.
+    """
     tokens, nonfinite = (limit or BatchLimit()).fitting(
         batch_size, lambda size: generate_all(generator, samples.rows, pad, size, progress)
     )

@@ -20,9 +20,10 @@ from precision_search.precision.plan import Plan, blocklist_of_plan
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.forced import forced_batches
+from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.confirm import ConfirmResult, confirm
+from precision_search.search.confirm import ConfirmResult, confirm_with, open_generator
 from precision_search.search.damage import DamageFinder
 from precision_search.search.flip_risk import TokenMargins, estimate_flip_risk
 from precision_search.search.noise import is_damage, noise, rounding_unit
@@ -143,9 +144,15 @@ class PlanJudge:
         validated: ScreenResult | None = None
         if verdict == "stable" and self._validation is not None:
             validated = prepared.screen(self._validation, to_the_end=True)
+        validation_match: float | None = None
         if verdict == "stable":
-            confirmed = self.confirm(converted, self._calibration.samples)
+            generator = self._open(converted)
+            confirmed = self._generated(generator, self._calibration.samples)
             exact_match, where = confirmed.exact_match, confirmed.divergence
+            if self._validation is not None and not confirmed.nonfinite and where is None:
+                # The screen said how far margins move; which samples are kept is for generation to say.
+                validation_match = self._generated(generator, self._validation.samples).exact_match
+            del generator  # its sessions need not lie beside those that measure
             if confirmed.nonfinite:
                 verdict = "nonfinite"
             elif where is not None:
@@ -162,7 +169,7 @@ class PlanJudge:
             # What the screen rejects never ran as converted.
             verdict_source=self.source if screened.verdict == "exact" else "emulated",
             exact_match=exact_match,
-            validation_match=validated.exact_match if verdict == "stable" and validated is not None else None,
+            validation_match=validation_match,
             min_margin=screened.min_margin,
             flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
             first_divergence=None
@@ -183,16 +190,14 @@ class PlanJudge:
 
     def confirm(self, converted: Converted, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
         """Free-running generation with converted graphs on a sample set."""
-        return confirm(
-            converted.models,
-            samples,
-            self._bundle.generation,
-            self._settings.session,
-            batch_size=self._settings.batch_size,
-            weights=self._weights,
-            limit=self._settings.limit,
-            progress=progress,
-        )
+        return self._generated(self._open(converted), samples, progress)
+
+    def _open(self, converted: Converted) -> Generator:
+        return open_generator(converted.models, self._bundle.generation, self._settings.session, self._weights)
+
+    def _generated(self, generator: Generator, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
+        pad, size = self._bundle.generation.pad_token_id, self._settings.batch_size
+        return confirm_with(generator, samples, pad, batch_size=size, limit=self._settings.limit, progress=progress)
 
     def record(self, plan: Plan) -> PlanRecord:
         """The plan as the log keeps it."""
