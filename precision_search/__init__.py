@@ -1,7 +1,7 @@
 """Finds the fastest mixed-precision version of an encoder-decoder transformer that gives exactly the tokens of fp32.
 
-The functions are in `precision_search.api`: `search`, `pareto`, `report`, `export`, `verify`, `inspect`, `doctor`. What
-they leave is run with `Seq2SeqGenerator`. What is named here is loaded when it is first used.
+The functions are in `precision_search.api`: `search`, `pareto`, `report`, `publish`, `verify`, `export_bundle` ...
+What they leave is run with `Seq2SeqGenerator`. What is named here is loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tests.conftest import DEMO_DATA, DEMO_MODEL
 
 pytestmark = pytest.mark.slow
 
-BLOCKLIST = Path(__file__).parent / "around/demo_blocklist.json"
+BLOCKLIST = Path(__file__).parent / "docs_pages/demo_blocklist.json"
 """What a run of the demo found."""
 
 CONVERTERS = ("onnxconverter_common", "onnxruntime.transformers")

@@ -363,8 +363,12 @@ def test_a_sample_that_fp32_itself_decides_either_way_is_refused_by_its_line() -
 
     module._check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), said.append)
     assert said == ["line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"]
+    said.clear()
+    module._check_ties(loaded([NEAR_TIE / 2] * 4, [NEAR_TIE / 4] * 4), said.append)
+    assert len(said) == module.MOST_TIES + 1
+    assert said[-1] == "3 more near-ties of fp32 in data.txt; run.json lists them all"
     with pytest.raises(InputError) as caught:
-        module._check_ties(loaded([1.0], [1.0, -1e-6]), said.append)
+        module._check_ties(loaded([NEAR_TIE / 2] * 7, [1.0, -1e-6]), said.append)
     assert caught.value.what.startswith("line 9 of data.txt, token 2: fp32 generates one token and prefers another")
     assert "its own rounding decides (margin -1e-06)" in caught.value.why
     assert "remove that line" in caught.value.fix

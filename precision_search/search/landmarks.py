@@ -30,7 +30,12 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters of a text, from `start` to before `end`; empty where a text ends before the other."""
+    """Characters of a text; none where a text ends before the other.
+
+    Attributes:
+        start: the first one, from 0.
+        end: the one after the last.
+    """
 
     start: int
     end: int

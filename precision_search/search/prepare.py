@@ -32,6 +32,9 @@ from precision_search.search.space import SpaceReport, check_pins, make_space
 
 SetName = Literal["calibration", "validation", "test"]
 Say = Callable[[str], None]
+MOST_TIES = 5
+"""Near-ties that are told one by one; a model that was never trained has one at nearly every token."""
+
 ParityStatus = Literal["equal", "near-ties", "skipped"]
 
 
@@ -273,7 +276,7 @@ def _check_ties(calibration: LoadedSet, warn: Say) -> None:
     """A calibration sample that fp32 itself cannot decide makes every plan a matter of luck, fp32 included."""
     samples = calibration.samples
     ties = near_ties("calibration", calibration.data.reference)
-    for tie in ties:
+    for number, tie in enumerate(ties):
         line = samples.samples[tie.sample].line
         where = f"line {line} of {samples.path}, token {tie.position + 1}"
         if tie.margin <= 0:
@@ -282,7 +285,10 @@ def _check_ties(calibration: LoadedSet, warn: Say) -> None:
                 why=f"a tie that its own rounding decides (margin {tie.margin:.2g})",
                 fix="remove that line: no plan can be held to it",
             )
-        warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
+        if number < MOST_TIES:
+            warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
+    if len(ties) > MOST_TIES:
+        warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
 
 
 def _check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:

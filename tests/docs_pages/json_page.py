@@ -22,9 +22,11 @@ those you do not know. A number that is NaN or infinite is `null`, as JSON has n
 | `run.json` | [what ran, on what, with which result](#run) |
 | `trials.jsonl` | [every judged plan](#trial), a line each, on the disk as soon as it is judged |
 | `nodes.json` | [what is known of every compute node](#nodes): ranges, and what has no choice |
+| `landmarks.json` | [what rejected landmarks make of sentences](#landmarks) |
 | `timings.jsonl` | [every time that was measured](#timing); on a CUDA device only |
 | `study.journal` | the same plans as an Optuna study |
 | `pareto.csv` | the Pareto table, with the columns of [`pareto --format json`](#pareto) |
+| `report.html` | all of it as [one page for a browser](../how-to/report.md) |
 | `blocklist.json` | [what stays in fp32](#blocklist) in the best plan |
 | `model/` | the chosen plan's three ONNX graphs, config, tokenizer, model card, its blocklist, and \
 [how it was judged](#precision_search) |

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from precision_search.output.landmarks_record import RunLandmarks
 from precision_search.output.model_facts import ModelFacts
 from precision_search.output.nodes_record import RunNodes
 from precision_search.output.run_info import RunInfo
@@ -56,6 +57,7 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("run", "`run.json` of a run", RunInfo),
     Schema("trial", "a line of a run's `trials.jsonl`", Trial),
     Schema("nodes", "`nodes.json` of a run", RunNodes),
+    Schema("landmarks", "`landmarks.json` of a run", RunLandmarks),
     Schema("timing", "a line of a run's `timings.jsonl`", TimingRecord),
     Schema("blocklist", "`blocklist.json` of a run or a model", Blocklist, given=True),
     Schema("precision_search", "`precision_search.json` of a model", ModelFacts),
