@@ -246,7 +246,7 @@ class Config:
         return 0.0 if self.validation is None else self.validation.min_exact_match
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Reads, checks and resolves the config file `path`.
 
     `overrides` are `table.key=value` with a TOML value or a bare word; they win over the file. Relative paths in the
@@ -256,6 +256,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     value of the wrong type or out of range, and an op type pinned both ways. Whether data and model exist is for
     those who read them.
     """
+    path = Path(path)
     tables = read_tables(Config, path, overrides, PARENTS)
     both = sorted(set(tables["search"].keep_fp32) & set(tables["search"].force_low))
     if both:
