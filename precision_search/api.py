@@ -2,12 +2,15 @@
 
 `search` runs everything and leaves a run directory; `pareto`, `report`, `publish` and `verify` work on it, and
 `Seq2SeqGenerator` runs it. `export_bundle` gives the fp32 graphs alone. `calibrate` measures a device for the estimates
-of machines that do not have it. A `reporter` receives progress; without one, warnings go to stderr and nothing else.
+of machines that do not have it. A `reporter` receives progress and is closed at the end; without one, warnings go to
+stderr.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +23,7 @@ from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.output import run_files
 from precision_search.output.calibrate import write_profile
-from precision_search.output.nodes_record import read_nodes
+from precision_search.output.nodes_record import NODES_FILE, read_nodes
 from precision_search.output.progress import Reporter, make_reporter
 from precision_search.output.publish import publish as publish_plan
 from precision_search.output.publish import publish_facts
@@ -73,18 +76,17 @@ def export_bundle(
     source: AnyPath,
     out: AnyPath,
     *,
-    max_new_tokens: int | None = None,
     cache: AnyPath | None = None,
     reporter: Reporter | None = None,
 ) -> Path:
     """Writes a model as its three fp32 ONNX graphs, nodes named by their keys, and gives the directory.
 
-    These are the graphs that `search` works on: what a `blocklist.json` names is found in them.
+    They compute what `search` works on, and what a `blocklist.json` names is found in them. The exporter's notes are
+    left out, so their hash is another than that of the cached export.
 
     Args:
         source: checkpoint directory, directory of ONNX graphs, or hub id.
         out: the directory to write; it must not exist.
-        max_new_tokens: see `[generation]` of a config; None is what the generation config says.
         cache: directory for exports, None for the user's.
         reporter: receives progress.
 
@@ -96,7 +98,8 @@ def export_bundle(
     target = Path(out)
     if target.exists() or target.is_symlink():
         raise OutputExistsError(f"{target} exists already", why="an export never overwrites", fix="give another path")
-    return write_bundle(_open(source, cache, _or_default(reporter), max_new_tokens), target)
+    with _reporting(reporter) as told:
+        return write_bundle(_open(source, cache, told), target)
 
 
 def search(
@@ -122,19 +125,21 @@ def search(
         PrecisionSearchError: the model, the data or this machine cannot be used; the message says why.
     """
     given = None if blocklist is None else Path(blocklist)
-    return run_search(config, Path(out), resume=resume, blocklist=given, reporter=_or_default(reporter))
+    with _reporting(reporter) as told:
+        return run_search(config, Path(out), resume=resume, blocklist=given, reporter=told)
 
 
 def dry_run(config: Config, *, reporter: Reporter | None = None) -> str:
     """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    return dry_run_of(config, _or_default(reporter))
+    with _reporting(reporter) as told:
+        return dry_run_of(config, told)
 
 
 def pareto(run: AnyPath) -> ParetoTable:
     """The Pareto table of a run, finished or not, from its files alone.
 
     Raises:
-        InputError: `run` is no run directory.
+        UsageError: `run` is no run directory, or a file in it is broken.
     """
     found = run_files.read_run(Path(run))
     share = load_config(found.directory / run_files.CONFIG_FILE).min_exact_match
@@ -149,7 +154,7 @@ def report(run: AnyPath, out: AnyPath | None = None) -> Path:
         out: the file to write, which must not exist; None replaces `report.html` in the run directory.
 
     Raises:
-        InputError: `run` is no run directory, or a file in it is broken.
+        UsageError: `run` is no run directory, or a file in it is broken.
         OutputExistsError: `out` exists.
         MissingPackageError: plotly is not installed.
         EnvironmentProblemError: the file cannot be written.
@@ -172,7 +177,11 @@ def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporte
         UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
         OutputExistsError: `out` exists.
     """
-    reporter, run, out = _or_default(reporter), Path(run), Path(out)
+    with _reporting(reporter) as told:
+        return _publish(Path(run), Path(out), candidate, told)
+
+
+def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) -> Path:
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
     if candidate is None:
         trial = choose_winner(found.trials, config.min_exact_match).trial
@@ -184,7 +193,7 @@ def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporte
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
-    nodes = read_nodes(run)
+    nodes = read_nodes(run) if (run / NODES_FILE).exists() else None
     bundle = _open(config.model.path, config.model.cache, reporter, config.generation.max_new_tokens)
     if bundle.content_hash != found.info.model.content_hash:
         raise UsageError(
@@ -229,25 +238,25 @@ def verify(
     Raises:
         InputError: the data or one of the models cannot be used, or they do not belong together.
     """
-    reporter = _or_default(reporter)
-    samples = load_samples(Path(data), "data")
-    settings = SessionSettings(device=resolve_device(device, device_id, warn=reporter.warn), device_id=device_id)
-    directory = Path(model)
-    bundle = _open(reference, cache, reporter)
-    with unchanged(directory):
-        report = compare(
-            bundle,
-            open_candidate(directory, bundle),
-            samples,
-            settings,
-            prefix=prefix,
-            max_length=max_length,
-            batch_size=batch_size,
-            say=reporter.stage,
-            progress=reporter.progress,
-        )
-    bundle.files.check()
-    return report
+    with _reporting(reporter) as told:
+        samples = load_samples(Path(data), "data")
+        settings = SessionSettings(device=resolve_device(device, device_id, warn=told.warn), device_id=device_id)
+        directory = Path(model)
+        bundle = _open(reference, cache, told)
+        with unchanged(directory):
+            found = compare(
+                bundle,
+                open_candidate(directory, bundle),
+                samples,
+                settings,
+                prefix=prefix,
+                max_length=max_length,
+                batch_size=batch_size,
+                say=told.stage,
+                progress=told.progress,
+            )
+        bundle.files.check()
+        return found
 
 
 def inspect(
@@ -270,17 +279,18 @@ def inspect(
     Raises:
         InputError: the model or the data cannot be used.
     """
-    reporter = _or_default(reporter)
-    bundle = _open(source, cache, reporter)
     name = Path(source).name
-    if data is None:
-        return inspect_bundle(bundle, dtype, name=name)
-    encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
-    for warning in encoded.warnings:
-        reporter.warn(warning)
-    reporter.stage("measuring activation ranges")
-    ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), progress=reporter.progress)
-    return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
+    with _reporting(reporter) as told:
+        bundle = _open(source, cache, told)
+        if data is None:
+            return inspect_bundle(bundle, dtype, name=name)
+        encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
+        for warning in encoded.warnings:
+            told.warn(warning)
+        told.stage("measuring activation ranges")
+        ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), progress=told.progress)
+        bundle.files.check()
+        return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
 
 
 def calibrate(
@@ -300,7 +310,8 @@ def calibrate(
         MissingPackageError, DeviceError: CUDA does not start, or cannot be measured.
     """
     settings = SessionSettings(device="cuda", device_id=device_id)
-    return write_profile(Path(out), settings, force=force, reporter=_or_default(reporter))
+    with _reporting(reporter) as told:
+        return write_profile(Path(out), settings, force=force, reporter=told)
 
 
 def doctor() -> DoctorReport:
@@ -308,8 +319,14 @@ def doctor() -> DoctorReport:
     return examine()
 
 
-def _or_default(reporter: Reporter | None) -> Reporter:
-    return make_reporter(quiet=True) if reporter is None else reporter
+@contextlib.contextmanager
+def _reporting(reporter: Reporter | None) -> Iterator[Reporter]:
+    """The reporter, or one that shows warnings; closed whatever happens, since a live line hides the cursor."""
+    told = make_reporter(quiet=True) if reporter is None else reporter
+    try:
+        yield told
+    finally:
+        told.close()
 
 
 def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, max_new_tokens: int | None = None) -> Bundle:

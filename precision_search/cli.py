@@ -173,7 +173,7 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
 
 
 @cli.command(short_help="Write the report of a run, for a browser.")
-@click.argument("run_directory", metavar="RUN", type=_PATH)
+@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=cli_completion.runs)
 @click.option("--out", type=_PATH, help="The file to write; it must not exist. [default: RUN/report.html, replaced]")
 @common_options
 def report(run_directory: Path, out: Path | None) -> None:

@@ -10,7 +10,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 import tempfile
 import traceback
@@ -21,6 +20,7 @@ import click
 
 from precision_search.errors import EnvironmentProblemError, InternalError, MissingPackageError, PrecisionSearchError
 from precision_search.files import reason, remedy
+from precision_search.private import hide_secrets
 
 INTERRUPTED = 130
 """128 and the number of SIGINT, as shells count."""
@@ -30,13 +30,6 @@ LONGEST_LINE = 300
 
 _NOBODYS_FAULT = {errno.EINVAL, errno.EBADF, errno.EFAULT}
 """What the system says where a program asked for nonsense: a bug, unlike everything else that it says."""
-
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
-    (re.compile(r"\b(hf|sk|ghp|github_pat)_\w{6,}"), "***"),
-    (re.compile(r"(?i)\b((?:\w*[_-])?(?:token|password|passwd|secret|api[_-]?key)\W{1,3})[^\s'\"&,;]+"), r"\1***"),
-    (re.compile(r"(?i)\b(bearer\s+)\S+"), r"\1***"),
-)
 
 
 @contextlib.contextmanager
@@ -136,7 +129,7 @@ def _write_report(error: Exception) -> Path | None:
         f"version: {_version()}, python {platform.python_version()} on {platform.platform()}",
         _traceback(error),
     ]
-    content = _without_secrets("\n".join(lines)).encode(errors="backslashreplace")
+    content = hide_secrets("\n".join(lines)).encode(errors="backslashreplace")
     path = None
     try:
         with tempfile.NamedTemporaryFile(prefix="precision-search-", suffix=".txt", delete=False) as file:
@@ -149,13 +142,6 @@ def _write_report(error: Exception) -> Path | None:
             return None
         raise
     return path
-
-
-def _without_secrets(text: str) -> str:
-    """The text without what looks like a password or a token: people pass them in addresses and arguments."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
 
 
 def _version() -> str:

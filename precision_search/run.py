@@ -170,14 +170,14 @@ def _search(
             test = _test(config, prepared, judge, choice.trial, reporter)
             recorder.decide(choice, test)
             _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
-        if not interrupted:
-            _unless_it_fails(
-                "what rejected landmarks make of sentences",
-                lambda: _show_landmarks(prepared, judge, outcome.trials, out, reporter),
-                reporter,
-            )
     except KeyboardInterrupt:
         interrupted = True
+    if not interrupted:
+        _unless_it_fails(
+            "what rejected landmarks make of sentences",
+            lambda: _show_landmarks(prepared, judge, outcome.trials, out, reporter),
+            reporter,
+        )
     recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
     report = _unless_it_fails("the report", lambda: write_report(out), reporter)
     reporter.close()
@@ -334,8 +334,10 @@ def _unless_it_fails(what: str, write: Callable[[], Written], reporter: Reporter
     """Writes what a run is complete without: the search was long, and no error here may lose it."""
     try:
         return write()
+    except KeyboardInterrupt:
+        reporter.warn(f"{what} was not written: interrupted; `precision-search report RUN` writes the report again")
     except Exception as error:
         reporter.warn(
             f"{what} could not be written: {error if isinstance(error, PrecisionSearchError) else repr(error)}"
         )
-        return None
+    return None

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from precision_search.model.hf_files import copy_hf_files, without_private
+from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.tokenizer import load_tokenizer
+from precision_search.private import without_private
 from tests.conftest import DEMO_MODEL
 
 TOKEN = "hf_" + "a1B2" * 8
@@ -69,6 +70,14 @@ def test_tokenizer_configs_that_both_versions_read_stay(tmp_path: Path, settings
         {"note": f"pushed with {TOKEN}"},
         {"inner": {"_name_or_path": "/home/alice/t5"}},
         {"list": [{"hub_token": "anything"}]},
+        {"base_model": "/home/alice/x"},
+        {"dataset_paths": ["/home/alice/x"]},
+        {"output_dir_root": "/alice"},
+        {"note": "trained at /home/alice/run"},
+        {"init_inputs": ["a", "/home/alice/m"]},
+        {"extra": [TOKEN]},
+        {"auth_token": {"k": "anything"}},
+        {"eos_token": TOKEN},
     ],
 )
 def test_places_and_secrets_are_left_out(tmp_path: Path, private: dict[str, Any]) -> None:
@@ -95,6 +104,10 @@ def test_what_only_looks_private_stays(tmp_path: Path) -> None:
         "added_tokens_decoder": {"5": {"content": "/usr"}},
         "tokenizer_file": "tokenizer.json",
         "prefix": "/translate",
+        "extra_special_tokens": ["/a/b", "</s>"],
+        "chat_template": "{{ '/a/b' }}",
+        "url": "https://example.org/a/b",
+        "dtype": "and/or/both",
     }
     assert without_private(public) == public
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -16,7 +18,8 @@ from precision_search.model import bundle as bundle_module
 from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.output.model_facts import read_model_facts
-from precision_search.output.nodes_record import read_nodes
+from precision_search.output.nodes_record import NODES_FILE, read_nodes
+from precision_search.output.progress import QuietReporter
 from precision_search.precision.plan import plan_of_blocklist, read_blocklist
 from tests.tiny_model import write_tiny_config, write_tiny_model
 
@@ -174,3 +177,39 @@ def test_another_seed_is_another_model_that_a_run_does_not_publish(folder: Path,
     with pytest.raises(precision_search.PrecisionSearchError, match="is not the one that") as caught:
         api.publish(tmp_path / "run", tmp_path / "out")
     assert caught.value.exit_code == 2
+
+
+def test_a_reporter_is_closed_whatever_happens(folder: Path, tmp_path: Path) -> None:
+    """A live line hides the cursor: an error must not leave a terminal without one."""
+
+    class Watched(QuietReporter):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    watched = Watched(io.StringIO())
+    with pytest.raises(InputError):
+        api.verify(tmp_path / "nothing", folder / "model", folder / "test.txt", reporter=watched)
+    assert watched.closed == 1
+    with pytest.raises(OutputExistsError):
+        api.search(load_config(folder / "tiny.toml"), folder / "run", reporter=watched)
+    assert watched.closed == 2
+    api.inspect(folder / "model", reporter=watched)
+    assert watched.closed == 3
+
+
+def test_a_run_without_the_record_of_its_nodes_is_published_without_reasons(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / NODES_FILE).unlink()
+    model = onnx.load(api.publish(run, tmp_path / "model") / graph_file("encoder"))
+    noted = [{prop.key for prop in node.metadata_props} for node in model.graph.node]
+    assert {"precision"} in noted
+    assert not any("why" in names for names in noted)
+
+
+def test_an_export_of_the_winner_is_the_run_s_own_model(folder: Path, tmp_path: Path) -> None:
+    out = api.publish(folder / "run", tmp_path / "model")
+    for path in (folder / "run/model").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name

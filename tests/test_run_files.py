@@ -68,7 +68,9 @@ def test_the_keys_are_the_documented_ones(run_dir: Path) -> None:
         *("sample", "position", "bundle_token", "checkpoint_token", "margin"),
     }
     assert set(data["samples"]) == {"calibration", "validation", "test"}
-    assert set(data["samples"]["test"]) == {"name", "count", "hash", "truncated"}
+    assert set(data["samples"]["test"]) == {
+        *("name", "count", "hash", "truncated", "prefix", "max_length"),
+    }
     assert set(data["workload"]) == {"batch", "source_length", "target_length"}
     assert set(data["counts"]) == {"judged", "stable", "mismatch", "nonfinite", "error"}
     assert set(data["screen"]) == {"full_ms", "fp32_ms", "screens_per_second"}

@@ -7,12 +7,12 @@ of use elsewhere, so it does not go into what is published.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from precision_search.model.tokenizer import VOCABULARY_FILES
+from precision_search.private import without_private
 
 HF_FILES = (
     "config.json",
@@ -28,12 +28,6 @@ _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "s
 """Those that hold settings; in the others every text is part of a vocabulary."""
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-
-_PLACE = re.compile(r"(^|_)(path|file|dir|directory|folder|cache)$")
-_SECRET = re.compile(r"(auth|access|hub|hf|api)_?(token|key)$|^token$|secret|password|credential", re.IGNORECASE)
-# The prefixes of tokens of the Hugging Face Hub, GitHub, OpenAI and AWS.
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})\b")
-_ABSOLUTE = re.compile(r"^(/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 
 
 def copy_hf_files(source: Path, target: Path) -> None:
@@ -55,18 +49,6 @@ def copy_hf_files(source: Path, target: Path) -> None:
             (target / name).write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def without_private(value: Any, name: str = "") -> Any:
-    """A JSON value without entries that hold an absolute path of this machine, or what looks like a secret.
-
-    A place that is a name on the Hub or a relative path stays.
-    """
-    if isinstance(value, dict):
-        return {key: without_private(item, key) for key, item in value.items() if not _is_private(key, item)}
-    if isinstance(value, list):
-        return [without_private(item, name) for item in value]
-    return value
-
-
 def _for_transformers_4(settings: Any) -> Any:
     """A tokenizer config whose list of further special tokens has the name that transformers 4 and 5 know.
 
@@ -78,13 +60,6 @@ def _for_transformers_4(settings: Any) -> Any:
         return settings
     names = {"extra_special_tokens": "additional_special_tokens"}
     return {names.get(key, key): value for key, value in settings.items()}
-
-
-def _is_private(name: str, value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    is_place = _PLACE.search(name) is not None and _ABSOLUTE.match(value) is not None
-    return is_place or bool(value and _SECRET.search(name)) or _SECRET_VALUE.search(value) is not None
 
 
 def _json(path: Path) -> Any:

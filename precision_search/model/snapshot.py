@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from precision_search.errors import InputError
+from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import HF_FILES
 from precision_search.model.model_files import data_files
 
@@ -34,7 +35,7 @@ class Snapshot:
     @classmethod
     def of(cls, directory: Path) -> Snapshot:
         """Of config, tokenizer, weights, ONNX graphs and their external data, whether they are there or not."""
-        graphs = sorted(directory.glob("*.onnx"))
+        graphs = [directory / f"{name}_model.onnx" for name in GRAPH_NAMES]
         files = [directory / name for name in HF_FILES]
         files += [*directory.glob(WEIGHTS), *directory.glob(INDEX), *graphs]
         for graph in filter(Path.is_file, graphs):
@@ -77,4 +78,5 @@ def _mark(path: Path) -> Mark:
         found = path.stat()
     except (OSError, ValueError):  # an ONNX file may name any text
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    # Not the time of the last change of its state: a backup, a hard link or a chmod moves it and leaves the content.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -152,8 +152,8 @@ class ModelFacts:
     workload: WorkloadInfo
 
 
-def publish_facts(info: RunInfo, nodes: RunNodes, trial: Trial) -> PublishFacts:
-    """What a run knows of its trial; test samples are known of the winner alone."""
+def publish_facts(info: RunInfo, nodes: RunNodes | None, trial: Trial) -> PublishFacts:
+    """What a run knows of its trial; test samples are known of the winner alone, reasons where nodes were recorded."""
     validation = info.samples.validation
     return PublishFacts(
         tool_version=info.tool_version,
@@ -179,7 +179,7 @@ def publish_facts(info: RunInfo, nodes: RunNodes, trial: Trial) -> PublishFacts:
         versions=info.versions,
         latency=trial.latency,
         workload=info.workload,
-        reasons=node_reasons(nodes, trial),
+        reasons={} if nodes is None else node_reasons(nodes, trial),
     )
 
 

@@ -6,6 +6,7 @@ say where in the model a plan keeps fp32, and why. The field names are the file'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +122,20 @@ def describe_nodes(
                 fixed=fixed.get(key),
                 forced_low=key in forced_low and key not in fixed,
                 beyond_range=key in hard,
-                largest_input=None if found is None else found.largest_input,
-                largest_output=None if found is None else found.largest_output,
-                largest_inside=None if found is None else found.largest_inside,
-                underflow=None if found is None else found.underflow,
+                largest_input=None if found is None else _finite(found.largest_input),
+                largest_output=None if found is None else _finite(found.largest_output),
+                largest_inside=None if found is None else _finite(found.largest_inside),
+                underflow=None if found is None else _finite(found.underflow),
             )
         )
     return RunNodes(
         SCHEMA_VERSION, dtype, low_max(dtype), smallest_normal(dtype), range_safety, samples, tuple(records)
     )
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON cannot hold, so that a run's own model and a later export say the same."""
+    return value if math.isfinite(value) else None
 
 
 def read_nodes(run_dir: Path) -> RunNodes:

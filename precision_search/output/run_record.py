@@ -138,7 +138,8 @@ class RunRecorder:
             )
 
     def finish(self, trials: Sequence[Trial], statistics: ScreenStatistics, stopped: Stopped) -> None:
-        """Writes how the run ended; the last thing a run does, so that `complete` means that everything is there.
+        """Writes how the run ended; after the model, so that `complete` means that it is there; the report, made of
+        this record, comes last.
 
         Args:
             trials: every judged plan.

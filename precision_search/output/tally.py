@@ -83,24 +83,25 @@ class Tally:
 
     def parts(self, *, ended: bool = False) -> list[Part]:
         """What to say now, in the order of a line; once the stage has ended, nothing of what is under way."""
-        parts = self._counted()
+        parts, work = self._counted(), self._work  # read once: another thread may ask
         left = None if ended else self._search_left()
-        if self._work is not None and not ended:
-            done, total, what = self._work
+        if work is not None and not ended:
+            done, total, what = work
             parts.append(Part(f"{done} of {total} {what}", 3 if parts else ALWAYS))
             if self._last is None:  # within a search, how long it takes is no news of the search's end
                 left = self._work_left(done, total)
         return parts if left is None else [*parts, Part(left, 2)]
 
     def _counted(self) -> list[Part]:
-        if self._last is None:
+        last, state = self._last, self._state
+        if last is None:
             return []
-        judged, best, seconds = self._last.id + 1, self._state.best, self._seconds_each()
-        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {self._last.stage}", 7)]
+        judged, best, seconds = last.id + 1, state.best, self._seconds_each()
+        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {last.stage}", 7)]
         if seconds:
             parts.append(Part(f"{seconds:.1f} s each" if seconds >= 1 else f"{1 / seconds:.1f} a second", 8))
-        if self._state.screens_per_second is not None:
-            parts.append(Part(screen_rate(self._state.screens_per_second), 4))
+        if state.screens_per_second is not None:
+            parts.append(Part(screen_rate(state.screens_per_second), 4))
         if best is not None and not best.is_fp32 and best.latency is not None:
             parts.append(Part(f"best {best.latency.speedup:.2f}x {ABBREVIATED[best.latency.source]}", 1))
         return parts

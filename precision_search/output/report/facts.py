@@ -48,6 +48,8 @@ def headline(info: RunInfo, table: ParetoTable) -> Headline:
     """What stands at the top of the report."""
     choice, trial = table.choice, table.choice.trial
     if trial is None:
+        if table.rejected:
+            return Headline("No plan is stable", "Not even fp32 gave its own tokens again.", ())
         return Headline("No plan was judged", "The run ended, or was ended, before its first plan.", ())
     latency = trial.latency
     if choice.faster and latency is not None:

@@ -29,7 +29,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         MissingPackageError: plotly is not installed.
         EnvironmentProblemError: the file cannot be written.
     """
-    if out is not None and out.exists():
+    if out is not None and (out.exists() or out.is_symlink()):
         raise OutputExistsError(
             f"{out} exists already",
             why="a report replaces only the one in its own run directory",
