@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from precision_search.output.nodes_record import NODES_FILE
 from precision_search.output.report import REPORT_FILE, facts
 from precision_search.output.report.content import bits, make_page
 from precision_search.output.report.page import Page
-from precision_search.output.report.render import SCRIPTS, STYLES, asset, json_for_script
+from precision_search.output.report.render import SCRIPTS, STYLES, asset, json_for_script, plotly_js
 from precision_search.output.table import pareto_table
 from precision_search.search.trials import Trial, TrialLatency
 from tests.cli_models import fails, invoke
@@ -373,3 +374,13 @@ def test_the_wheel_holds_the_parts_of_the_page(tmp_path: Path) -> None:
 
     names = set(ZipFile(wheel).namelist())
     assert {f"precision_search/output/report/assets/{name}" for name in (*SCRIPTS, *STYLES, "report.html")} <= names
+
+
+def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_report_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    plotly_js.cache_clear()
+    message = fails(invoke("report", run, "--out", tmp_path / "report.html"), 3)
+    assert message.startswith("error: the report needs plotly\n  why: ")
+    assert "fix: pip install plotly, then: precision-search report RUN" in message
+    assert not (tmp_path / "report.html").exists()
