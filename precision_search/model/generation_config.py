@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.errors import InputError
-from precision_search.files import read_file
+from precision_search.files import read_file, reason
 
 # Model type to the class names that checkpoints of it carry. T5WithLMHeadModel is the old name of the first.
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
@@ -198,7 +198,7 @@ def _read_json(path: Path) -> Mapping[str, object]:
             fix="give a directory with config.json, tokenizer.json and the weights or the three ONNX files",
         ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix="check the path") from error
+        raise InputError(f"{path} cannot be read", why=reason(error), fix="check the path") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file") from error
     if not isinstance(content, dict):

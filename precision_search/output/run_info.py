@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from precision_search.errors import InputError, InternalError
-from precision_search.files import read_file
+from precision_search.files import read_file, reason
 from precision_search.search.intervals import binomial_interval
 from precision_search.search.json_codec import from_json
 from precision_search.search.prepare import NearTie, Parity
@@ -337,7 +337,7 @@ def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: st
             raise ValueError(f"its schema_version is {version}, this version reads up to {SCHEMA_VERSION}")
         return from_json(kind, content, root)
     except OSError as error:
-        raise InputError(f"{path} cannot be read", why=str(error.strerror or error), fix=fix) from error
+        raise InputError(f"{path} cannot be read", why=reason(error), fix=fix) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} {what}", why=str(error), fix=fix) from error
 
