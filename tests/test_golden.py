@@ -37,6 +37,11 @@ def test_a_difference_is_told_with_its_path(golden: object, now: object, said: s
     assert next(differences(golden, now)) == said
 
 
+def test_long_texts_are_shown_where_they_part() -> None:
+    [said] = differences({"a": 500 * "x" + "old"}, {"a": 500 * "x" + "new"})
+    assert said == f'a: was ..."{40 * "x"}old", now ..."{40 * "x"}new"'
+
+
 def test_floats_may_differ_in_their_last_bits_only() -> None:
     assert list(differences([0.1, 3.0], [0.1 * (1 + 5e-13), 3.0 * (1 - 5e-13)])) == []
     assert len(list(differences([0.1, 3.0], [0.1 * (1 + 5e-12), 3.0 * (1 - 5e-12)]))) == 2
@@ -51,7 +56,7 @@ def test_folders_differ_by_subjects_and_by_what_is_in_them(tmp_path: Path) -> No
     assert list(compare_folders(tmp_path / "old", tmp_path / "new", "tiny")) == [
         "tiny-nodes/gone.json: is missing",
         "tiny-nodes/more.json: is new",
-        "tiny-nodes/run.json:.value: was 1, now 3",
+        "tiny-nodes/run.json: value: was 1, now 3",
     ]
     assert list(compare_folders(tmp_path / "old", tmp_path / "old")) == []
 

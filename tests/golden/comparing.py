@@ -33,7 +33,8 @@ def differences(golden: object, now: object, path: str = "") -> Iterator[str]:
         for index, (old, new) in enumerate(zip(golden, now, strict=False)):
             yield from differences(old, new, f"{path}[{index}]")
     elif not _equal(golden, now):
-        yield f"{path}: was {_shown(golden)}, now {_shown(now)}"
+        start = _common_start(golden, now)
+        yield f"{path}: was {_shown(golden, start)}, now {_shown(now, start)}"
 
 
 def compare_folders(golden: Path, now: Path, part: str | None = None) -> Iterator[str]:
@@ -47,7 +48,7 @@ def compare_folders(golden: Path, now: Path, part: str | None = None) -> Iterato
         elif subject not in old:
             yield f"{subject}: is new"
         else:
-            yield from differences(_read(old[subject]), _read(new[subject]), f"{subject}:")
+            yield from (f"{subject}: {line}" for line in differences(_read(old[subject]), _read(new[subject])))
 
 
 def _subjects(folder: Path, part: str | None) -> dict[str, Path]:
@@ -69,6 +70,15 @@ def _equal(old: object, new: object) -> bool:
     return type(old) is type(new) and old == new
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+def _common_start(old: object, new: object) -> int:
+    """Where long texts may begin to be shown: a little before the first character that differs."""
+    if not isinstance(old, str) or not isinstance(new, str) or max(len(old), len(new)) <= SHOWN:
+        return 0
+    pairs = enumerate(zip(old, new, strict=False))
+    parted = next((index for index, (one, other) in pairs if one != other), min(len(old), len(new)))
+    return max(0, parted - SHOWN // 4)
+
+
+def _shown(value: object, start: int = 0) -> str:
+    text = json.dumps(value[start:] if isinstance(value, str) else value)
+    return f"{'...' if start else ''}{text if len(text) <= SHOWN else f'{text[:SHOWN]}...'}"
