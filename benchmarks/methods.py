@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.bisection import bisect
 from benchmarks.enumeration import Verdict, find_optimum, latency_table
-from benchmarks.printing import say
+from benchmarks.printing import Telling
 from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, make_row
 from precision_search.config import Config
 from precision_search.cost.estimate import Workload
@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, label: Label, config: Config) -> None:
         self._label = label
         self._config = config
-        self._prepared = prepare(config, say, lambda text: None)
+        self._prepared = prepare(config, Telling())
         bundle, settings = self._prepared.bundle, self._prepared.settings
         self._graphs = bundle.graphs
         self._space = self._prepared.space.space
@@ -58,6 +58,7 @@ class Bench:
             bundle,
             calibration.data,
             validation.data,
+            dtype=config.search.dtype,
             latency=self._estimate,
             weights=WeightCache(),
             settings=JudgeSettings(settings, size, config.search.seed),
@@ -66,7 +67,7 @@ class Bench:
         self._calibration = SampleScreen(calibration.data, bundle.generation, size)
         self._validation = SampleScreen(validation.data, bundle.generation, size)
         fp32 = open_fp32(bundle, settings)
-        self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32, lambda text: None)
+        self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32)
 
     def row(self, method: str) -> Row:
         """The method's row."""

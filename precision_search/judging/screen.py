@@ -46,7 +46,7 @@ ScreenVerdict = Literal["nonfinite", "mismatch", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Parting:
     """Where a plan first parts from the reference: sample and token position, both counted from 0."""
 
     sample: int
@@ -65,7 +65,7 @@ class ScreenResult:
         min_margin: the smallest margin met; None if one was not finite.
         margins: for each screened sample (by number) the signed margin of each token, float32 [T]; NaN for a forced
             token and where a logit was not finite.
-        build_seconds: time to prepare the plan; for the first plan of a dtype that includes building the sessions.
+        build_seconds: time to prepare the plan.
         run_seconds: time in them.
         encoded: how many samples the encoder ran on; for the others its output was remembered.
     """
@@ -73,7 +73,7 @@ class ScreenResult:
     verdict: ScreenVerdict
     exact_match: float
     screened: int
-    divergence: Divergence | None
+    divergence: Parting | None
     min_margin: float | None
     margins: Mapping[int, FloatArray]
     build_seconds: float
@@ -134,37 +134,46 @@ class SampleScreen:
 
 
 class Screener:
-    """Screens plans of one bundle: one session for the encoder and one for the decoder, whatever the plan.
-
-    They are built for the first plan of a dtype. A run has one dtype, so that this happens once.
-    """
+    """Screens plans of one bundle in one dtype: a session for the encoder, one for the decoder, whatever the plan."""
 
     def __init__(
         self,
         graphs: Mapping[GraphName, Graph],
+        dtype: LowDtype,
         weights: WeightCache,
         settings: SessionSettings,
         limit: BatchLimit | None = None,
     ) -> None:
-        """`limit` is what the screens share with others; None makes one of their own."""
-        self._limit = limit or BatchLimit()
-        self._graphs = graphs
-        self._weights = weights
-        self._settings = settings
-        self._sessions: dict[LowDtype, _Sessions] = {}
+        """Makes the sessions.
 
-    def prepare(self, plan: Plan) -> PreparedPlan:
-        """Makes a plan ready to be screened; takes a millisecond or two once the sessions are there.
+        Args:
+            graphs: the bundle's graphs.
+            dtype: the low dtype of all plans.
+            weights: shared rounded weights.
+            settings: session settings.
+            limit: what the screens share with others; None makes one of their own.
 
         Raises:
-            InputError: the plan makes a node low that cannot be, or the graphs' opset does not take its dtype.
+            InputError: the graphs' opset does not take the dtype.
             DeviceMemoryError: the device's memory does not hold the sessions.
         """
+        self._limit = limit or BatchLimit()
+        self._graphs = graphs
+        self._dtype = dtype
+        self._sessions = after_release(lambda: _open_sessions(graphs, dtype, weights, settings))
+
+    def prepare(self, plan: Plan) -> PreparedPlan:
+        """Makes a plan ready to be screened; takes a millisecond or two.
+
+        Raises:
+            ValueError: the plan is of another dtype.
+            InputError: the plan makes a node low that cannot be.
+        """
+        if plan.dtype != self._dtype:
+            raise ValueError(f"a screener for {self._dtype} was given a plan in {plan.dtype}")
         start = time.perf_counter()
         assignments = assign(self._graphs, plan)
-        if plan.dtype not in self._sessions:
-            self._sessions[plan.dtype] = after_release(lambda: self._build(plan.dtype))
-        sessions = self._sessions[plan.dtype]
+        sessions = self._sessions
         encoder_flags = sessions.encoder_switches.of(assignments["encoder"])
         decoder_flags = sessions.decoder_switches.of(assignments["decoder"])
         return PreparedPlan(
@@ -177,15 +186,6 @@ class Screener:
             self._limit,
         )
 
-    def _build(self, dtype: LowDtype) -> _Sessions:
-        encoder, decoder = (switchable(self._graphs[name], dtype, self._weights) for name in ("encoder", "decoder"))
-        return _Sessions(
-            ForcedEncoder(encoder.model, self._settings, consume=True),
-            ForcedDecoder(decoder.model, self._settings, consume=True),
-            encoder.switches,
-            decoder.switches,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class _Sessions:
@@ -195,6 +195,18 @@ class _Sessions:
     decoder: ForcedDecoder
     encoder_switches: Switches
     decoder_switches: Switches
+
+
+def _open_sessions(
+    graphs: Mapping[GraphName, Graph], dtype: LowDtype, weights: WeightCache, settings: SessionSettings
+) -> _Sessions:
+    encoder, decoder = (switchable(graphs[name], dtype, weights) for name in ("encoder", "decoder"))
+    return _Sessions(
+        ForcedEncoder(encoder.model, settings, consume=True),
+        ForcedDecoder(decoder.model, settings, consume=True),
+        encoder.switches,
+        decoder.switches,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +252,7 @@ class PreparedPlan:
         start = time.perf_counter()
         margins: dict[int, FloatArray] = {}
         smallest: dict[int, float] = {}
-        divergence: Divergence | None = None
+        divergence: Parting | None = None
         encoded = 0
 
         def encode(batch: ForcedBatch) -> FloatArray:
@@ -279,12 +291,12 @@ class PreparedPlan:
         )
 
 
-def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Divergence | None:
+def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Parting | None:
     for row, sample in enumerate(batch.source.indices):
         if not finite[row]:
-            return Divergence(sample, 0)
+            return Parting(sample, 0)
         # `not >` also finds NaN.
         wrong = np.flatnonzero(~(margins[row] > 0) & batch.valid[row])
         if wrong.size:
-            return Divergence(sample, int(wrong[0]))
+            return Parting(sample, int(wrong[0]))
     return None

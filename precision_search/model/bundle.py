@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,13 +34,12 @@ from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_dev
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.work_folder import work_folder
+from precision_search.reporting import NOBODY, Reporter
 
 INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +77,14 @@ def graph_file(name: GraphName) -> str:
     return f"{name}_model.onnx"
 
 
-def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, say: Say = lambda _: None) -> Bundle:
+def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter = NOBODY) -> Bundle:
     """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
 
     Args:
         source: directory or hub id.
         cache: directory for exports.
         max_new_tokens: overrides the generation config.
-        say: receives a line before each slow step.
+        reporter: told of each slow step before it begins.
 
     Raises:
         InputError: nothing usable there, and the message says what is missing; or it changed meanwhile.
@@ -93,12 +92,12 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _download(source, say)
+        directory = _download(source, reporter)
     with unchanged(directory) as found:
-        return replace(_open(directory, cache, max_new_tokens, found, say), source=found)
+        return replace(_open(directory, cache, max_new_tokens, found, reporter), source=found)
 
 
-def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, say: Say) -> Bundle:
+def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, reporter: Reporter) -> Bundle:
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
     if (directory / graph_file("encoder")).is_file():
@@ -114,7 +113,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
     read_generation_settings(directory, max_new_tokens)
     load_tokenizer(directory)
     check_index(directory)
-    exported = _export(directory, config, cache, found, say)
+    exported = _export(directory, config, cache, found, reporter)
     return _load(exported, config, max_new_tokens, directory)
 
 
@@ -218,11 +217,11 @@ def _read(
     return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint, files=found)
 
 
-def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, say: Say) -> Path:
+def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, reporter: Reporter) -> Path:
     target = cache / "bundles" / _checkpoint_key(checkpoint)[:32]
     if target.is_dir():
         return target
-    say(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
+    reporter.stage(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
     with writing(target), work_folder(target.parent, ".export-") as work:
         # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
         order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
@@ -254,14 +253,14 @@ def _hash_files(files: Iterable[Path], *extra: str) -> str:
     return digest.hexdigest()
 
 
-def _download(source: str, say: Say) -> Path:
+def _download(source: str, reporter: Reporter) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise InputError(
             f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small"
         )
     import huggingface_hub
 
-    say(f"downloading {source}")
+    reporter.stage(f"downloading {source}")
     try:
         patterns = ["*.safetensors", "*.safetensors.index.json", *HF_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))

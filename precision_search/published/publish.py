@@ -35,7 +35,9 @@ __all__ = ["PublishFacts", "publish", "publish_facts"]
 CARD_FILE = "README.md"
 
 
-def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -> Path:
+def publish(
+    bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path, converted: Converted | None = None
+) -> Path:
     """Writes the bundle under `plan` to the new directory `out` and gives it back.
 
     Three ONNX files with their provenance, config, generation config and tokenizer as they are in the bundle,
@@ -47,6 +49,7 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
         plan: what stays in fp32; None is everything.
         facts: what is known of the plan.
         out: must not exist; directories above it are made.
+        converted: the graphs under the plan, which are used up; None converts them.
 
     Raises:
         OutputExistsError: `out` exists.
@@ -58,7 +61,7 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
     check_name(out)
     _refuse_existing(out)
     plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
-    converted = convert(bundle.graphs, plan)
+    converted = converted or convert(bundle.graphs, plan)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:

@@ -49,7 +49,7 @@ def test_what_the_screen_calls_exact_is_confirmed(
     demo_bundle: Bundle, samples: SampleRows, kept: Sequence[str]
 ) -> None:
     plan = keeping(demo_bundle, kept, WO)
-    screener = Screener(demo_bundle.graphs, WeightCache(), SETTINGS)
+    screener = Screener(demo_bundle.graphs, "float16", WeightCache(), SETTINGS)
     assert screener.prepare(plan).screen(SampleScreen(samples, demo_bundle.generation, 4)).verdict == "exact"
 
     assert confirmed(demo_bundle, plan, samples) == ConfirmResult(1.0, False, None)

@@ -60,7 +60,7 @@ class Demo:
 def demo(demo_bundle: Bundle, demo_ids: Rows) -> Demo:
     weights = WeightCache()
     calibration = SampleScreen(sample_rows(demo_bundle, demo_ids), demo_bundle.generation, BATCH_SIZE)
-    return Demo(demo_bundle, weights, Screener(demo_bundle.graphs, weights, SETTINGS), calibration)
+    return Demo(demo_bundle, weights, Screener(demo_bundle.graphs, "float16", weights, SETTINGS), calibration)
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +221,14 @@ def test_one_session_a_graph_serves_all_plans(demo: Demo) -> None:
 
 def test_another_dtype_is_another_encoder(demo: Demo) -> None:
     relu = compute_keys_by_op_type(demo.bundle.graphs, "encoder")["Relu"]
+    screeners = {dtype: Screener(demo.bundle.graphs, dtype, demo.weights, SETTINGS) for dtype in LOW_DTYPES}
 
-    half, brain = (demo.screener.prepare(lowering(demo.bundle, relu, dtype)) for dtype in LOW_DTYPES)
+    half, brain = (screeners[dtype].prepare(lowering(demo.bundle, relu, dtype)) for dtype in LOW_DTYPES)
 
     assert half.encoder is not brain.encoder
     assert half.encoder_id != brain.encoder_id
+    with pytest.raises(ValueError, match="for float16 was given a plan in bfloat16"):
+        screeners["float16"].prepare(lowering(demo.bundle, relu, "bfloat16"))
 
 
 def test_a_plan_that_no_kernel_can_run_is_refused(demo: Demo) -> None:

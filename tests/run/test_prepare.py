@@ -21,27 +21,25 @@ from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.samples import Sample, SampleSet
 from precision_search.precision.plan import all_compute_keys
+from precision_search.reporting import NOBODY
 from precision_search.run import prepare as module
-from precision_search.run.prepare import Prepared, prepare
+from precision_search.run.prepare import Prepared, open_inputs, prepare
 from precision_search.runtime import reference as reference_module
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference
 from precision_search.runtime.session import NO_LIMIT
 from tests.conftest import DEMO_DATA, DEMO_MODEL
+from tests.told import Told
 
 Rows = tuple[tuple[int, ...], ...]
 FEW = 5
 Make = Callable[..., Config]
 
 
-class Talk:
+class Talk(Told):
     """What a user would hear."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
     def prepare(self, config: Config) -> Prepared:
-        return prepare(config, self.said.append, self.warned.append)
+        return prepare(config, self)
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ def test_bad_samples_are_found_before_the_export(
         talk.prepare(make(f"{section}.path={path}"))
 
     assert section in caught.value.what
-    assert talk.said == []
+    assert talk.stages == []
 
 
 @pytest.mark.usefixtures("no_export")
@@ -135,9 +133,9 @@ def test_the_device_table_becomes_session_settings(make: Make) -> None:
 
 @pytest.mark.parametrize(("override", "warned"), [("use_tf32=true", 1), ("gemm_options=0", 1), ("gemm_options=2", 0)])
 def test_what_emulation_does_not_know_is_said(make: Make, override: str, warned: int) -> None:
-    said: list[str] = []
-    module._check_process(module._session_settings(make(f"device.{override}").device, "cpu"), said.append)
-    assert len(said) == warned
+    told = Told()
+    module._check_process(module._session_settings(make(f"device.{override}").device, "cpu"), told)
+    assert len(told.warnings) == warned
 
 
 def test_gemm_options_of_the_process_are_checked_before_the_slow_part(
@@ -145,7 +143,7 @@ def test_gemm_options_of_the_process_are_checked_before_the_slow_part(
 ) -> None:
     monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "0")
     with pytest.raises(UsageError, match="to be 2, but ORT_CUDA_GEMM_OPTIONS is 0"):
-        module._check_process(module._session_settings(make().device, "cuda"), lambda _: None)
+        module._check_process(module._session_settings(make().device, "cuda"), NOBODY)
 
 
 # Mistakes that need the graphs, and must not cost a reference.
@@ -167,12 +165,7 @@ def test_a_pin_that_names_nothing_is_found_before_the_reference(make: Make, talk
 
 @pytest.mark.usefixtures("no_generator")
 def test_the_caller_may_look_at_the_bundle_before_the_reference(make: Make, demo_bundle: Bundle) -> None:
-    def refuse(bundle: Bundle) -> None:
-        assert bundle.content_hash == demo_bundle.content_hash
-        raise InputError("a blocklist of another model")
-
-    with pytest.raises(InputError, match="a blocklist of another model"):
-        prepare(make(), print, print, refuse)
+    assert open_inputs(make(), NOBODY).bundle.content_hash == demo_bundle.content_hash
 
 
 # What a search starts from.
@@ -198,9 +191,9 @@ def test_everything_a_search_needs_is_there(
     assert found.space.space.hard_choices
     assert (found.settings.device, found.settings.threads, found.settings.use_tf32) == ("cpu", 2, False)
     assert found.profile.name == "t4"
-    assert len(talk.warned) == 1
-    assert "line 2 is cut to 7 tokens" in talk.warned[0]
-    assert len(talk.said) == 4
+    assert len(talk.warnings) == 1
+    assert "line 2 is cut to 7 tokens" in talk.warnings[0]
+    assert len(talk.stages) == 4
 
 
 @pytest.mark.usefixtures("oracle", "no_ranges")
@@ -208,14 +201,14 @@ def test_the_test_set_is_read_early_and_judged_late(make: Make, talk: Talk) -> N
     found = talk.prepare(make(f"test.path={DEMO_DATA / 'test.txt'}"))
 
     assert set(found.sets) == {"calibration"}
-    assert not any("test" in line for line in talk.said)
+    assert not any("test" in line for line in talk.stages)
 
 
 @pytest.mark.usefixtures("oracle", "no_ranges")
 def test_op_types_without_a_kernel_are_named(make: Make, talk: Talk) -> None:
     found = talk.prepare(make("search.dtype=bfloat16", "latency.profile=a100"))
 
-    warned = [line for line in talk.warned if "Reciprocal" in line]
+    warned = [line for line in talk.warnings if "Reciprocal" in line]
     assert warned == ["Reciprocal stays in fp32: CUDA has no bfloat16 kernel for Reciprocal"]
     assert found.space.space.dtype == "bfloat16"
 
@@ -240,7 +233,7 @@ def test_the_demo_equals_its_checkpoint_on_all_samples(make: Make, talk: Talk, d
 
     assert found.parity == Parity("equal", len(demo_ids), ())
     assert found.near_ties == ()
-    assert talk.warned == []
+    assert talk.warnings == []
 
 
 # Parity.
@@ -285,7 +278,7 @@ def test_a_difference_at_a_near_tie_is_only_told(
     margin = float(found.sets["calibration"].data.reference.margins[2][1])
     difference = ParityDifference(2, 1, bundle_token, bundle_token + 1, margin)
     assert found.parity == Parity("near-ties", FEW, (difference,))
-    (warning,) = talk.warned
+    (warning,) = talk.warnings
     assert "calibration sample 3" in warning
     assert "near-tie" in warning
 
@@ -300,7 +293,7 @@ def test_without_a_checkpoint_parity_is_skipped_and_said(
 
     assert found.bundle.checkpoint is None
     assert found.parity == Parity("skipped", 0, ())
-    assert any("parity" in line and "skipped" in line for line in talk.warned)
+    assert any("parity" in line and "skipped" in line for line in talk.warnings)
 
 
 # Tokenizer and model.
@@ -357,19 +350,21 @@ def test_near_ties_are_listed_with_their_place() -> None:
 
 def test_a_sample_that_fp32_itself_decides_either_way_is_refused_by_its_line() -> None:
     samples = SampleSet("calibration", Path("data.txt"), (Sample("a", None, 3), Sample("b", None, 9)), "", ())
-    said: list[str] = []
+    told = Told()
 
     def loaded(*margins: Sequence[float]) -> LoadedSet:
         return LoadedSet(samples, SampleRows(((4,), (4,)), reference(*margins)), 0, DataSection(samples.path))
 
-    sample_sets.check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), said.append)
-    assert said == ["line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"]
-    said.clear()
-    sample_sets.check_ties(loaded([NEAR_TIE / 2] * 4, [NEAR_TIE / 4] * 4), said.append)
-    assert len(said) == sample_sets.MOST_TIES + 1
-    assert said[-1] == "3 more near-ties of fp32 in data.txt; run.json lists them all"
+    sample_sets.check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), told)
+    assert told.warnings == [
+        "line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"
+    ]
+    told.warnings.clear()
+    sample_sets.check_ties(loaded([NEAR_TIE / 2] * 4, [NEAR_TIE / 4] * 4), told)
+    assert len(told.warnings) == sample_sets.MOST_TIES + 1
+    assert told.warnings[-1] == "3 more near-ties of fp32 in data.txt; run.json lists them all"
     with pytest.raises(InputError) as caught:
-        sample_sets.check_ties(loaded([NEAR_TIE / 2] * 7, [1.0, -1e-6]), said.append)
+        sample_sets.check_ties(loaded([NEAR_TIE / 2] * 7, [1.0, -1e-6]), told)
     assert caught.value.what.startswith("line 9 of data.txt, token 2: fp32 generates one token and prefers another")
     assert "its own rounding decides (margin -1e-06)" in caught.value.why
     assert "remove that line" in caught.value.fix
