@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from precision_search.errors import ConfigError, InputError
@@ -60,39 +60,18 @@ def make_space(
     Raises:
         ConfigError: a pin that names nothing, or wants low what can never be low.
     """
-    fixed = {
-        node.key: reason
-        for graph in graphs.values()
-        for node in graph.compute
-        if (reason := node.pinned or why_fp32(node.op_type, dtype)) is not None
-    }
-    for key, largest in overflowing_weights(graphs, dtype).items():
-        fixed.setdefault(key, f"a weight of {largest:.4g} does not fit into {dtype}")
+    fixed = _never_low(graphs, dtype)
     forced = _resolve(force_low, graphs, "search.force_low")
-    if impossible := sorted(forced & fixed.keys()):
-        raise ConfigError(
-            f"search.force_low wants {impossible[0]} low",
-            why=fixed[impossible[0]],
-            fix="leave it out of search.force_low; `precision-search inspect` shows what is searchable",
-        )
     kept = _resolve(keep_fp32, graphs, "search.keep_fp32")
-    if both := sorted(forced & kept):
-        raise ConfigError(
-            f"search.keep_fp32 and search.force_low both name {both[0]}", fix="narrow one of the two patterns"
-        )
+    _check_pins(fixed, kept, forced)
     for key in kept:
         fixed.setdefault(key, "search.keep_fp32")
-    projection = output_projection(graphs)
     hard = hard_set(ranges, dtype, range_safety)
-    keys_of: dict[Family, dict[str, frozenset[str]]] = {}
-    hard_types: dict[Family, frozenset[str]] = {}
-    for family in FAMILIES:
-        by_type = compute_keys_by_op_type(graphs, family)
-        free = {op: keys - fixed.keys() - forced - projection for op, keys in by_type.items()}
-        if family == "decoder":
-            free[OUTPUT_PROJECTION] = projection - fixed.keys() - forced
-        keys_of[family] = {op: keys for op, keys in free.items() if keys}
-        hard_types[family] = frozenset(op for op, keys in keys_of[family].items() if keys & hard.keys())
+    keys_of = {family: _choices(graphs, family, fixed.keys() | forced) for family in FAMILIES}
+    hard_types = {
+        family: frozenset(op for op, keys in of_family.items() if keys & hard.keys())
+        for family, of_family in keys_of.items()
+    }
     space = SearchSpace(
         dtype=dtype,
         variant=BASE_VARIANT,
@@ -103,6 +82,41 @@ def make_space(
         forced_low=forced,
     )
     return SpaceReport(space, fixed, {key: value for key, value in hard.items() if key not in fixed})
+
+
+def _never_low(graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> dict[str, str]:
+    """Why nodes cannot be low, whatever anybody wants, by key."""
+    fixed = {
+        node.key: reason
+        for graph in graphs.values()
+        for node in graph.compute
+        if (reason := node.pinned or why_fp32(node.op_type, dtype)) is not None
+    }
+    for key, largest in overflowing_weights(graphs, dtype).items():
+        fixed.setdefault(key, f"a weight of {largest:.4g} does not fit into {dtype}")
+    return fixed
+
+
+def _check_pins(fixed: Mapping[str, str], kept: Set[str], forced: Set[str]) -> None:
+    if impossible := sorted(forced & fixed.keys()):
+        raise ConfigError(
+            f"search.force_low wants {impossible[0]} low",
+            why=fixed[impossible[0]],
+            fix="leave it out of search.force_low; `precision-search inspect` shows what is searchable",
+        )
+    if both := sorted(forced & kept):
+        raise ConfigError(
+            f"search.keep_fp32 and search.force_low both name {both[0]}", fix="narrow one of the two patterns"
+        )
+
+
+def _choices(graphs: Mapping[GraphName, Graph], family: Family, decided: Set[str]) -> dict[str, frozenset[str]]:
+    """The keys of a family that are free to choose, by op type; the output projection is a choice of its own."""
+    projection = output_projection(graphs)
+    free = {op: keys - decided - projection for op, keys in compute_keys_by_op_type(graphs, family).items()}
+    if family == "decoder":
+        free[OUTPUT_PROJECTION] = projection - decided
+    return {op: keys for op, keys in free.items() if keys}
 
 
 def check_pins(graphs: Mapping[GraphName, Graph], keep_fp32: Sequence[str], force_low: Sequence[str]) -> None:

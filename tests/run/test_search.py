@@ -1,4 +1,4 @@
-"""A whole run makes no more conversions and sessions than it needs, and graphs and sessions that it keeps change nothing."""
+"""A whole run makes no more conversions and sessions than it needs."""
 
 from __future__ import annotations
 
