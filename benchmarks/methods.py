@@ -63,7 +63,7 @@ class Bench:
             weights=WeightCache(),
             settings=JudgeSettings(settings, size, config.search.seed),
         )
-        self._screener = self._judge.screener
+        self._screener = self._judge.screener_of()
         self._calibration = SampleScreen(calibration.data, bundle.generation, size)
         self._validation = SampleScreen(validation.data, bundle.generation, size)
         fp32 = open_fp32(bundle, settings)

@@ -26,13 +26,14 @@ from precision_search.model.bundle import Bundle, open_bundle, write_bundle
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
+from precision_search.model.variants import with_variants
 from precision_search.precision.low import LowDtype
 from precision_search.published.publish import publish as publish_plan
 from precision_search.published.publish import publish_facts
 from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
 from precision_search.published.verify import VerifyReport, compare, open_candidate
 from precision_search.records import run_files
-from precision_search.records.nodes_json import NODES_FILE, read_nodes
+from precision_search.records.nodes_json import nodes_file, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
 from precision_search.reporting import Reporter
 from precision_search.run.search import RunResult
@@ -195,7 +196,8 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
-    nodes = read_nodes(run) if (run / NODES_FILE).exists() else None
+    variant = trial.plan.variant
+    nodes = read_nodes(run, variant) if (run / nodes_file(variant)).exists() else None
     bundle = _open(config.model.path, config.model.cache, reporter, config.generation.max_new_tokens)
     if bundle.content_hash != found.info.model.content_hash:
         raise UsageError(
@@ -207,6 +209,7 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
         what = "the best of" if candidate is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
+    bundle = with_variants(bundle, [variant])
     return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial), out)
 
 

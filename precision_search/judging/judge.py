@@ -33,7 +33,7 @@ from precision_search.judging.trial import (
     make_trial,
 )
 from precision_search.model.bundle import Bundle
-from precision_search.model.graph import GraphName
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
 from precision_search.precision.low import LowDtype
@@ -51,8 +51,8 @@ FloatArray = npt.NDArray[np.float32]
 class LatencySource(Protocol):
     """Measures or estimates what a converted plan costs."""
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency | None:
-        """The latency of the whole workload with these graphs; None where the workload does not fit on the device."""
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str) -> TrialLatency | None:
+        """The latency of the whole workload with graphs of a variant; None where it does not fit on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,15 @@ class ScreenStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class _Variant:
+    """The graphs of a variant, and what screens its plans and explains their damage."""
+
+    graphs: Mapping[GraphName, Graph]
+    screener: Screener
+    damage: DamageFinder
+
+
+@dataclass(frozen=True, slots=True)
 class _Outcome:
     """A verdict and what it rests on."""
 
@@ -136,7 +145,6 @@ class PlanJudge:
                 they are, so its sessions are those of plan 0, too.
         """
         self._bundle = bundle
-        self._graphs = bundle.graphs
         self._settings = settings
         self._weights = weights
         self._latency = latency
@@ -144,18 +152,23 @@ class PlanJudge:
         self._last: tuple[Plan, Converted] | None = None
         self._kept: dict[Plan, Converted] = {}
         self._generator: tuple[Plan, Generator] | None = None
-        self._screener = Screener(self._graphs, dtype, weights, settings.session, settings.limit)
-        self._damage = DamageFinder(self._graphs, weights, settings.session)
+        self._variants = {
+            name: _Variant(
+                graphs := bundle.graphs_of(name),
+                Screener(graphs, dtype, weights, settings.session, settings.limit, variant=name),
+                DamageFinder(graphs, weights, settings.session),
+            )
+            for name in bundle.variant_names
+        }
         self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
         self._validation = (
             None if validation is None else SampleScreen(validation, bundle.generation, settings.batch_size)
         )
         self.statistics = ScreenStatistics()
 
-    @property
-    def screener(self) -> Screener:
-        """What screens the plans."""
-        return self._screener
+    def screener_of(self, variant: str = BASE_VARIANT) -> Screener:
+        """What screens the plans of a variant."""
+        return self._variants[variant].screener
 
     @property
     def source(self) -> VerdictSource:
@@ -172,7 +185,7 @@ class PlanJudge:
         return make_trial(proposal, trial_id, found, plan=record, nodes=nodes, seconds=seconds)
 
     def _judge(self, plan: Plan, *, is_landmark: bool) -> Findings:
-        prepared = self._screener.prepare(plan)
+        prepared = self.screener_of(plan.variant).prepare(plan)
         screened = prepared.screen(self._calibration, to_the_end=is_landmark)
         self._count(plan, screened)
         converted = self.converted(plan)
@@ -195,7 +208,7 @@ class PlanJudge:
             min_margin=screened.min_margin,
             flip_risk=self._flip_risk(plan, screened, validated) if stable else None,
             first_divergence=None if where is None else self._explain(plan, where, damaged),
-            latency=self._latency.latency(converted.models) if stable or is_landmark else None,
+            latency=self._latency.latency(converted.models, plan.variant) if stable or is_landmark else None,
             size_bytes=converted.size_bytes,
             casts=converted.casts,
             screened=screened.screened,
@@ -230,7 +243,7 @@ class PlanJudge:
         """The graphs under a plan: those of the last one, and of those that are kept, are there already."""
         if plan not in self._kept:
             if self._last is None or self._last[0] != plan:
-                self._last = plan, convert(self._graphs, plan, self._weights)
+                self._last = plan, convert(self._graphs_of(plan), plan, self._weights)
             return self._last[1]
         return self._kept[plan]
 
@@ -249,7 +262,7 @@ class PlanJudge:
         if self._generator is not None and self._generator[0] == plan:
             return self._generator[1]
         self._generator = None
-        if self._fp32 is not None and self.node_counts(plan)[1] == 0:
+        if self._fp32 is not None and self._is_fp32(plan):
             generator = self._fp32
         else:
             session, models = self._settings.session, self.converted(plan).models
@@ -260,13 +273,20 @@ class PlanJudge:
 
     def record(self, plan: Plan) -> PlanRecord:
         """The plan as the log keeps it."""
-        return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs).op_types)
+        return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs_of(plan)).op_types)
 
     def node_counts(self, plan: Plan) -> tuple[int, int]:
         """How many compute nodes are fp32 and how many low, over the three graphs."""
-        keys = [node.key for graph in self._graphs.values() for node in graph.compute]
+        keys = [node.key for graph in self._graphs_of(plan).values() for node in graph.compute]
         fp32 = sum(key in plan.fp32 for key in keys)
         return fp32, len(keys) - fp32
+
+    def _graphs_of(self, plan: Plan) -> Mapping[GraphName, Graph]:
+        return self._variants[plan.variant].graphs
+
+    def _is_fp32(self, plan: Plan) -> bool:
+        """Whether this is the fp32 model itself, its graphs as they are."""
+        return plan.variant == BASE_VARIANT and self.node_counts(plan)[1] == 0
 
     def _unit(self, plan: Plan) -> float:
         return rounding_unit(self._calibration.samples.reference.margins, plan.dtype)
@@ -274,7 +294,7 @@ class PlanJudge:
     def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
         if self._validation is None or validated is None:
             return None
-        if self.node_counts(plan)[1] == 0:
+        if self._is_fp32(plan):
             return FlipRisk(0.0, 0.0, 0.0)
         sets = ((self._calibration, screened), (self._validation, validated))
         calibration, validation = (
@@ -290,7 +310,7 @@ class PlanJudge:
         order = [where.sample]
         batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
         try:
-            node = self._damage.find(plan, batch)
+            node = self._variants[plan.variant].damage.find(plan, batch)
         except DeviceMemoryError:  # every result of every node at once may be too much where a batch is not
             node = None
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
@@ -299,7 +319,7 @@ class PlanJudge:
     def _count(self, plan: Plan, screened: ScreenResult) -> None:
         samples = len(self._calibration.samples.rows)
         self.statistics.build.append(screened.build_seconds)
-        if self.node_counts(plan)[1] == 0:
+        if self._is_fp32(plan):
             kind = self.statistics.fp32
         elif screened.screened < samples:
             kind = self.statistics.rejected

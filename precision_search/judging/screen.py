@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.model.graph import Graph, GraphName
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.precision.dtypes import assign
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
-from precision_search.precision.switchable import Switches, switchable
+from precision_search.precision.switchable import Flags, Switches, switchable
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.session import SessionSettings
@@ -40,7 +40,7 @@ FIRST_BATCH = 8
 """Samples in the first, most fragile batch, if batches are that large: enough to show damage, little to pay for it."""
 
 FP32_ENCODER = b""
-"""The `encoder_id` of plans that leave the whole encoder in fp32."""
+"""The `encoder_id` of plans that leave the whole encoder as it is."""
 
 ScreenVerdict = Literal["nonfinite", "mismatch", "exact"]
 
@@ -143,15 +143,18 @@ class Screener:
         weights: WeightCache,
         settings: SessionSettings,
         limit: BatchLimit | None = None,
+        *,
+        variant: str = BASE_VARIANT,
     ) -> None:
         """Makes the sessions.
 
         Args:
-            graphs: the bundle's graphs.
+            graphs: the graphs of the variant.
             dtype: the low dtype of all plans.
             weights: shared rounded weights.
             settings: session settings.
             limit: what the screens share with others; None makes one of their own.
+            variant: whose graphs these are.
 
         Raises:
             InputError: the graphs' opset does not take the dtype.
@@ -160,6 +163,7 @@ class Screener:
         self._limit = limit or BatchLimit()
         self._graphs = graphs
         self._dtype = dtype
+        self._variant = variant
         self._sessions = after_release(lambda: _open_sessions(graphs, dtype, weights, settings))
 
     def prepare(self, plan: Plan) -> PreparedPlan:
@@ -181,10 +185,16 @@ class Screener:
             sessions.decoder,
             sessions.encoder_switches.feed(encoder_flags),
             sessions.decoder_switches.feed(decoder_flags),
-            plan.dtype.encode() + encoder_flags.tobytes() if encoder_flags.any() else FP32_ENCODER,
+            self._encoder_id(encoder_flags),
             time.perf_counter() - start,
             self._limit,
         )
+
+    def _encoder_id(self, flags: Flags) -> bytes:
+        """Equal for plans whose encoders are; another variant's encoder is another one in fp32, too."""
+        if self._variant == BASE_VARIANT and not flags.any():
+            return FP32_ENCODER
+        return f"{self._variant}/{self._dtype}/".encode() + flags.tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from precision_search.model.graph import Family
+from precision_search.model.graph import BASE_VARIANT, Family
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
 from precision_search.reporting import Reporter
@@ -168,8 +168,8 @@ class Trial:
 
     @property
     def is_fp32(self) -> bool:
-        """Whether this is the fp32 model itself."""
-        return self.low_nodes == 0
+        """Whether this is the fp32 model itself, its graphs as they are."""
+        return self.low_nodes == 0 and self.plan.variant == BASE_VARIANT
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from precision_search.model.generation_config import (
     read_generation_settings,
     read_model_config,
 )
-from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.graph import BASE_VARIANT, GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.hf_files import HF_FILES, copy_hf_files
 from precision_search.model.onnx_files import data_files, first_line, read_model, strip_notes, write_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
@@ -48,13 +48,14 @@ class Bundle:
 
     Attributes:
         path: directory with the ONNX files and the Hugging Face files.
-        graphs: the three graphs.
+        graphs: the three graphs as they are, which is the variant `base`.
         content_hash: SHA-256 over the three ONNX files and their external data.
         config: the model's dimensions.
         generation: how it generates.
         checkpoint: directory of the torch checkpoint it must agree with, or None where there is none.
         files: the files in `path` as they were when they were read.
         source: likewise, those of the directory that it was opened from.
+        variants: the graphs of other variants, by name (see `model.variants`).
     """
 
     path: Path
@@ -65,11 +66,21 @@ class Bundle:
     checkpoint: Path | None
     files: Snapshot = field(default_factory=Snapshot)
     source: Snapshot = field(default_factory=Snapshot)
+    variants: Mapping[str, Mapping[GraphName, Graph]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[GraphName, ir.Model]:
         """The fp32 graphs as `onnx_ir` models; not to be modified."""
         return {name: graph.model for name, graph in self.graphs.items()}
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """The variants that are there, the base graphs first."""
+        return (BASE_VARIANT, *self.variants)
+
+    def graphs_of(self, variant: str) -> Mapping[GraphName, Graph]:
+        """The graphs that plans of a variant are about; KeyError for one that is not there."""
+        return self.graphs if variant == BASE_VARIANT else self.variants[variant]
 
 
 def graph_file(name: GraphName) -> str:
@@ -210,7 +221,7 @@ def _read(
         _check_names(name, model, config, path)
         compute_sizes_on_device(model)
         graphs[name] = describe(name, model)
-    _check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
+    check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
     paths = [directory / graph_file(name) for name in GRAPH_NAMES]
     files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
@@ -313,10 +324,13 @@ def _check_names(name: GraphName, model: ir.Model, config: ModelConfig, path: Pa
         )
 
 
-def _check_shared_keys(decoder: Graph, with_past: Graph) -> None:
+def check_shared_keys(decoder: Graph, with_past: Graph) -> None:
     """The same computation must have the same key in both decoder graphs: a decision is made once for both.
 
     Keys that come from counting alone may match by chance, so the nodes of one key must read the same weights too.
+
+    Raises:
+        InputError: they do not.
     """
     known = {str(node.name): node for node in decoder.model.graph}
     shared = {node.key for node in decoder.compute}

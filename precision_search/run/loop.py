@@ -14,6 +14,7 @@ from typing import Literal
 
 from precision_search.errors import EnvironmentProblemError, NoKernelError, PrecisionSearchError
 from precision_search.judging.trial import Findings, Judge, PlanRecord, Proposal, Trial, VerdictSource, make_trial
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import Plan
 from precision_search.records.trials import TrialLog
 from precision_search.runtime.progress import Remaining
@@ -133,7 +134,8 @@ def guarded(
         except PrecisionSearchError as error:
             nodes = count(proposal.plan)
             of_the_machine = isinstance(error, EnvironmentProblemError) and not isinstance(error, NoKernelError)
-            if nodes[1] == 0 or of_the_machine:
+            is_fp32 = nodes[1] == 0 and proposal.plan.variant == BASE_VARIANT
+            if is_fp32 or of_the_machine:
                 raise
             return make_trial(
                 proposal,

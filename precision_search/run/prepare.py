@@ -24,13 +24,28 @@ from precision_search.judging.sample_sets import (
     open_fp32,
 )
 from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.samples import SampleSet, load_samples
+from precision_search.model.variants import with_variants
 from precision_search.precision.kernels import why_fp32
 from precision_search.reporting import Reporter
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, NO_LIMIT, Device, SessionSettings, resolve_device
 from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
 from precision_search.strategies.space import SpaceReport, check_pins, make_space
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVariant:
+    """What is known of the graphs of a variant before the first plan.
+
+    Attributes:
+        ranges: of every compute node.
+        space: what may be decided.
+    """
+
+    ranges: Mapping[str, NodeRange]
+    space: SpaceReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +57,7 @@ class Prepared:
         settings: session settings of everything that runs.
         sets: calibration, and validation where configured, with references (test comes last, in `load_set`).
         parity: of the fp32 bundle with its checkpoint.
-        ranges: of every compute node.
-        space: what may be decided.
+        variants: what is known of the graphs of each variant, by name, the base graphs' first.
         profile: the device profile of estimates; where a CUDA device measures, it only orders proposals.
         fp32: what generated the references; on a CPU its sessions are still there.
         limit: of samples at once, for all that runs.
@@ -53,11 +67,20 @@ class Prepared:
     settings: SessionSettings
     sets: Mapping[SetName, LoadedSet]
     parity: Parity
-    ranges: Mapping[str, NodeRange]
-    space: SpaceReport
+    variants: Mapping[str, PreparedVariant]
     profile: DeviceProfile
     fp32: Fp32Model
     limit: BatchLimit = field(default_factory=BatchLimit)
+
+    @property
+    def ranges(self) -> Mapping[str, NodeRange]:
+        """The range of every compute node of the base graphs."""
+        return self.variants[BASE_VARIANT].ranges
+
+    @property
+    def space(self) -> SpaceReport:
+        """What may be decided about the base graphs."""
+        return self.variants[BASE_VARIANT].space
 
     @property
     def near_ties(self) -> tuple[NearTie, ...]:
@@ -109,7 +132,8 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
     bundle = open_bundle(
         config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
     )
-    check_pins(bundle.graphs, config.search.keep_fp32, config.search.force_low)
+    bundle = with_variants(bundle)
+    check_pins(bundle, config.search.keep_fp32, config.search.force_low)
     return Opened(bundle, settings, profile, texts)
 
 
@@ -138,26 +162,45 @@ def measure_inputs(config: Config, opened: Opened, reporter: Reporter) -> Prepar
         fp32.close()
     check_ties(sets["calibration"], reporter)
     parity = check_parity(bundle, sets["calibration"], config, reporter)
-    ranges = _measure_ranges(config, opened, sets["calibration"].data, limit, reporter)
+    data = sets["calibration"].data
+    variants = {
+        name: _variant(name, config, opened, data, limit=limit, reporter=reporter) for name in bundle.variant_names
+    }
+    all_graphs = [graph for name in bundle.variant_names for graph in bundle.graphs_of(name).values()]
+    for op_type in sorted({node.op_type for graph in all_graphs for node in graph.compute}):
+        if reason := why_fp32(op_type, config.search.dtype):
+            reporter.warn(f"{op_type} stays in fp32: {reason}")
+    return Prepared(bundle, opened.settings, sets, parity, variants, opened.profile, fp32, limit)
+
+
+def _variant(
+    name: str, config: Config, opened: Opened, data: SampleRows, *, limit: BatchLimit, reporter: Reporter
+) -> PreparedVariant:
+    graphs = opened.bundle.graphs_of(name)
+    reporter.stage("measuring activation ranges" + ("" if name == BASE_VARIANT else f" of the variant {name}"))
+    ranges = _measure_ranges(graphs, config, opened, data, limit=limit, reporter=reporter)
     space = make_space(
-        bundle.graphs,
+        graphs,
         config.search.dtype,
         ranges,
+        variant=name,
         range_safety=config.search.range_safety,
         keep_fp32=config.search.keep_fp32,
         force_low=config.search.force_low,
     )
-    for op_type in sorted({node.op_type for graph in bundle.graphs.values() for node in graph.compute}):
-        if reason := why_fp32(op_type, config.search.dtype):
-            reporter.warn(f"{op_type} stays in fp32: {reason}")
-    return Prepared(bundle, opened.settings, sets, parity, ranges, space, opened.profile, fp32, limit)
+    return PreparedVariant(ranges, space)
 
 
 def _measure_ranges(
-    config: Config, opened: Opened, data: SampleRows, limit: BatchLimit, reporter: Reporter
+    graphs: Mapping[GraphName, Graph],
+    config: Config,
+    opened: Opened,
+    data: SampleRows,
+    *,
+    limit: BatchLimit,
+    reporter: Reporter,
 ) -> Mapping[str, NodeRange]:
-    reporter.stage("measuring activation ranges")
-    graphs, generation = opened.bundle.graphs, opened.bundle.generation
+    generation = opened.bundle.generation
     order = by_target_length(data.reference.tokens)
 
     def measure(size: int) -> Mapping[str, NodeRange]:

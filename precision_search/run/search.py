@@ -22,6 +22,7 @@ from precision_search.judging.noise import is_damaged
 from precision_search.judging.sample_sets import LoadedSet, load_set
 from precision_search.judging.trial import Judge, Proposal, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import Bundle
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.model.samples import load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.blocklist import Blocklist, plan_of_blocklist, read_blocklist
@@ -41,10 +42,12 @@ from precision_search.run.prepare import Prepared, measure_inputs, open_inputs, 
 from precision_search.run.recorder import RunRecorder
 from precision_search.runtime.progress import Remaining
 from precision_search.strategies import make_strategy
-from precision_search.strategies.base import NodeSpace, Strategy, StrategyContext
+from precision_search.strategies.base import NodeSpace, SearchSpace, Strategy, StrategyContext
 from precision_search.strategies.given import GivenPlan
+from precision_search.strategies.in_turn import InTurn, shares
 from precision_search.strategies.node_space import make_node_space
 from precision_search.strategies.pareto import Choice, choose_winner
+from precision_search.strategies.space import SpaceReport
 
 Written = TypeVar("Written")
 
@@ -97,7 +100,9 @@ def search(
     given = None if blocklist is None else _given_blocklist(config, blocklist)
     check_run_directory(config, out, resume=resume)
     opened = open_inputs(config, reporter)
-    wanted = None if given is None else plan_of_blocklist(given, opened.bundle.graphs, str(blocklist))
+    wanted = None
+    if given is not None:
+        wanted = plan_of_blocklist(given, opened.bundle.graphs_of(given.variant), str(blocklist))
     prepared = measure_inputs(config, opened, reporter)
     plan = None if wanted is None else _given_plan(wanted, str(blocklist), prepared, reporter)
     workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
@@ -105,7 +110,8 @@ def search(
     measured = _measured(config, prepared, workload)
     judge = _judge(config, prepared, measured or estimate)
     strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
-    recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
+    name = config.search.strategy if plan is None else GivenPlan.name
+    recorder = RunRecorder(out, config, prepared, strategy=name, given=plan)
     # Nothing is written before all that can be wrong with the input has been asked.
     with recorder.opened(resume=resume):
         return _search(_Run(config, prepared, judge, estimate, measured, strategy, recorder, reporter))
@@ -127,6 +133,10 @@ class _Run:
     @property
     def directory(self) -> Path:
         return self.recorder.directory
+
+    @property
+    def spaces(self) -> tuple[SearchSpace, ...]:
+        return tuple(each.space.space for each in self.prepared.variants.values())
 
 
 def _search(run: _Run) -> RunResult:
@@ -157,7 +167,7 @@ def _judge_plans(run: _Run) -> SearchOutcome:
     """Runs the search loop, and keeps files, reporter and the judge's graphs up to date with each plan."""
     config, judge, recorder, reporter = run.config, run.judge, run.recorder, run.reporter
     log = TrialLog(run.directory / run_files.TRIALS_FILE)
-    study = StudyFile(run.directory, run.prepared.space.space, run.estimate.plan_ms)
+    study = StudyFile(run.directory, run.spaces, run.estimate.plan_ms)
     for trial in log.trials:
         study.add(trial)
     recorder.judged(log.trials, judge.statistics)
@@ -174,7 +184,7 @@ def _judge_plans(run: _Run) -> SearchOutcome:
 
     given = isinstance(run.strategy, GivenPlan)
     judging = _careful(run, log)
-    reporter.stage("judging the given plan" if given else f"searching, strategy {run.strategy.name}")
+    reporter.stage("judging the given plan" if given else f"searching, strategy {config.search.strategy}")
     return run_search(
         run.strategy,
         judging,
@@ -197,17 +207,26 @@ def _careful(run: _Run, log: TrialLog) -> Judge:
 
 def dry_run(config: Config, reporter: Reporter) -> str:
     """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    space = prepare(config, reporter).space
-    lines = [to_toml(config).rstrip(), "", f"# The search space of strategy {config.search.strategy}"]
-    for family, op_types in space.space.op_types.items():
-        hard = space.space.hard[family]
+    prepared = prepare(config, reporter)
+    lines = [to_toml(config).rstrip()]
+    for variant, found in prepared.variants.items():
+        of_variant = "" if variant == BASE_VARIANT else f", variant {variant}"
+        lines += ["", f"# The search space of strategy {config.search.strategy}{of_variant}"]
+        lines += _space_lines(config, found.space)
+    return "\n".join(lines) + "\n"
+
+
+def _space_lines(config: Config, report: SpaceReport) -> list[str]:
+    lines = []
+    for family, op_types in report.space.op_types.items():
+        hard = report.space.hard[family]
         lines.append(f"# {family}: {', '.join(op_types) or 'nothing'}")
         lines.append(f"#   of these beyond the range of {config.search.dtype}: {', '.join(sorted(hard)) or 'none'}")
-    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(space.fixed)}")
-    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(space.fixed.items()))
-    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
-    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
-    return "\n".join(lines) + "\n"
+    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(report.fixed)}")
+    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(report.fixed.items()))
+    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(report.hard)}")
+    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(report.hard.items(), key=lambda item: -item[1]))
+    return lines
 
 
 def _while_unchanged(judge: Judge, bundle: Bundle) -> Judge:
@@ -234,15 +253,16 @@ def _given_blocklist(config: Config, path: Path) -> Blocklist:
 
 def _given_plan(plan: Plan, source: str, prepared: Prepared, reporter: Reporter) -> Plan:
     """The plan of a given blocklist, with what can never be low and the user's pins kept in fp32, too."""
-    added = prepared.space.fixed.keys() - plan.fp32
-    for reason in sorted({prepared.space.fixed[key] for key in added}):
-        keys = sorted(key for key in added if prepared.space.fixed[key] == reason)
+    fixed = prepared.variants[plan.variant].space.fixed
+    added = fixed.keys() - plan.fp32
+    for reason in sorted({fixed[key] for key in added}):
+        keys = sorted(key for key in added if fixed[key] == reason)
         reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
-    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(prepared.space.fixed))
+    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(fixed))
 
 
 def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
-    return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
+    return Plan(config.search.dtype, BASE_VARIANT, all_compute_keys(prepared.bundle.graphs))
 
 
 def _measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency | None:
@@ -272,12 +292,33 @@ def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJu
 def _strategy(
     config: Config, prepared: Prepared, judge: PlanJudge, estimate: EstimatedLatency, reporter: Reporter
 ) -> Strategy:
+    """The strategy of the config; where there are several variants one for each, in turn."""
+    parts = shares(config.search.max_trials, len(prepared.variants))
+    found = [
+        _strategy_of(variant, config, prepared, judge, estimate, max_trials=part, reporter=reporter)
+        for variant, part in zip(prepared.variants, parts, strict=True)
+    ]
+    return found[0] if len(found) == 1 else InTurn(found, config.search.max_trials)
+
+
+def _strategy_of(
+    variant: str,
+    config: Config,
+    prepared: Prepared,
+    judge: PlanJudge,
+    estimate: EstimatedLatency,
+    *,
+    max_trials: int,
+    reporter: Reporter,
+) -> Strategy:
+    report = prepared.variants[variant].space
+
     def nodes() -> NodeSpace:
         return make_node_space(
             prepared.bundle,
-            prepared.space,
-            estimate.placement_costs(config.search.dtype),
-            screener=judge.screener,
+            report,
+            estimate.placement_costs(config.search.dtype, variant),
+            screener=judge.screener_of(variant),
             samples=prepared.sets["calibration"].data,
             reporter=reporter,
         )
@@ -285,9 +326,9 @@ def _strategy(
     return make_strategy(
         config.search.strategy,
         StrategyContext(
-            space=prepared.space.space,
+            space=report.space,
             seed=config.search.seed,
-            max_trials=config.search.max_trials,
+            max_trials=max_trials,
             estimate=estimate.plan_ms,
             nodes=nodes,
             min_validation_match=config.min_exact_match,
@@ -322,7 +363,7 @@ def _publish_choice(run: _Run, trials: tuple[Trial, ...], choice: Choice) -> Non
     assert trial is not None  # what is faster than fp32 is a trial
     run.reporter.stage("writing the model")
     plan, recorder = trial.plan.plan, run.recorder
-    facts = publish_facts(recorder.info, recorder.nodes, trial)
+    facts = publish_facts(recorder.info, recorder.nodes_of(plan.variant), trial)
     publish(run.prepared.bundle, plan, facts, run.directory / FRESH_MODEL, run.judge.converted(plan))
     replace_model(run.directory)
 

@@ -31,19 +31,17 @@ def make_node_space(
         bundle: the fp32 bundle.
         report: the space at op-type level, with what is hard.
         costs: what the cut weighs.
-        screener: of the same bundle.
+        screener: of the same variant.
         samples: the calibration set.
         reporter: told before the noise of roles is measured, and of how many roles it was.
     """
-    space = report.space
-    placer = Placer(bundle.graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
+    space, graphs = report.space, bundle.graphs_of(report.space.variant)
+    placer = Placer(graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
     decided = space.fixed | space.forced_low
-    roles = {
-        node.key: node.role for graph in bundle.graphs.values() for node in graph.compute if node.key not in decided
-    }
+    roles = {node.key: node.role for graph in graphs.values() for node in graph.compute if node.key not in decided}
     hard = {key: largest / low_max(space.dtype) for key, largest in report.hard.items() if key in roles}
     soft = {key: role for key, role in roles.items() if key not in hard}
-    fp32 = Plan(space.dtype, space.variant, all_compute_keys(bundle.graphs))
+    fp32 = Plan(space.dtype, space.variant, all_compute_keys(graphs))
     probe = RoleProbe(screener, samples, bundle.generation, fp32)
     known: dict[str, float] = {}
 
@@ -60,4 +58,4 @@ def make_node_space(
         placed = placer.place(fp32, prices={key: ms / 1e3 for key, ms in price_ms.items()})
         return placed.plan, placed.seconds * 1e3
 
-    return NodeSpace(roles, hard, output_projection(bundle.graphs) & roles.keys(), noise, place)
+    return NodeSpace(roles, hard, output_projection(graphs) & roles.keys(), noise, place)

@@ -44,7 +44,7 @@ class SeenLatency:
     def __init__(self) -> None:
         self.seen: list[Mapping[GraphName, ir.Model]] = []
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str) -> TrialLatency:
         self.seen.append(models)
         return LATENCY
 
@@ -358,7 +358,7 @@ def test_no_memory_to_look_for_the_culprit_leaves_the_verdict(court: Court, monk
         raise DeviceMemoryError("A graph ran out of memory.")
 
     judge = court.again()
-    monkeypatch.setattr(judge._damage, "find", full)
+    monkeypatch.setattr(judge._variants["base"].damage, "find", full)
     trial = judge(Proposal(keeping(court.bundle), "encoder"), 0)
     assert trial.verdict in {"mismatch", "nonfinite"}
     assert trial.first_divergence is not None and trial.first_divergence.node is None
@@ -366,7 +366,7 @@ def test_no_memory_to_look_for_the_culprit_leaves_the_verdict(court: Court, monk
 
 def test_the_verdict_says_where_it_comes_from(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     assert court.judge.source == "emulated"
-    monkeypatch.setattr(module, "Screener", lambda *_: None)
+    monkeypatch.setattr(module, "Screener", lambda *_, **__: None)
     settings = JudgeSettings(SessionSettings(device="cuda"), 4, 0)
 
     on_device = PlanJudge(
