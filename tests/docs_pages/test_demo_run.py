@@ -1,4 +1,4 @@
-"""What the tutorial prints of its run is exactly what the run that is kept here gives, on any processor."""
+"""What tutorial and README print of their run is exactly what the run that is kept here gives, on any processor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 from tests.docs_pages.blocks import WIDTH, blocks
 from tests.docs_pages.demo_run import KEPT, PAGE
 
+README_WIDTH = 160
 TIME = re.compile(r"\d+\.\d\d s$")
 
 
@@ -24,23 +25,26 @@ def printed() -> dict[str, str]:
     return {command.removeprefix("$ precision-search ").partition(" ")[0]: output for command, output in commands}
 
 
-def without_spaces_at_ends(text: str) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-
-
 def test_its_log_says_what_was_found_of_each_plan(printed: dict[str, str]) -> None:
     lines = [TIME.sub("", line.rpartition(", ")[0]) for line in printed["run"].splitlines() if line.startswith("plan ")]
     trials = read_trials(KEPT / "trials.jsonl")
     assert [line for line in lines if " (" in line.partition(":")[0]] == [TIME.sub("", trial_line(t)) for t in trials]
 
 
+def table(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
+    """The kept run's table, without what a terminal does not show at the ends of lines."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = invoke("pareto", KEPT).stdout.splitlines()
+    assert len(lines) > 20
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
 def test_its_table_is_that_of_pareto(printed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    assert table(monkeypatch, WIDTH) in printed["run"]
 
-    table = without_spaces_at_ends(invoke("pareto", KEPT).stdout)
 
-    assert len(table.splitlines()) > 30
-    assert table in printed["run"]
+def test_so_is_that_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert table(monkeypatch, README_WIDTH) in (ROOT / "README.md").read_text()
 
 
 def test_its_values_are_those_of_the_csv(printed: dict[str, str]) -> None:
