@@ -28,7 +28,7 @@ from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan
-from precision_search.search.space import make_space
+from precision_search.strategies.space import make_space
 
 NAME = "converter"
 OURS = "precision-search"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
-from precision_search.output.run_files import read_run
-from precision_search.output.run_info import RunInfo
+from precision_search.records.run_files import read_run
+from precision_search.records.run_json import RunInfo
 
 NAME = "demo"
 STARTUP = "starting Python, reading the config"

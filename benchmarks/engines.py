@@ -11,8 +11,8 @@ from typing import Any
 from precision_search import Seq2SeqGenerator
 from precision_search.errors import MissingPackageError
 from precision_search.model.bundle import open_bundle
-from precision_search.model.calibration import batches
 from precision_search.model.generation_config import read_generation_settings
+from precision_search.model.samples import batches
 
 OURS, REFERENCE, OTHER = "precision-search", "transformers", "CTranslate2"
 ENGINES = (OURS, REFERENCE, OTHER)

@@ -9,8 +9,8 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from precision_search.search.flip_risk import TokenMargins, estimate_flip_risk
-from precision_search.search.trials import FlipRisk
+from precision_search.judging.flip_risk import TokenMargins, estimate_flip_risk
+from precision_search.judging.trial import FlipRisk
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

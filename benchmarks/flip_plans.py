@@ -10,7 +10,7 @@ import numpy as np
 
 from precision_search.model.graph import Graph, GraphName
 from precision_search.precision.plan import Plan, all_compute_keys
-from precision_search.search.space import SpaceReport
+from precision_search.strategies.space import SpaceReport
 
 Kind = Literal["op types", "roles"]
 

@@ -24,16 +24,17 @@ from benchmarks.flip_plot import draw_plot
 from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, InputError
-from precision_search.model.calibration import encode, load_samples
-from precision_search.precision.plan import LOW_DTYPES, LowDtype
-from precision_search.precision.ranges import measure_ranges
+from precision_search.judging.flip_risk import TokenMargins
+from precision_search.judging.ranges import measure_ranges
+from precision_search.judging.sample_sets import SampleRows, load_set, open_fp32
+from precision_search.judging.screen import SampleScreen, Screener
+from precision_search.model.samples import encode, load_samples
+from precision_search.precision.low import LOW_DTYPES, LowDtype
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.forced import by_target_length, forced_batches
+from precision_search.run.prepare import Prepared, prepare
 from precision_search.runtime.reference import Reference
-from precision_search.search.flip_risk import TokenMargins
-from precision_search.search.prepare import Prepared, load_set, open_fp32, prepare
-from precision_search.search.screen import SampleRows, SampleScreen, Screener
-from precision_search.search.space import SpaceReport, make_space
+from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
+from precision_search.strategies.space import SpaceReport, make_space
 
 NAME = "flip-risk"
 TARGET = 0.8

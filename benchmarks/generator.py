@@ -18,7 +18,7 @@ from benchmarks.printing import add_common_arguments, give, machine, markdown_ta
 from benchmarks.random_t5 import SHAPE, random_rows, write_random_t5
 from precision_search.config import load_config
 from precision_search.model.bundle import open_bundle
-from precision_search.model.calibration import encode, load_samples
+from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 
 NAME = "generator"

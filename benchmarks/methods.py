@@ -12,21 +12,21 @@ from benchmarks.enumeration import Verdict, find_optimum, latency_table
 from benchmarks.printing import say
 from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, make_row
 from precision_search.config import Config
+from precision_search.cost.estimate import Workload
 from precision_search.errors import InternalError
-from precision_search.model.calibration import load_samples
+from precision_search.judging.judge import JudgeSettings, PlanJudge
+from precision_search.judging.latency import EstimatedLatency
+from precision_search.judging.noise import is_damage, noise, rounding_unit
+from precision_search.judging.sample_sets import LoadedSet, load_set, open_fp32
+from precision_search.judging.screen import SampleScreen, ScreenResult
+from precision_search.judging.trial import Proposal, Trial
+from precision_search.model.samples import load_samples
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import Workload
 from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
-from precision_search.search.judge import JudgeSettings, PlanJudge
-from precision_search.search.latency import EstimatedLatency
-from precision_search.search.noise import is_damage, noise, rounding_unit
-from precision_search.search.pareto import is_acceptable
-from precision_search.search.prepare import LoadedSet, load_set, open_fp32, prepare
-from precision_search.search.screen import SampleScreen, ScreenResult
-from precision_search.search.strategies.base import Proposal
-from precision_search.search.trials import Trial
+from precision_search.run.prepare import prepare
+from precision_search.strategies.pareto import is_acceptable
 
 DATA_MAX = 512.0
 """ModelOpt AutoCast's default for `data_max`, the largest magnitude around a node that it converts."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from precision_search.precision.plan import Plan
-from precision_search.search.strategies.base import SearchSpace
-from precision_search.search.strategies.op_types import CLASSIC
+from precision_search.strategies.base import SearchSpace
+from precision_search.strategies.op_types import CLASSIC
 
 FP32, ALL_LOW, RANGES = "fp32", "all-low", "ranges"
 

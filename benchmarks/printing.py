@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from precision_search.errors import PrecisionSearchError
-from precision_search.runtime.doctor import examine
+from precision_search.machine.doctor import examine
 from precision_search.runtime.timing import interleave
 
 NAMED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx-ir", "torch", "transformers")

@@ -17,8 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from precision_search import api
-from precision_search.precision.inspect import NodeFacts
-from precision_search.precision.kernels import low_max
+from precision_search.judging.inspect import NodeFacts
+from precision_search.precision.low import low_max
 
 COLOURS = {
     "residual stream": "#1f5fa8",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from precision_search.search.json_codec import from_json, to_json
-from precision_search.search.pareto import is_acceptable
-from precision_search.search.trials import FlipRisk, Trial
+from precision_search.judging.trial import FlipRisk, Trial
+from precision_search.records.codec import from_json, to_json
+from precision_search.strategies.pareto import is_acceptable
 
 NODES, OP_TYPES, EXHAUSTIVE, RANDOM = "nodes", "op-types", "exhaustive", "random"
 BISECTION, THRESHOLD = "bisection", "threshold"

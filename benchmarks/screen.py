@@ -19,14 +19,14 @@ from statistics import median
 from benchmarks.plans import FP32, named_plans
 from benchmarks.printing import Ratio, add_common_arguments, give, machine, markdown_table, ratio, run_main, say
 from precision_search.config import load_config
+from precision_search.judging.screen import FP32_ENCODER, PreparedPlan, SampleScreen, Screener
 from precision_search.model.bundle import Bundle
-from precision_search.model.model_files import weight_bytes
-from precision_search.output.run_files import read_run
+from precision_search.model.onnx_files import weight_bytes
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.forced import NOTHING, ForcedDecoder, ForcedEncoder
-from precision_search.search.prepare import prepare
-from precision_search.search.screen import FP32_ENCODER, PreparedPlan, SampleScreen, Screener
+from precision_search.records.run_files import read_run
+from precision_search.run.prepare import prepare
+from precision_search.runtime.teacher_forcing import NOTHING, ForcedDecoder, ForcedEncoder
 
 NAME = "screen"
 

@@ -35,12 +35,12 @@ from benchmarks.scaled import scale_name, scaled_checkpoint
 from benchmarks.strategy_runs import search_row
 from precision_search.config import Config, load_config, to_toml
 from precision_search.errors import ConfigError
+from precision_search.judging.sample_sets import load_set, open_fp32
 from precision_search.model.bundle import open_bundle
-from precision_search.model.calibration import load_samples
+from precision_search.model.samples import load_samples
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings, resolve_device
-from precision_search.search.prepare import load_set, open_fp32
-from precision_search.search.strategies import STRATEGIES
+from precision_search.strategies import STRATEGIES
 
 NAME = "search"
 SCALES = (-6, -3, 0, 3)

@@ -11,11 +11,10 @@ from pathlib import Path
 from benchmarks.rows import Label, Row, make_row
 from precision_search.api import search
 from precision_search.config import Config
-from precision_search.output.progress import QuietReporter
-from precision_search.output.run_files import read_run
-from precision_search.output.tally import NOTHING_KNOWN, SearchState
-from precision_search.search.screen import FIRST_BATCH
-from precision_search.search.trials import Trial
+from precision_search.display.reporters import QuietReporter
+from precision_search.judging.screen import FIRST_BATCH
+from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
+from precision_search.records.run_files import read_run
 
 PROBING = re.compile(r"measuring the noise of (\d+) role")
 """What a search says when it begins to screen roles one by one."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from precision_search import api
     from precision_search.config import Config, load_config
     from precision_search.errors import PrecisionSearchError
-    from precision_search.generate import Generated, Seq2SeqGenerator, Step
+    from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
 
     __version__: str
 
@@ -30,10 +30,10 @@ __all__ = [
 
 _HOMES = {
     "Config": "precision_search.config",
-    "Generated": "precision_search.generate",
+    "Generated": "precision_search.published.seq2seq",
     "PrecisionSearchError": "precision_search.errors",
-    "Seq2SeqGenerator": "precision_search.generate",
-    "Step": "precision_search.generate",
+    "Seq2SeqGenerator": "precision_search.published.seq2seq",
+    "Step": "precision_search.published.seq2seq",
     "load_config": "precision_search.config",
 }
 

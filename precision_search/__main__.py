@@ -1,5 +1,5 @@
 """`python -m precision_search` is the command."""
 
-from precision_search.cli import main
+from precision_search.cli.commands import main
 
 main()

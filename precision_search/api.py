@@ -15,30 +15,31 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.config import Config, default_cache, load_config
+from precision_search.device.profile import DeviceProfile
+from precision_search.display.html import write_report
+from precision_search.display.reporters import make_reporter
 from precision_search.errors import OutputExistsError, UsageError
-from precision_search.generate import Generated, Seq2SeqGenerator, Step
+from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
+from precision_search.judging.trial import Reporter
+from precision_search.machine.calibrate import write_profile
+from precision_search.machine.doctor import DoctorReport, examine
 from precision_search.model.bundle import Bundle, open_bundle, write_bundle
-from precision_search.model.calibration import encode, load_samples
+from precision_search.model.samples import encode, load_samples
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.output import run_files
-from precision_search.output.calibrate import write_profile
-from precision_search.output.nodes_record import NODES_FILE, read_nodes
-from precision_search.output.progress import Reporter, make_reporter
-from precision_search.output.publish import publish as publish_plan
-from precision_search.output.publish import publish_facts
-from precision_search.output.report import write_report
-from precision_search.output.table import ParetoTable, pareto_table
-from precision_search.precision.inspect import InspectReport, inspect_bundle, measure
-from precision_search.precision.plan import LowDtype
-from precision_search.run import RunResult
-from precision_search.run import dry_run as dry_run_of
-from precision_search.run import search as run_search
-from precision_search.runtime.device_profile import DeviceProfile
-from precision_search.runtime.doctor import DoctorReport, examine
+from precision_search.precision.low import LowDtype
+from precision_search.published.publish import publish as publish_plan
+from precision_search.published.publish import publish_facts
+from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
+from precision_search.published.verify import VerifyReport, compare, open_candidate
+from precision_search.records import run_files
+from precision_search.records.nodes_json import NODES_FILE, read_nodes
+from precision_search.records.pareto_table import ParetoTable, pareto_table
+from precision_search.run.search import RunResult
+from precision_search.run.search import dry_run as dry_run_of
+from precision_search.run.search import search as run_search
 from precision_search.runtime.session import SessionSettings, resolve_device
-from precision_search.search.pareto import choose_winner
-from precision_search.search.verify import VerifyReport, compare, open_candidate
+from precision_search.strategies.pareto import choose_winner
 
 __all__ = [
     "Config",
@@ -296,7 +297,7 @@ def inspect(
 def calibrate(
     out: AnyPath, *, device_id: int = 0, force: bool = False, reporter: Reporter | None = None
 ) -> DeviceProfile:
-    """Measures a CUDA device for the cost model and writes its profile (see `output.calibrate`); takes minutes.
+    """Measures a CUDA device for the cost model and writes its profile (see `machine.calibrate`); takes minutes.
 
     Args:
         out: the profile to write, a .toml file; every time measured goes beside it.

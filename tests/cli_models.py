@@ -8,12 +8,13 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from precision_search.cli import cli
+from precision_search.cli.commands import cli
 from precision_search.config import load_config, to_toml
-from precision_search.output import run_files
-from precision_search.output.nodes_record import NODES_FILE
-from precision_search.output.run_info import Best, Match
-from precision_search.search.trials import Trial, TrialLog
+from precision_search.judging.trial import Trial
+from precision_search.records import run_files
+from precision_search.records.nodes_json import NODES_FILE
+from precision_search.records.run_json import Best, Match
+from precision_search.records.trials import TrialLog
 from tests.conftest import ROOT
 from tests.output_models import run_info, run_nodes
 from tests.search_models import latency, trial

@@ -10,7 +10,7 @@ import pytest
 
 from precision_search.errors import EnvironmentProblemError
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
-from precision_search.model.calibration import encode, load_samples
+from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime.session import SessionSettings, require_cuda
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from precision_search.device.profile import FloatName
+from precision_search.device.state import DeviceState
 from precision_search.errors import InputError
-from precision_search.runtime.device_profile import FloatName
-from precision_search.runtime.device_state import DeviceState
-from precision_search.runtime.probes import Probe
+from precision_search.machine.microbenchmarks import Probe
 from precision_search.runtime.session import SessionSettings
 
 

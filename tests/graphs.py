@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe
 from precision_search.precision.kernels import kernel_for
-from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan, all_compute_keys, pinned_keys
+from precision_search.precision.low import LOW_DTYPES, LowDtype
+from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from precision_search.judging.sample_sets import NearTie, Parity
+from precision_search.judging.trial import Divergence, FlipRisk, PlanRecord, Trial
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings, ModelConfig
 from precision_search.model.graph import Family, role_of
-from precision_search.output.model_facts import JudgedSettings, JudgedVerdict, PlanNumbers, PublishFacts
-from precision_search.output.nodes_record import NodeRecord, RunNodes
-from precision_search.output.run_info import (
+from precision_search.published.facts import JudgedSettings, JudgedVerdict, PlanNumbers, PublishFacts
+from precision_search.records.nodes_json import NodeRecord, RunNodes
+from precision_search.records.run_json import (
     Best,
     Counts,
     Device,
@@ -25,8 +27,6 @@ from precision_search.output.run_info import (
     WorkloadInfo,
 )
 from precision_search.runtime.reference import ParityDifference
-from precision_search.search.prepare import NearTie, Parity
-from precision_search.search.trials import Divergence, FlipRisk, PlanRecord, Trial
 from tests.graphs import HEAD_WIDTH, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, tiny_t5
 from tests.search_models import latency, trial
 

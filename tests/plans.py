@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import compute_keys_by_op_type
-from precision_search.precision.plan import FAMILIES, LowDtype, Plan, all_compute_keys, pinned_keys
+from precision_search.precision.low import LowDtype
+from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import make_reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.screen import SampleRows
 
 NORMS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal", "Add", "Mul")
 """The norms with all Add and Mul: finite garbage becomes NaN, because the encoder's `wo` overflow by themselves."""

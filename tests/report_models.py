@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from precision_search.config import load_config, to_toml
+from precision_search.judging.differences import DifferingSample
+from precision_search.judging.landmarks import Landmark, LandmarkSample, Span, rejected_landmarks
+from precision_search.judging.trial import FlipRisk, PlanRecord, Trial
 from precision_search.model.graph import layer_of, role_of
-from precision_search.output import run_files
-from precision_search.output.landmarks_record import write_landmarks
-from precision_search.output.nodes_record import NODES_FILE, NodeRecord, RunNodes
-from precision_search.search.landmarks import Landmark, LandmarkSample, Span, rejected_landmarks
-from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLog
-from precision_search.search.verify import DifferingSample
+from precision_search.records import run_files
+from precision_search.records.landmarks_json import write_landmarks
+from precision_search.records.nodes_json import NODES_FILE, NodeRecord, RunNodes
+from precision_search.records.trials import TrialLog
 from tests.cli_models import DEMO
 from tests.output_models import PINNED, run_info, small_run
 from tests.search_models import latency, trial

@@ -8,10 +8,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from precision_search.judging.sample_sets import SampleRows
+from precision_search.judging.screen import FP32_ENCODER, PreparedPlan, SampleScreen
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.runtime.forced import NOTHING, Feed, ForcedBatch, ForcedDecoder, ForcedEncoder
 from precision_search.runtime.reference import Reference
-from precision_search.search.screen import FP32_ENCODER, PreparedPlan, SampleRows, SampleScreen
+from precision_search.runtime.teacher_forcing import NOTHING, Feed, ForcedBatch, ForcedDecoder, ForcedEncoder
 
 GREEDY = GenerationSettings(0, (1,), 0, 8, None, None)
 SOURCE = 3

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from precision_search.judging.trial import FlipRisk, PlanRecord, Proposal, Trial, TrialLatency
 from precision_search.model.graph import Family
 from precision_search.precision.plan import Plan
-from precision_search.search.strategies.base import NodeSpace, Proposal, SearchSpace
-from precision_search.search.trials import FlipRisk, PlanRecord, Trial, TrialLatency
+from precision_search.strategies.base import NodeSpace, SearchSpace
 
 ENCODER = ("Add", "MatMul", "Mul", "Pow", "Softmax")
 DECODER = ("Add", "MatMul", "Relu", "Softmax")

@@ -15,8 +15,8 @@ from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, OutputExistsError, UsageError
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.graph import GRAPH_NAMES
-from precision_search.precision.plan import plan_of_blocklist, read_blocklist
-from precision_search.search.trials import read_trials
+from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
+from precision_search.records.trials import read_trials
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
 
 
@@ -156,10 +156,10 @@ def test_a_published_model_verifies_on_its_calibration_set(
 def test_the_same_file_converted_all_low_fails_verification(
     run: api.RunResult, small_data: Path, export_cache: Path, demo_bundle: Bundle, tmp_path: Path
 ) -> None:
-    from precision_search.output.nodes_record import read_nodes
-    from precision_search.output.publish import publish, publish_facts
-    from precision_search.output.run_files import read_run
     from precision_search.precision.plan import Plan, pinned_keys
+    from precision_search.published.publish import publish, publish_facts
+    from precision_search.records.nodes_json import read_nodes
+    from precision_search.records.run_files import read_run
 
     rejected = next(trial for trial in run.trials if trial.stage == "all-low")
     plan = Plan("float16", "base", pinned_keys(demo_bundle.graphs))

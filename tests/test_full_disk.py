@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from precision_search.errors import EnvironmentProblemError
-from precision_search.output import run_files
-from precision_search.search.study_file import StudyFile
-from precision_search.search.timings import TimingLog
-from precision_search.search.trials import TrialLog
+from precision_search.records import run_files
+from precision_search.records.optuna_journal import StudyFile
+from precision_search.records.timings import TimingLog
+from precision_search.records.trials import TrialLog
 from tests.checkpoints import saved_checkpoints
 from tests.cli_models import write_run
+from tests.records.test_optuna_journal import SPACE
+from tests.records.test_timings import record
+from tests.run.test_resume import assert_same_end, run
 from tests.search_models import estimate, trial
 from tests.small_disk import on_disk
-from tests.test_resume import assert_same_end, run
-from tests.test_study_file import SPACE
-from tests.test_timings import record
 from tests.tiny_model import write_sentences, write_tiny_config, write_tiny_model
 
 PLENTY = 8192

@@ -13,14 +13,14 @@ import pytest
 import precision_search
 from precision_search import api, load_config
 from precision_search.config import default_cache
+from precision_search.display.reporters import QuietReporter
 from precision_search.errors import EnvironmentProblemError, InputError, OutputExistsError
 from precision_search.model import bundle as bundle_module
 from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
-from precision_search.output.model_facts import read_model_facts
-from precision_search.output.nodes_record import NODES_FILE, read_nodes
-from precision_search.output.progress import QuietReporter
-from precision_search.precision.plan import plan_of_blocklist, read_blocklist
+from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
+from precision_search.published.facts import read_model_facts
+from precision_search.records.nodes_json import NODES_FILE, read_nodes
 from tests.tiny_model import write_tiny_config, write_tiny_model
 
 PLACE = "/home/alice/private/checkpoint-7"

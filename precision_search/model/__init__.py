@@ -1,1 +1,1 @@
-"""What comes in: the bundle, its node keys and files, tokenizer, samples and generation settings."""
+"""What a model is: the bundle, its graphs and node keys, its files, tokenizer, samples, export and rewrites."""

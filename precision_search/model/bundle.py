@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.files import check_name, read_file, write_atomically, writing
+from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -28,11 +29,10 @@ from precision_search.model.generation_config import (
 )
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.hf_files import HF_FILES, copy_hf_files
-from precision_search.model.host_side import compute_sizes_on_device
-from precision_search.model.model_files import data_files, first_line, read_model, strip_notes, write_model
+from precision_search.model.onnx_files import data_files, first_line, read_model, strip_notes, write_model
+from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.model.torch_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.work_folder import work_folder
 
 INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})

@@ -15,7 +15,7 @@ from pathlib import Path
 from precision_search.errors import InputError
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import HF_FILES
-from precision_search.model.model_files import data_files
+from precision_search.model.onnx_files import data_files
 
 WEIGHTS = "*.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -1,1 +1,1 @@
-"""What is decided about a graph: plans, the kernel table, emulation, ranges, conversion with its proof, costs."""
+"""From plan to graph: low dtypes, plans and blocklists, the kernel table, emulation, conversion with its proof."""

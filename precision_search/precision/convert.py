@@ -24,9 +24,9 @@ from precision_search.model.graph import (
     retype,
 )
 from precision_search.precision.dtypes import Assignment, assign, is_exact_or_mask
-from precision_search.precision.kernels import low_max
-from precision_search.precision.plan import LowDtype, Plan
-from precision_search.precision.weights import IR_DTYPES, WeightCache
+from precision_search.precision.low import IR_DTYPES, LowDtype, low_max
+from precision_search.precision.plan import Plan
+from precision_search.precision.weights import WeightCache
 from precision_search.precision.wiring import crossing_name, sources
 
 

@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.graph import Graph, GraphName, NodeKind
-from precision_search.precision.kernels import low_max, round_to
-from precision_search.precision.plan import LowDtype, Plan
+from precision_search.precision.low import LowDtype, low_max, round_to
+from precision_search.precision.plan import Plan
 from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, crossing_name, wiring_of
 
 BFLOAT16_OPSET = 16

@@ -7,18 +7,15 @@ optimization level, whereas it drops the rounding between neighbouring low nodes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.graph import Graph, NodeKind, drop_unused_initializers, float_inputs, node_kind, retype
 from precision_search.precision.dtypes import Assignment
+from precision_search.precision.low import DTYPE_NAMES, IR_DTYPES, LowDtype
 from precision_search.precision.lowering import Rounding, describe_value, kernel_of, lower, round_constants, take_over
-from precision_search.precision.plan import LOW_DTYPES, LowDtype, Plan
-from precision_search.precision.weights import IR_DTYPES, WeightCache
-
-DTYPE_NAMES: Mapping[ir.DataType, LowDtype] = {IR_DTYPES[name]: name for name in LOW_DTYPES}
+from precision_search.precision.plan import Plan
+from precision_search.precision.weights import WeightCache
 
 
 def emulate(graph: Graph, plan: Plan, assignment: Assignment, weights: WeightCache) -> ir.Model:

@@ -11,17 +11,11 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from precision_search.precision.plan import LOW_DTYPES, LowDtype
+from precision_search.precision.low import LOW_DTYPES, LowDtype, round_to
 
-_NUMPY_DTYPES: Mapping[LowDtype, np.dtype[Any]] = MappingProxyType(
-    {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-)
 _BOTH: frozenset[LowDtype] = frozenset(LOW_DTYPES)
 _FLOAT16: frozenset[LowDtype] = frozenset({"float16"})
 
@@ -227,41 +221,6 @@ def _sigmoid(dtype: LowDtype) -> tuple[Step, ...]:
         Step("positive", "Greater", ("x", 0.0), rounds=False),
         Step("y", "Where", ("positive", "upper", "lower"), rounds=False),
     )
-
-
-def low_max(dtype: LowDtype) -> float:
-    """The largest finite number of a low dtype: 65504 for float16, about 3.39e38 for bfloat16."""
-    return 65504.0 if dtype == "float16" else (2 - 2.0**-7) * 2.0**127
-
-
-def smallest_normal(dtype: LowDtype) -> float:
-    """The smallest positive number of a low dtype with full precision; below it, bits get lost."""
-    return 2.0**-14 if dtype == "float16" else 2.0**-126
-
-
-def to_low(array: npt.NDArray[Any], dtype: LowDtype, *, saturate: bool = True) -> npt.NDArray[Any]:
-    """Rounds fp32 numbers to the nearest of a low dtype, ties to even: an array of that dtype, of the same shape.
-
-    Args:
-        array: fp32.
-        dtype: the low dtype.
-        saturate: finite numbers outside the range become its largest finite number (initializers: a mask must not
-            become infinite); False: they become infinite as in a Cast. Infinities and NaN stay what they are.
-    """
-    numbers = np.asarray(array, dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        low = numbers.astype(_NUMPY_DTYPES[dtype])
-    if saturate:
-        overflowed = np.isinf(low) & ~np.isinf(numbers)
-        if overflowed.any():
-            low[overflowed] = np.copysign(np.float32(low_max(dtype)), numbers[overflowed]).astype(low.dtype)
-    return low
-
-
-def round_to(array: npt.NDArray[Any], dtype: LowDtype, *, saturate: bool) -> npt.NDArray[np.float32]:
-    """Rounds fp32 numbers through a low dtype and back (see `to_low`): fp32, of the same shape."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        return to_low(array, dtype, saturate=saturate).astype(np.float32)
 
 
 def _rounded(value: float, dtype: LowDtype) -> float:

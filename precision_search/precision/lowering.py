@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.graph import float_inputs, is_float, retype
-from precision_search.precision.kernels import Internals, Kernel, Step, kernel_for, round_to, steps_of
-from precision_search.precision.plan import LowDtype
-from precision_search.precision.weights import IR_DTYPES, WeightCache
+from precision_search.precision.kernels import Internals, Kernel, Step, kernel_for, steps_of
+from precision_search.precision.low import IR_DTYPES, LowDtype, round_to
+from precision_search.precision.weights import WeightCache
 
 SUM_AXES_AS_INPUT = 13
 """Opset from which ReduceSum takes its axes as an input (ReduceMean does from 18 on)."""

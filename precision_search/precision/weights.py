@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from precision_search.precision.kernels import to_low
-from precision_search.precision.plan import LowDtype
-
-IR_DTYPES: Mapping[LowDtype, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+from precision_search.precision.low import IR_DTYPES, LowDtype, to_low
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""How a bundle runs: sessions, heads, the generator, teacher forcing, the reference, timing, device profiles."""
+"""How graphs run: sessions, heads, buffers, the generator, teacher forcing, the reference, timing."""

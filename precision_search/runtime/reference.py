@@ -10,12 +10,18 @@ import numpy.typing as npt
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
-from precision_search.model.calibration import batches
+from precision_search.model.samples import batches
 from precision_search.runtime.batch_limit import BatchLimit, after_release
-from precision_search.runtime.forced import ForcedBatch, ForcedDecoder, ForcedEncoder, by_target_length, forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
+from precision_search.runtime.teacher_forcing import (
+    ForcedBatch,
+    ForcedDecoder,
+    ForcedEncoder,
+    by_target_length,
+    forced_batches,
+)
 
 NEAR_TIE = 1e-3
 """Margins below this are near-ties of fp32 itself: its own rounding, which differs between libraries and batch shapes,

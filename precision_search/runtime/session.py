@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from precision_search.device import cuda
+from precision_search.device.cuda import CPU_PROVIDER, CUDA_PROVIDER
+from precision_search.device.driver import read_driver
 from precision_search.errors import (
     DeviceError,
     DeviceMemoryError,
@@ -24,9 +27,6 @@ from precision_search.errors import (
     NoKernelError,
     PrecisionSearchError,
 )
-from precision_search.runtime import cuda
-from precision_search.runtime.cuda import CPU_PROVIDER, CUDA_PROVIDER
-from precision_search.runtime.cuda_driver import read_driver
 
 if TYPE_CHECKING:
     import onnxruntime

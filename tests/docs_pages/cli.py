@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from precision_search.cli import cli
-from precision_search.cli_support import PROGRAM
+from precision_search.cli.commands import cli
+from precision_search.cli.support import PROGRAM
 
 WIDTH = 100
 HEAD = f"""# The command line

@@ -1,6 +1,6 @@
 """JSON Schemas (draft 2020-12) of what the command line writes, made from the dataclasses behind it.
 
-A dataclass becomes an object with a definition of its own, as `search.json_codec` writes it: field names are keys, all
+A dataclass becomes an object with a definition of its own, as `records.codec` writes it: field names are keys, all
 of them are there, and what each means is said in the class's docstring. A new file is one line in `SCHEMAS`.
 """
 
@@ -15,18 +15,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from precision_search.output.landmarks_record import RunLandmarks
-from precision_search.output.model_facts import ModelFacts
-from precision_search.output.nodes_record import RunNodes
-from precision_search.output.run_info import RunInfo
-from precision_search.output.table import COLUMNS, Row
-from precision_search.precision.inspect import InspectReport
-from precision_search.precision.plan import Blocklist
-from precision_search.runtime.doctor import DoctorReport
-from precision_search.search.pareto import Choice
-from precision_search.search.timings import TimingRecord
-from precision_search.search.trials import Trial
-from precision_search.search.verify import VerifyReport
+from precision_search.judging.inspect import InspectReport
+from precision_search.judging.trial import Trial
+from precision_search.machine.doctor import DoctorReport
+from precision_search.precision.blocklist import Blocklist
+from precision_search.published.facts import ModelFacts
+from precision_search.published.verify import VerifyReport
+from precision_search.records.landmarks_json import RunLandmarks
+from precision_search.records.nodes_json import RunNodes
+from precision_search.records.pareto_table import COLUMNS, Row
+from precision_search.records.run_json import RunInfo
+from precision_search.records.timings import TimingRecord
+from precision_search.strategies.pareto import Choice
 from tests.docs_pages.docstrings import attributes, summary
 
 Json = dict[str, Any]

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from precision_search.output.progress import trial_line
-from precision_search.search.trials import read_trials
+from precision_search.display.reporters import trial_line
+from precision_search.records.trials import read_trials
 from tests.cli_models import invoke
 from tests.conftest import ROOT
 from tests.docs_pages.blocks import WIDTH, blocks

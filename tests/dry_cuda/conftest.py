@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.cost.shapes import Point
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
-from precision_search.precision.shapes import Point
 from tests.conftest import DEMO_MODEL, ROOT
 from tests.dry_cuda.build import UnavailableError, build
 from tests.dry_cuda.host import DryCuda

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 from onnxruntime import OrtValue
 
+from precision_search.cost.shapes import Point, infer_shapes
 from precision_search.errors import PrecisionSearchError
-from precision_search.precision.shapes import Point, infer_shapes
 from precision_search.runtime.session import SessionSettings, create_session
 from tests.dry_cuda.recorder import Recorder, forgive_errors, load_libraries, set_device_memory
 from tests.dry_cuda.trace import Section

@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from onnxruntime import OrtValue
 
+from precision_search.cost.estimate import CostModel, Workload, placement_costs
+from precision_search.cost.placement import Placer
+from precision_search.cost.shapes import Point, infer_shapes
+from precision_search.device.profile import load_profile
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import CostModel, Workload, placement_costs
-from precision_search.precision.placement import Placer
 from precision_search.precision.plan import Plan, all_compute_keys
-from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.runtime.device_profile import load_profile
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings, create_session
 from tests.dry_cuda.recorder import Recorder

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from precision_search.cost.estimate import Workload
+from precision_search.device.profile import DeviceProfile, load_profile
+from precision_search.display.reporters import make_reporter
 from precision_search.errors import DeviceMemoryError
-from precision_search.output.calibrate import write_profile
-from precision_search.output.progress import make_reporter
-from precision_search.precision.cost import Workload
-from precision_search.runtime.device_profile import DeviceProfile, load_profile
+from precision_search.judging.latency import MeasuredLatency
+from precision_search.machine.calibrate import write_profile
+from precision_search.machine.measure import CALIBRATION_RULES, Series, measure_device
+from precision_search.machine.microbenchmarks import Probe, ProbeRun
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.measure_device import CALIBRATION_RULES, Series, measure_device
-from precision_search.runtime.probes import Probe, ProbeRun
 from precision_search.runtime.timing import compare_times, synthetic_batch, without_end
-from precision_search.search.latency import MeasuredLatency
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.recorder import Recorder, set_device_memory
 from tests.dry_cuda.scenarios import SETTINGS, Demo

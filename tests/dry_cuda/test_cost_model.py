@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import pytest
 
+from precision_search.cost.estimate import CostModel, Workload
+from precision_search.cost.launches import Product, matrix_product
+from precision_search.cost.shapes import Point, infer_shapes
+from precision_search.device.profile import load_profile
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES, GraphName
-from precision_search.model.host_side import place
+from precision_search.model.rewrites.sizes_on_device import place
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import CostModel, Workload
 from precision_search.precision.plan import Plan
-from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import Product, matrix_product
-from precision_search.runtime.device_profile import load_profile
 from tests.dry_cuda.conftest import POINTS, PlainRuns
 from tests.dry_cuda.scenarios import PLANS
 from tests.dry_cuda.trace import TF32_MATH, Gemm

@@ -8,9 +8,9 @@ import os
 import pytest
 from rich.console import Console
 
-from precision_search.output.reports import show_doctor
-from precision_search.runtime.cuda_driver import CudaDevice
-from precision_search.runtime.doctor import DoctorReport, examine
+from precision_search.device.driver import CudaDevice
+from precision_search.display.text_reports import show_doctor
+from precision_search.machine.doctor import DoctorReport, examine
 from tests.dry_cuda.host import DryCuda
 
 pytestmark = pytest.mark.slow

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from onnxruntime import OrtValue
 
+from precision_search.cost.estimate import Workload
+from precision_search.judging.confirm import confirm
+from precision_search.judging.inspect import measure
+from precision_search.judging.latency import MeasuredLatency
+from precision_search.judging.sample_sets import SampleRows
+from precision_search.judging.screen import SampleScreen, Screener
+from precision_search.machine.doctor import DoctorReport, examine
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import Workload
-from precision_search.precision.inspect import measure
 from precision_search.precision.kernels import kernel_for
-from precision_search.precision.plan import LOW_DTYPES, LowDtype
+from precision_search.precision.low import LOW_DTYPES, LowDtype
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.doctor import DoctorReport, examine
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.confirm import confirm
-from precision_search.search.latency import MeasuredLatency
-from precision_search.search.screen import SampleRows, SampleScreen, Screener
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.scenarios import Demo
 from tests.gpu.devices import cuda_device, product, run_low, settings_on, used_bytes

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pytest
 
+from precision_search.cost.launches import node_work
+from precision_search.cost.shapes import Point, infer_shapes
 from precision_search.model.bundle import Bundle
-from precision_search.model.host_side import place
+from precision_search.model.rewrites.sizes_on_device import place
 from precision_search.precision.kernels import KERNELS, Internals
-from precision_search.precision.plan import LOW_DTYPES
-from precision_search.precision.shapes import Point, infer_shapes
-from precision_search.precision.work import node_work
+from precision_search.precision.low import LOW_DTYPES
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.probes import model_of, run_each
 from tests.dry_cuda.trace import Section

@@ -11,15 +11,15 @@ import onnx
 import pytest
 
 from precision_search import Seq2SeqGenerator
+from precision_search.cost.estimate import CostModel, Workload
+from precision_search.cost.shapes import Point
+from precision_search.device.profile import load_profile
 from precision_search.model.bundle import graph_file, open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
-from precision_search.model.model_files import write_model
+from precision_search.model.onnx_files import write_model
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import CostModel, Workload
-from precision_search.precision.shapes import Point
-from precision_search.runtime.device_profile import load_profile
-from precision_search.search.candidate import FACTS_FILE
+from precision_search.published.load import FACTS_FILE
 from tests.checkpoints import SPECS, saved_checkpoints, trace
 from tests.dry_cuda.conftest import PlainRuns
 from tests.dry_cuda.host import DryCuda

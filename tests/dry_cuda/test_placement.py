@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from precision_search.model.host_side import HOST_INPUTS, compute_sizes_on_device, place
+from precision_search.model.rewrites.sizes_on_device import HOST_INPUTS, compute_sizes_on_device, place
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.probes import bind_and_run
 from tests.dry_cuda.recorder import Recorder

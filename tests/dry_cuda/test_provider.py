@@ -17,27 +17,27 @@ import pytest
 from click.testing import CliRunner
 
 from precision_search import api
-from precision_search.cli import cli
+from precision_search.cli.commands import cli
+from precision_search.display.reporters import QuietReporter
 from precision_search.errors import DeviceError, DeviceMemoryError, PrecisionSearchError
+from precision_search.judging.confirm import confirm
+from precision_search.judging.damage import DamageFinder
+from precision_search.judging.inspect import measure
+from precision_search.judging.ranges import measure_ranges
+from precision_search.judging.sample_sets import SampleRows, open_fp32
+from precision_search.judging.screen import SampleScreen, Screener
 from precision_search.model.bundle import Bundle
-from precision_search.model.calibration import load_samples
-from precision_search.output.progress import QuietReporter
+from precision_search.model.samples import load_samples
 from precision_search.precision.convert import convert
-from precision_search.precision.inspect import measure
 from precision_search.precision.plan import Plan, pinned_keys
-from precision_search.precision.ranges import measure_ranges
 from precision_search.precision.weights import WeightCache
+from precision_search.published import verify
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.buffers import Buffer
-from precision_search.runtime.forced import forced_batches
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import Reference, generate_all
 from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_session, require_cuda, run_session
-from precision_search.search import verify
-from precision_search.search.confirm import confirm
-from precision_search.search.damage import DamageFinder
-from precision_search.search.prepare import open_fp32
-from precision_search.search.screen import SampleRows, SampleScreen, Screener
+from precision_search.runtime.teacher_forcing import forced_batches
 from tests.conftest import ROOT
 from tests.dry_cuda.build import build
 from tests.dry_cuda.host import DryCuda

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.bundle import Bundle
-from precision_search.model.calibration import encode, load_samples
+from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime.session import Device, SessionSettings
-from precision_search.search.screen import SampleRows
 from tests.conftest import DEMO_DATA, DEMO_MODEL, Rows
 from tests.gpu.devices import DEVICES, settings_on
 from tests.plans import sample_rows

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from precision_search.device.driver import CudaDevice, read_driver
 from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
-from precision_search.precision.plan import LowDtype
-from precision_search.precision.weights import IR_DTYPES, WeightCache
-from precision_search.runtime.cuda_driver import CudaDevice, read_driver
+from precision_search.precision.low import IR_DTYPES, LowDtype
+from precision_search.precision.weights import WeightCache
 from precision_search.runtime.session import Device, SessionSettings, create_session, run_session
 
 Array = npt.NDArray[Any]

@@ -9,22 +9,22 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from precision_search.cost.estimate import CostModel, Workload, placement_costs
+from precision_search.cost.placement import Placer
+from precision_search.device.profile import load_profile
+from precision_search.judging.inspect import measure
 from precision_search.model.bundle import Bundle
-from precision_search.model.calibration import batches
+from precision_search.model.samples import batches
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import CostModel, Workload, placement_costs
 from precision_search.precision.dtypes import assign
 from precision_search.precision.emulate import emulate
-from precision_search.precision.inspect import measure
 from precision_search.precision.kernels import why_fp32
-from precision_search.precision.placement import Placer
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.device_profile import load_profile
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, first_difference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.space import make_space
+from precision_search.strategies.space import make_space
 from tests.gpu.devices import runnable
 from tests.plans import CLASSIC, NORMS, SETTINGS, WO, keeping
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from precision_search.precision.kernels import smallest_normal
-from precision_search.precision.plan import LowDtype
+from precision_search.precision.low import LowDtype, smallest_normal
 from tests.gpu.devices import Array, every_number
 from tests.kernel_models import low
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
-from precision_search.output import calibrate as module
-from precision_search.output.progress import make_reporter
-from precision_search.runtime.cuda_driver import CudaDevice, CudaDriver, cuda_device_name
-from precision_search.runtime.device_profile import DeviceProfile, load_profile
-from precision_search.runtime.doctor import matching_profile
-from precision_search.runtime.measure_device import measure_device
+from precision_search.device.driver import CudaDevice, CudaDriver, cuda_device_name
+from precision_search.device.profile import DeviceProfile, load_profile
+from precision_search.display.reporters import make_reporter
+from precision_search.machine import calibrate as module
+from precision_search.machine.doctor import matching_profile
+from precision_search.machine.measure import measure_device
 from precision_search.runtime.session import SessionSettings
 from tests.fake_device import FakeDevice
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from precision_search.runtime.doctor import DoctorReport, examine
+from precision_search.machine.doctor import DoctorReport, examine
 
 
 def check_healthy(report: DoctorReport) -> None:

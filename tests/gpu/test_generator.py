@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from precision_search import Seq2SeqGenerator
-from precision_search.generate import Generated
 from precision_search.model.bundle import Bundle
-from precision_search.model.calibration import load_samples
+from precision_search.model.samples import load_samples
+from precision_search.published.seq2seq import Generated
 from precision_search.runtime.reference import NEAR_TIE, first_difference
 from precision_search.runtime.session import Device
 from tests.conftest import DEMO_DATA

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from precision_search.precision.kernels import KERNELS, kernel_for
-from precision_search.precision.plan import LOW_DTYPES, LowDtype
+from precision_search.precision.low import LOW_DTYPES, LowDtype
 from precision_search.runtime.session import SessionSettings
 from tests.gpu.devices import Array, cuda_device, need_dtype, product, run_low, settings_on
 from tests.gpu.probes import PROBES, Probe, normal, wrong

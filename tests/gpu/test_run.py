@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from precision_search import Seq2SeqGenerator
+from precision_search.cost.estimate import Workload
+from precision_search.judging.latency import MeasuredLatency
 from precision_search.model.bundle import Bundle
 from precision_search.precision.convert import convert
-from precision_search.precision.cost import Workload
 from precision_search.runtime.session import Device, SessionSettings
-from precision_search.search.latency import MeasuredLatency
 from tests.cli_models import invoke
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.plans import NORMS, WO, keeping

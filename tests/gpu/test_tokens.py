@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, compare_with_oracle, make_reference
 from precision_search.runtime.session import SessionSettings
-from precision_search.search.screen import SampleRows
 from tests.conftest import Rows
 from tests.gpu.devices import need_dtype
 from tests.gpu.plans import PLANS, differences, emulated, noise, on_device, outcome, rms

@@ -1,0 +1,1 @@
+"""What a plan costs: shapes, launches, the latency estimate, and the minimum cut that places casts."""

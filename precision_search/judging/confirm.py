@@ -1,0 +1,111 @@
+"""The confirm run: free-running generation with the graphs as converted, which is what will be published.
+
+The screen forces the reference; here the plan's own tokens and its own cache decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from precision_search.judging.sample_sets import SampleRows
+from precision_search.judging.screen import Divergence
+from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.graph import GraphName
+from precision_search.precision.emulate import widen
+from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit, after_release
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
+from precision_search.runtime.reference import first_difference, generate_all
+from precision_search.runtime.session import SessionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmResult:
+    """What free-running generation gave.
+
+    Attributes:
+        exact_match: share of the samples with exactly the reference's tokens.
+        nonfinite: whether any sample met a non-finite value that counts.
+        divergence: the first difference, by sample; None if there is none.
+    """
+
+    exact_match: float
+    nonfinite: bool
+    divergence: Divergence | None
+
+
+def confirm(
+    models: Mapping[GraphName, ir.Model],
+    samples: SampleRows,
+    generation: GenerationSettings,
+    settings: SessionSettings,
+    *,
+    batch_size: int,
+    weights: WeightCache,
+    limit: BatchLimit | None = None,
+    progress: Progress = no_progress,
+) -> ConfirmResult:
+    """Generates with converted graphs and compares with the reference.
+
+    Args:
+        models: the three converted graphs.
+        samples: sources and their reference.
+        generation: how to generate.
+        settings: device and optimization level.
+        batch_size: sources at once, if the device's memory holds them.
+        weights: shared rounded weights.
+        limit: of sources at once, shared with others.
+        progress: receives how many sources are done.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold the graphs with one source.
+    """
+    generator = open_generator(models, generation, settings, weights)
+    pad = generation.pad_token_id
+    return confirm_with(generator, samples, pad, batch_size=batch_size, limit=limit, progress=progress)
+
+
+def confirm_with(
+    generator: Generator,
+    samples: SampleRows,
+    pad: int,
+    *,
+    batch_size: int,
+    limit: BatchLimit | None = None,
+    progress: Progress = no_progress,
+) -> ConfirmResult:
+    """The same with a generator from `open_generator`, which serves several sets; `pad` is the padding token's id.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold one source.
+    """
+    tokens, nonfinite = (limit or BatchLimit()).fitting(
+        batch_size, lambda size: generate_all(generator, samples.rows, pad, size, progress)
+    )
+    divergence = None
+    exact = 0
+    for sample, (found, wanted) in enumerate(zip(tokens, samples.reference.tokens, strict=True)):
+        if found == wanted and not nonfinite[sample]:
+            exact += 1
+        elif divergence is None:
+            divergence = Divergence(sample, 0 if found == wanted else first_difference(found, wanted))
+    return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)
+
+
+def open_generator(
+    models: Mapping[GraphName, ir.Model],
+    generation: GenerationSettings,
+    settings: SessionSettings,
+    weights: WeightCache,
+) -> Generator:
+    """A generator on converted graphs: as they are on CUDA, widened on a CPU.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not hold the graphs.
+    """
+    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
+    return after_release(lambda: Generator(run, generation, settings))

@@ -1,0 +1,195 @@
+"""The sample sets of a run: tokenized, with the fp32 reference, its near-ties and its parity with the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from precision_search.config import Config, DataSection
+from precision_search.errors import InputError, VerificationError
+from precision_search.model.bundle import Bundle, oracle_tokens
+from precision_search.model.samples import SampleSet, encode
+from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.runtime.batch_limit import BatchLimit, after_release
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, Say, no_progress
+from precision_search.runtime.reference import (
+    NEAR_TIE,
+    ParityDifference,
+    Reference,
+    compare_with_oracle,
+    make_reference,
+)
+from precision_search.runtime.session import SessionSettings
+
+SetName = Literal["calibration", "validation", "test"]
+ParityStatus = Literal["equal", "near-ties", "skipped"]
+MOST_TIES = 5
+"""Near-ties that are told one by one; a model that was never trained has one at nearly every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """A tokenized sample set with its reference.
+
+    Attributes:
+        rows: input ids of each sample.
+        reference: the fp32 tokens and margins.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSet:
+    """A sample set, tokenized, with its fp32 reference.
+
+    Attributes:
+        samples: texts and content hash.
+        data: input ids and reference.
+        truncated: how many samples were cut to fit.
+        section: how the config says that they are read.
+    """
+
+    samples: SampleSet
+    data: SampleRows
+    truncated: int
+    section: DataSection
+
+
+@dataclass(frozen=True, slots=True)
+class Fp32Model:
+    """The fp32 bundle with what turns texts into its tokens; `limit` is of samples at once."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    generator: Generator
+    settings: SessionSettings
+    limit: BatchLimit
+
+
+@dataclass(frozen=True, slots=True)
+class NearTie:
+    """A token of the fp32 reference that won by so little that no plan can be trusted there.
+
+    Attributes:
+        set: the sample set.
+        sample: index in it, from 0.
+        position: token position within its target, from 0.
+        margin: by how much it won, in logits.
+    """
+
+    set: SetName
+    sample: int
+    position: int
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Whether the fp32 bundle generates what its checkpoint does.
+
+    Attributes:
+        status: `near-ties` if all differences are at near-ties of fp32; `skipped` without a checkpoint.
+        samples: how many samples were compared.
+        differences: where they differ.
+    """
+
+    status: ParityStatus
+    samples: int
+    differences: tuple[ParityDifference, ...]
+
+
+def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
+    """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
+    generator = after_release(lambda: Generator(bundle.models, bundle.generation, settings))
+    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
+
+
+def load_set(
+    samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say, progress: Progress = no_progress
+) -> LoadedSet:
+    """Tokenizes a sample set and generates its reference."""
+    encoded = encode(samples, fp32.tokenizer, section.prefix, section.max_length)
+    for warning in (*samples.warnings, *encoded.warnings):
+        warn(warning)
+    highest = max(max(ids) for ids in encoded.ids)
+    if highest >= fp32.bundle.config.vocab_size:
+        raise InputError(
+            f"the tokenizer gives the id {highest}, the model knows {fp32.bundle.config.vocab_size} tokens",
+            why="tokenizer and model do not belong together",
+            fix="put the model's own tokenizer files into its directory",
+        )
+    reference = make_reference(
+        fp32.bundle,
+        fp32.generator,
+        encoded.ids,
+        section.batch_size,
+        fp32.settings,
+        limit=fp32.limit,
+        progress=progress,
+    )
+    return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated), section)
+
+
+def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:
+    """The reference's tokens with margins below `NEAR_TIE`."""
+    return tuple(
+        NearTie(name, sample, position, float(margin))
+        for sample, margins in enumerate(reference.margins)
+        for position, margin in enumerate(margins)
+        if margin < NEAR_TIE
+    )
+
+
+def check_ties(calibration: LoadedSet, warn: Say) -> None:
+    """A calibration sample that fp32 itself cannot decide makes every plan a matter of luck, fp32 included."""
+    samples = calibration.samples
+    ties = near_ties("calibration", calibration.data.reference)
+    for number, tie in enumerate(ties):
+        line = samples.samples[tie.sample].line
+        where = f"line {line} of {samples.path}, token {tie.position + 1}"
+        if tie.margin <= 0:
+            raise InputError(
+                f"{where}: fp32 generates one token and prefers another when it reads the whole sentence",
+                why=f"a tie that its own rounding decides (margin {tie.margin:.2g})",
+                fix="remove that line: no plan can be held to it",
+            )
+        if number < MOST_TIES:
+            warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
+    if len(ties) > MOST_TIES:
+        warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
+
+
+def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:
+    """Whether the bundle generates what its checkpoint does on the calibration set.
+
+    Raises:
+        VerificationError: it does not, and fp32 is sure of the tokens that differ.
+    """
+    rows = calibration.data.rows
+    if bundle.checkpoint is None:
+        warn("parity with transformers is skipped: there is no checkpoint beside the ONNX files")
+        return Parity("skipped", 0, ())
+    say("comparing the fp32 bundle with transformers")
+    oracle = oracle_tokens(bundle, rows, config.model.cache)
+    differences = compare_with_oracle(calibration.data.reference, oracle)
+    real = [difference for difference in differences if not difference.near_tie]
+    if real:
+        lines = [
+            f"sample {d.sample + 1}, token {d.position + 1}: bundle {d.bundle_token}, checkpoint {d.checkpoint_token}"
+            + ("" if d.margin is None else f", margin {d.margin:.4g}")
+            for d in real[:5]
+        ]
+        raise VerificationError(
+            f"the fp32 bundle differs from its checkpoint on {len(real)} of {len(rows)} calibration samples",
+            why="; ".join(lines),
+            fix="export the model again; if the ONNX files are from another checkpoint, give theirs",
+        )
+    for difference in differences:
+        warn(
+            f"calibration sample {difference.sample + 1}: bundle and checkpoint part at a near-tie of fp32 "
+            f"(margin {difference.margin:.2g})"
+        )
+    return Parity("near-ties" if differences else "equal", len(rows), differences)

@@ -1,0 +1,1 @@
+"""This machine: what it can run, and how fast its device is."""

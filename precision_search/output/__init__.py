@@ -1,1 +1,0 @@
-"""What goes out: progress, tables, run files, published models with their cards."""

@@ -1,0 +1,237 @@
+"""Blocklists: a plan as people read it, as JSON says it, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from precision_search.errors import InputError
+from precision_search.files import read_file, reason
+from precision_search.model.graph import GRAPH_NAMES, Family, Graph, GraphName, compute_keys_by_op_type
+from precision_search.precision.low import LOW_DTYPES, LowDtype
+from precision_search.precision.plan import BASE_VARIANT, FAMILIES, Plan, all_compute_keys, pinned_keys
+
+_FORM_FIX = "see blocklist.json in any run directory for the form"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocklist:
+    """What stays in fp32: whole op types of a family, then patterns over node keys, then single nodes.
+
+    Attributes:
+        dtype: the low dtype of everything else.
+        variant: the graph variant.
+        op_types: op types that stay in fp32 wherever they occur in the family's graphs.
+        patterns: regular expressions, each matched against the whole node key.
+        nodes: single node keys, by graph.
+    """
+
+    dtype: LowDtype
+    variant: str
+    op_types: Mapping[Family, tuple[str, ...]]
+    patterns: tuple[str, ...]
+    nodes: Mapping[GraphName, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The blocklist with the keys of `blocklist.json`."""
+        return {
+            "dtype": self.dtype,
+            "variant": self.variant,
+            "op_types": {family: list(self.op_types.get(family, ())) for family in FAMILIES},
+            "patterns": list(self.patterns),
+            "nodes": {name: list(self.nodes.get(name, ())) for name in GRAPH_NAMES},
+        }
+
+
+def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "float16") -> Blocklist:
+    """Reads the content of a `blocklist.json`; missing keys mean "none", a missing dtype the default.
+
+    Raises:
+        InputError: the data is not of that form; `source` is named in the message.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{source} is not a blocklist", why="it holds no JSON object", fix=_FORM_FIX)
+    known = {"dtype", "variant", "op_types", "patterns", "nodes"}
+    if unknown := sorted(set(data) - known):
+        raise InputError(
+            f"{source} has the unknown key {unknown[0]!r}", why=f"known keys: {', '.join(sorted(known))}", fix=_FORM_FIX
+        )
+    dtype = data.get("dtype", default_dtype)
+    if dtype not in LOW_DTYPES:
+        known_dtypes = " or ".join(LOW_DTYPES)
+        raise InputError(
+            f"{source} has the unknown dtype {dtype!r}",
+            why=f"a low dtype is {known_dtypes}",
+            fix=_did_you_mean(dtype, LOW_DTYPES) + f"set dtype to {known_dtypes}",
+        )
+    variant = data.get("variant", BASE_VARIANT)
+    if variant != BASE_VARIANT:
+        raise InputError(
+            f"{source} has the unknown graph variant {variant!r}",
+            why=f"only {BASE_VARIANT!r} exists",
+            fix=_did_you_mean(variant, [BASE_VARIANT]) + f"set variant to {BASE_VARIANT!r}",
+        )
+    op_types = _lists_by_name(data.get("op_types", {}), FAMILIES, f"{source}: op_types")
+    nodes = _lists_by_name(data.get("nodes", {}), GRAPH_NAMES, f"{source}: nodes")
+    patterns = _strings(data.get("patterns", []), f"{source}: patterns")
+    return Blocklist(
+        dtype=cast(LowDtype, dtype),
+        variant=variant,
+        op_types=cast("Mapping[Family, tuple[str, ...]]", op_types),
+        patterns=patterns,
+        nodes=cast("Mapping[GraphName, tuple[str, ...]]", nodes),
+    )
+
+
+def read_blocklist(path: Path, default_dtype: LowDtype = "float16") -> Blocklist:
+    """Reads a `blocklist.json`.
+
+    Raises:
+        InputError: it is missing, not JSON, or not a blocklist.
+    """
+    try:
+        data = json.loads(read_file(path))
+    except OSError as error:
+        raise InputError(f"cannot read the blocklist {path}", why=reason(error), fix="check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
+    return blocklist_from_json(data, str(path), default_dtype)
+
+
+def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], source: str = "the blocklist") -> Plan:
+    """Resolves a blocklist to the plan it stands for on these graphs.
+
+    Nodes that can never be low (`Node.pinned`) are part of every plan.
+
+    Raises:
+        InputError: an op type, pattern or node that the graphs do not hold; the nearest known one is named.
+    """
+    keys = all_compute_keys(graphs)
+    fp32 = set(pinned_keys(graphs))
+    for family in FAMILIES:
+        by_type = compute_keys_by_op_type(graphs, family)
+        for op_type in blocklist.op_types.get(family, ()):
+            if op_type not in by_type:
+                raise _unknown(f"op type {op_type!r} ({family})", op_type, by_type, source)
+            fp32 |= by_type[op_type]
+    for pattern in blocklist.patterns:
+        fp32 |= match_keys(pattern, keys, source)
+    for name, nodes in blocklist.nodes.items():
+        known = frozenset(node.key for node in graphs[name].compute) if name in graphs else frozenset[str]()
+        for key in nodes:
+            if key not in known:
+                raise _unknown(f"node {key!r} ({name})", key, known, source)
+            fp32.add(key)
+    return Plan(blocklist.dtype, blocklist.variant, frozenset(fp32))
+
+
+def blocklist_of_plan(plan: Plan, graphs: Mapping[GraphName, Graph]) -> Blocklist:
+    """The shortest honest reading of a plan: op types kept whole, then roles kept in every layer, then single nodes.
+
+    `plan_of_blocklist` gives the same plan back.
+    """
+    pinned = pinned_keys(graphs)
+    left = set(plan.fp32) - pinned
+    op_types: dict[Family, tuple[str, ...]] = {}
+    for family in FAMILIES:
+        by_type = compute_keys_by_op_type(graphs, family)
+        whole = tuple(sorted(op for op, keys in by_type.items() if (keys - pinned) and (keys - pinned) <= plan.fp32))
+        op_types[family] = whole
+        for op in whole:
+            left -= by_type[op]
+    patterns = _layer_patterns(left, graphs, pinned)
+    nodes = {name: tuple(sorted(left & {node.key for node in graph.compute})) for name, graph in graphs.items()}
+    return Blocklist(plan.dtype, plan.variant, op_types, patterns, nodes)
+
+
+def role_pattern(role: str) -> str:
+    """The regular expression over node keys that matches a role in every layer, and nothing else."""
+    return re.escape(role).replace(re.escape("*"), r"\d+")
+
+
+def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: frozenset[str]) -> tuple[str, ...]:
+    """Patterns for the roles that `left` holds in every layer, one for each module; takes what they match from `left`.
+
+    They are written as people write them, dots and all, unless that matches other nodes too.
+    """
+    members: dict[str, set[str]] = {}
+    for graph in graphs.values():
+        for node in graph.compute:
+            if node.key not in pinned:
+                members.setdefault(node.role, set()).add(node.key)
+    modules: dict[str, list[str]] = {}
+    for role in sorted(role for role, keys in members.items() if len(keys) > 1 and keys <= left):
+        module, _, name = role.rpartition("/")
+        modules.setdefault(module, []).append(name)
+    everything = pinned.union(*members.values())
+    patterns: list[str] = []
+    for module, names in modules.items():
+        roles = [f"{module}/{name}" for name in names]
+        wanted = set[str]().union(*(members[role] for role in roles))
+        left -= wanted
+        ends = names[0] if len(names) == 1 else f"({'|'.join(names)})"
+        readable = f"{module}/{ends}".replace("*", r"\d+")
+        is_exact = _matched(readable, everything) - pinned == wanted
+        patterns.extend([readable] if is_exact else map(role_pattern, roles))
+    return tuple(patterns)
+
+
+def _matched(pattern: str, keys: frozenset[str]) -> set[str]:
+    """The keys that the pattern matches as a whole; none if it is no regular expression."""
+    try:
+        return set(filter(re.compile(pattern).fullmatch, keys))
+    except re.error:
+        return set()
+
+
+def match_keys(pattern: str, keys: frozenset[str], source: str) -> frozenset[str]:
+    """The keys that the regular expression matches as a whole.
+
+    Raises:
+        InputError: the expression is broken or matches nothing.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"{source}: pattern {pattern!r} is not a regular expression",
+            why=str(error),
+            fix=r"write it as in Python: `.` is any character, `\d+` a layer number, `.*` anything",
+        ) from error
+    found = frozenset(key for key in keys if expression.fullmatch(key))
+    if not found:
+        raise _unknown(f"pattern {pattern!r}: it matches no node key", pattern, keys, source)
+    return found
+
+
+def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str], source: str) -> InputError:
+    return InputError(
+        f"{source} names the unknown {what}",
+        why="the model's graphs hold no compute node of that name",
+        fix=_did_you_mean(word, sorted(known)) + "`precision-search inspect MODEL` lists op types and node keys",
+    )
+
+
+def _did_you_mean(word: object, known: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _strings(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{where} is not a list of strings", fix=_FORM_FIX)
+    return tuple(value)
+
+
+def _lists_by_name(value: object, names: tuple[str, ...], where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not an object", fix=_FORM_FIX)
+    if unknown := sorted(set(value) - set(names)):
+        raise InputError(f"{where} has the unknown key {unknown[0]!r}", why=f"known: {', '.join(names)}", fix=_FORM_FIX)
+    return {name: _strings(value.get(name, []), f"{where}.{name}") for name in names}

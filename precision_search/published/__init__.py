@@ -1,0 +1,1 @@
+"""A published model: written, checked, described, loaded, verified and run."""

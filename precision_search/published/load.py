@@ -1,0 +1,206 @@
+"""A model directory to run or to verify: three graphs in any mixture of precisions, checked before they are trusted.
+
+In: a directory, ours or anybody's; to verify, the fp32 bundle that it claims to be a version of. Out: a `Candidate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from precision_search.device.cuda import process_gemm_options
+from precision_search.errors import InputError
+from precision_search.files import read_file
+from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.generation_config import read_model_config
+from precision_search.model.graph import GRAPH_NAMES, GraphName
+from precision_search.model.onnx_files import first_line, load_model
+from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
+from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.runtime.session import OptimizationLevel, SessionSettings
+
+FACTS_FILE = "precision_search.json"
+"""What a published model says of its verdict; other people's models have none."""
+
+_MUST_AGREE = ("vocab_size", "num_decoder_layers", "num_heads", "d_kv")
+OTHER_REFERENCE = "give the fp32 model that it was made from with --reference"
+
+
+_SETTINGS: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "optimization_level": (get_args(OptimizationLevel), f"one of {', '.join(get_args(OptimizationLevel))}"),
+    "use_tf32": ((False, True), "true or false"),
+    "gemm_options": (tuple(map(str, range(8))), 'a text from "0" to "7"'),
+}
+"""What is read of the settings in `precision_search.json`: the values that there are, and how to say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model directory as found.
+
+    Attributes:
+        path: the directory.
+        graphs: the three graphs as stored, but for sizes that device kernels read (see `compute_sizes_on_device`).
+        tokenizer: its tokenizer.
+        optimization_level: what it was judged at, None where it does not say.
+        use_tf32: likewise.
+        gemm_options: `ORT_CUDA_GEMM_OPTIONS` it was judged with, None where it does not say.
+        content_hash: of the fp32 model it was made from, None where it does not say.
+    """
+
+    path: Path
+    graphs: Mapping[GraphName, ir.Model]
+    tokenizer: Tokenizer
+    optimization_level: OptimizationLevel | None
+    use_tf32: bool | None
+    gemm_options: int | None
+    content_hash: str | None
+
+
+def open_candidate(path: Path, reference: Bundle) -> Candidate:
+    """Reads a model directory and checks that it can be compared with the reference.
+
+    Raises:
+        InputError: see `load_candidate`; or vocabulary or cache differ from the reference's.
+    """
+    found = load_candidate(path)
+    _check_sizes(path, reference)
+    last: GraphName = "decoder_with_past"
+    _check_cache(path / graph_file(last), found.graphs[last], reference.graphs[last].model)
+    return found
+
+
+def load_candidate(path: Path) -> Candidate:
+    """Reads a model directory.
+
+    Raises:
+        InputError: a file is missing or corrupt, or the graphs break ONNX's typing rules.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
+    graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
+    facts = _read_facts(path / FACTS_FILE)
+    settings = _read_settings(path / FACTS_FILE, facts)
+    level, tf32, gemm = (settings.get(name) for name in _SETTINGS)
+    made_from = facts.get("content_hash")
+    return Candidate(
+        path=path,
+        graphs=graphs,
+        tokenizer=load_tokenizer(path),
+        optimization_level=level,
+        use_tf32=tf32,
+        gemm_options=None if gemm is None else int(gemm),
+        content_hash=made_from if isinstance(made_from, str) else None,
+    )
+
+
+def judged_settings(candidate: Candidate, settings: SessionSettings) -> SessionSettings:
+    """`settings` with what the model was judged under; what it does not say stays as it is.
+
+    GEMM options that it does not say are those of the process, where it has any.
+    """
+    gemm = candidate.gemm_options
+    return replace(
+        settings,
+        optimization_level=candidate.optimization_level or settings.optimization_level,
+        use_tf32=settings.use_tf32 if candidate.use_tf32 is None else candidate.use_tf32,
+        gemm_options=process_gemm_options(settings.gemm_options) if gemm is None else gemm,
+    )
+
+
+def _load_graph(path: Path) -> ir.Model:
+    """A graph with every value's dtype known, which is what `widen` reads, and with sizes where kernels read them."""
+    model = load_model(path)
+    _check_types(path)
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        model = common_passes.ShapeInferencePass()(model).model
+    for node in model.graph:
+        if any(value.dtype is None and value.name for value in node.outputs):
+            raise InputError(
+                f"{path.name}: the type of what {node.name or node.op_type} gives is unknown",
+                why=f"shape inference does not know the operator {node.op_type}",
+                fix="save the graph with its value types",
+            )
+    compute_sizes_on_device(model)
+    return model
+
+
+def _check_types(path: Path) -> None:
+    """Widening trusts the types that a graph declares, so declarations that contradict its operators end here."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:  # the checker raises its own classes and the protobuf library's
+        raise InputError(
+            f"{path.name} does not pass the ONNX checker",
+            why=first_line(error),
+            fix="convert the model again; ONNX Runtime may refuse it too",
+        ) from error
+
+
+def _check_sizes(path: Path, reference: Bundle) -> None:
+    config = read_model_config(path)
+    different = [
+        f"{name} is {getattr(config, name)}, the reference has {getattr(reference.config, name)}"
+        for name in _MUST_AGREE
+        if getattr(config, name) != getattr(reference.config, name)
+    ]
+    if different:
+        raise InputError(
+            f"{path} is not a version of the reference model",
+            why="; ".join(different),
+            fix=OTHER_REFERENCE,
+        )
+
+
+def _check_cache(path: Path, graph: ir.Model, reference: ir.Model) -> None:
+    """The graph itself must keep the reference's cache: a config beside it proves nothing."""
+    own, wanted = (
+        {str(value.name) for value in model.graph.inputs if str(value.name).startswith("past_key_values.")}
+        for model in (graph, reference)
+    )
+    if odd := sorted(own ^ wanted):
+        raise InputError(
+            f"{path} keeps another cache than the reference",
+            why=f"only one of the two has {', '.join(odd[:4])}{' and more' if len(odd) > 4 else ''}",
+            fix=OTHER_REFERENCE,
+        )
+
+
+def _read_facts(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file, or remove it") from error
+    if not isinstance(content, dict):
+        raise _wrong_facts(path, "it holds", content, "an object")
+    return content
+
+
+def _read_settings(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the model was judged under; a value that is not understood must not be taken for one that is not there."""
+    settings = facts.get("settings", {})
+    if not isinstance(settings, dict):
+        raise _wrong_facts(path, "settings is", settings, "an object")
+    for name, (known, expected) in _SETTINGS.items():
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, type(known[0])) and value in known):
+            raise _wrong_facts(path, f"settings.{name} is", value, expected)
+    return settings
+
+
+def _wrong_facts(path: Path, what: str, value: object, expected: str) -> InputError:
+    return InputError(
+        f"{path} does not say how the model was judged",
+        why=f"{what} {value!r:.60}, and must be {expected}",
+        fix="restore the file; without it the model runs as any other",
+    )

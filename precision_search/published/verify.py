@@ -1,0 +1,231 @@
+"""Verification: whether a model directory generates the tokens of the fp32 model, and what it says where it does not.
+
+In: the fp32 bundle, a directory with three graphs in any mixture of precisions, and sentences. Out: a `VerifyReport`.
+Both generate freely. On CUDA the graphs run as they are; on a CPU widened, since the plain CPU path computes something
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from precision_search.device.cuda import process_memory_limit
+from precision_search.errors import InputError
+from precision_search.judging.differences import DifferingSample, describe_difference
+from precision_search.judging.intervals import binomial_interval
+from precision_search.judging.trial import VerdictSource
+from precision_search.model.bundle import Bundle
+from precision_search.model.generation_config import read_generation_settings
+from precision_search.model.graph import GraphName
+from precision_search.model.samples import SampleSet, encode
+from precision_search.model.tokenizer import load_tokenizer
+from precision_search.precision.emulate import widen
+from precision_search.precision.weights import WeightCache
+from precision_search.published.load import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
+from precision_search.runtime.batch_limit import BatchLimit, after_release
+from precision_search.runtime.generator import Generator
+from precision_search.runtime.progress import Progress, no_progress
+from precision_search.runtime.reference import Reference, generate_all, make_reference
+from precision_search.runtime.session import NO_LIMIT, SessionSettings
+
+__all__ = [
+    "Candidate",
+    "DifferingSample",
+    "VerifyReport",
+    "compare",
+    "describe_difference",
+    "make_report",
+    "open_candidate",
+]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        samples: how many were compared.
+        exact: how many have exactly the reference's tokens and met no non-finite value.
+        exact_match: their share.
+        low: lower end of its 95% interval.
+        high: upper end.
+        nonfinite: how many met a non-finite value in the encoder's output or in a logit.
+        differences: the others, by index.
+        source: whether the kernels were emulated on a CPU or the real ones ran.
+        warnings: what a reader should know beside the numbers.
+        data_hash: SHA-256 of the sentences, hexadecimal; of a run's sample files `run.json` and the model card tell it.
+    """
+
+    samples: int
+    exact: int
+    exact_match: float
+    low: float
+    high: float
+    nonfinite: int
+    differences: tuple[DifferingSample, ...]
+    source: VerdictSource
+    warnings: tuple[str, ...]
+    data_hash: str
+
+    @property
+    def near_ties(self) -> int:
+        """How many differ only from a near-tie of fp32 on."""
+        return sum(sample.near_tie for sample in self.differences)
+
+
+def compare(
+    reference: Bundle,
+    candidate: Candidate,
+    samples: SampleSet,
+    settings: SessionSettings,
+    *,
+    prefix: str = "",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    say: Say = lambda _: None,
+    progress: Progress = no_progress,
+) -> VerifyReport:
+    """Generates with both models and compares.
+
+    Args:
+        reference: the fp32 bundle; its tokenizer and generation settings hold for both.
+        candidate: the model to verify; it runs at the optimization level it was judged at.
+        samples: the sentences.
+        settings: session settings, for the reference as they are. Memory is always shared; a `memory_limit` of None is
+            that of the process, or none.
+        prefix: put before each sentence.
+        max_length: longest source in tokens, None for the tokenizer's limit.
+        batch_size: sentences at once, if the device's memory holds them; a warning of the report says where not.
+        say: receives a line before each slow step.
+        progress: receives how many sentences of a step are done.
+
+    Raises:
+        InputError: the two tokenizers differ, or one of the models cannot run.
+        DeviceMemoryError: the device's memory does not hold one sentence.
+    """
+    tokenizer = load_tokenizer(reference.path)
+    encoded = encode(samples, tokenizer, prefix, max_length)
+    theirs = encode(samples, candidate.tokenizer, prefix, max_length)
+    _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
+    warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
+    say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
+    if settings.memory_limit is None:
+        settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
+    judged = judged_settings(candidate, settings)
+    # They belong to the process, and fp32 products take no notice of them.
+    settings = replace(settings, gemm_options=judged.gemm_options)
+    limited: list[str] = []
+    limit = BatchLimit(limited.append)
+    wanted = _reference(reference, encoded.ids, batch_size, settings, limit=limit, progress=progress)
+    say(f"generating with {candidate.path}")
+    generator = after_release(lambda: Generator(_runnable(candidate, settings), reference.generation, judged))
+    pad = reference.generation.pad_token_id
+    tokens, nonfinite = limit.fitting(
+        batch_size, lambda size: generate_all(generator, encoded.ids, pad, size, progress)
+    )
+    source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
+    warnings = (*warnings, *limited)
+    return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
+
+
+def make_report(
+    samples: SampleSet,
+    reference: Reference,
+    tokens: Sequence[Sequence[int]],
+    nonfinite: npt.NDArray[np.bool_],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    source: VerdictSource,
+    warnings: tuple[str, ...] = (),
+) -> VerifyReport:
+    """Compares what was generated: `tokens` of each sample, and `nonfinite`, bool [samples]."""
+    differences = tuple(
+        describe_difference(index, samples, reference, tokens[index], decode, nonfinite=bool(nonfinite[index]))
+        for index, wanted in enumerate(reference.tokens)
+        if nonfinite[index] or tuple(tokens[index]) != wanted
+    )
+    total = len(reference.tokens)
+    exact = total - len(differences)
+    low, high = binomial_interval(exact, total)
+    return VerifyReport(
+        samples=total,
+        exact=exact,
+        exact_match=exact / total,
+        low=low,
+        high=high,
+        nonfinite=int(np.count_nonzero(nonfinite)),
+        differences=differences,
+        source=source,
+        warnings=warnings,
+        data_hash=samples.content_hash,
+    )
+
+
+def _reference(
+    bundle: Bundle,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    settings: SessionSettings,
+    *,
+    limit: BatchLimit,
+    progress: Progress,
+) -> Reference:
+    """On its own, so that the fp32 sessions are gone before the others are made."""
+    generator = Generator(bundle.models, bundle.generation, settings)
+    return make_reference(bundle, generator, rows, batch_size, settings, limit=limit, progress=progress)
+
+
+def _runnable(candidate: Candidate, settings: SessionSettings) -> Mapping[GraphName, ir.Model]:
+    if settings.device == "cuda":
+        return candidate.graphs
+    weights = WeightCache()
+    return {name: widen(model, weights) for name, model in candidate.graphs.items()}
+
+
+def _check_tokens(
+    reference: Bundle,
+    candidate: Candidate,
+    samples: SampleSet,
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
+) -> None:
+    """Tokenizer files differ in ways that mean nothing, so what they make of the data is compared."""
+    highest = max(max(ids) for ids in ours)
+    if highest >= reference.config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {reference.path} gives the id {highest}",
+            why=f"the model knows {reference.config.vocab_size} tokens: the two do not belong together",
+            fix="put the model's own tokenizer files into its directory",
+        )
+    differing = next((index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
+    if differing is not None:
+        raise InputError(
+            f"{candidate.path} has another tokenizer than the reference",
+            why=f"line {samples.samples[differing].line} of {samples.path} becomes other tokens",
+            fix=f"{OTHER_REFERENCE}, or restore its tokenizer files",
+        )
+
+
+def _doubts(reference: Bundle, candidate: Candidate) -> tuple[str, ...]:
+    doubts = []
+    if candidate.content_hash is not None and candidate.content_hash != reference.content_hash:
+        doubts.append(f"{candidate.path} says that it was made from another fp32 model (or another export of it)")
+    own = read_generation_settings(candidate.path, reference.generation.max_new_tokens)
+    different = [
+        f"{field.name} {getattr(own, field.name)} instead of {getattr(reference.generation, field.name)}"
+        for field in fields(own)
+        if getattr(own, field.name) != getattr(reference.generation, field.name)
+    ]
+    if different:
+        doubts.append(
+            f"{candidate.path} asks for other generation settings ({', '.join(different)}); "
+            "both were run with the reference's"
+        )
+    return tuple(doubts)

@@ -1,0 +1,128 @@
+"""The choice among judged plans: the Pareto front of latency and flip risk, and the winner.
+
+In: trials. Out: which of them are on the front, which one is chosen, and the reason in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from precision_search.judging.trial import Trial
+
+LEAST_SPEEDUP = 1.01
+"""Speedup from which a plan counts as faster than fp32: less than a percent is within what neither a measurement nor an
+estimate can tell, and not worth a flipped token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen plan.
+
+    Attributes:
+        trial: the winner; fp32 itself where no other plan is stable; None where not even fp32 was judged.
+        reason: why this one, one sentence.
+        faster: whether it is a plan other than fp32 and faster than fp32; if not, fp32 is what gets published.
+    """
+
+    trial: Trial | None
+    reason: str
+    faster: bool
+
+
+def front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    """Indices of the points that no other point dominates, in the order given; both coordinates are minimised.
+
+    A point dominates another if it is nowhere larger and somewhere smaller, so equal points stay together. Infinity is
+    a coordinate like any other.
+    """
+    kept: list[int] = []
+    least = math.inf
+    best = (math.inf, math.inf)
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if not kept or points[index][1] < least or points[index] == best:
+            kept.append(index)
+            best = points[index]
+            least = best[1]
+    return tuple(sorted(kept))
+
+
+def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The stable trials on the front of latency and the upper end of flip risk, fastest first.
+
+    An unknown latency or flip risk counts as infinite.
+    """
+    stable = [trial for trial in trials if trial.verdict == "stable"]
+    chosen = [stable[index] for index in front([(_latency(t), _risk(t)) for t in stable])]
+    return tuple(sorted(chosen, key=_by_speed))
+
+
+def is_acceptable(trial: Trial, min_exact_match: float) -> bool:
+    """Whether a plan may win: stable, and at least that share of the validation samples kept, if there are any."""
+    kept = trial.validation_match is None or trial.validation_match >= min_exact_match
+    return trial.verdict == "stable" and kept
+
+
+def is_faster(trial: Trial) -> bool:
+    """Whether a plan is known to be faster than fp32: by `LEAST_SPEEDUP`, and its interval, if measured, is above 1."""
+    found = trial.latency
+    if found is None or found.speedup < LEAST_SPEEDUP:
+        return False
+    return found.speedup_low is None or found.speedup_low > 1.0
+
+
+def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
+    """Chooses the plan to publish.
+
+    That is the fastest stable plan other than fp32 with at least `min_exact_match` (0 to 1) on the validation samples,
+    or without a validation result; if none has it, the stable plan with the least flip risk. A plan that is known to be
+    faster than fp32 goes before one that is not (see `is_faster`). Of equally fast ones the one with less flip risk
+    wins, then the one with fewer casts, then the one judged first.
+    """
+    stable = [trial for trial in trials if trial.verdict == "stable"]
+    candidates = [trial for trial in stable if not trial.is_fp32]
+    if not candidates:
+        fp32 = next((trial for trial in stable if trial.is_fp32), None)
+        others = any(not trial.is_fp32 for trial in trials)
+        reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
+        return Choice(fp32, reason, faster=False)
+    good = [trial for trial in candidates if is_acceptable(trial, min_exact_match)]
+    if good:
+        trial = min(good, key=lambda t: (not is_faster(t), *_by_speed(t)))
+        kept = (
+            "stable plan"
+            if trial.validation_match is None
+            else f"stable plan that keeps at least {min_exact_match:.1%} of the validation samples"
+        )
+        reason = f"the fastest {kept}"
+        if trial != min(good, key=_by_speed):
+            reason += ", of those known to be faster than fp32"
+    else:
+        trial = min(candidates, key=lambda t: (_risk(t), *_by_speed(t)))
+        reason = (
+            f"no stable plan keeps {min_exact_match:.1%} of the validation samples; "
+            f"this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
+        )
+    if is_faster(trial):
+        return Choice(trial, reason, faster=True)
+    if trial.latency is not None and trial.latency.speedup >= LEAST_SPEEDUP:
+        return Choice(trial, f"{reason}; its times vary too much to say that it is faster than fp32", faster=False)
+    return Choice(trial, f"{reason}; it is not faster than fp32", faster=False)
+
+
+def _by_speed(trial: Trial) -> tuple[float, float, float, int]:
+    return _latency(trial), _risk(trial), math.inf if trial.casts is None else trial.casts, trial.id
+
+
+def _latency(trial: Trial) -> float:
+    """As a share of fp32's, timed in the same rounds: milliseconds of plans timed at different moments drift apart."""
+    return math.inf if trial.latency is None else 1 / trial.latency.speedup
+
+
+def _risk(trial: Trial) -> float:
+    return math.inf if trial.flip_risk is None else trial.flip_risk.high
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"

@@ -1,0 +1,145 @@
+"""The search space of a bundle: what has a choice at op-type level, what stays in fp32 whatever happens, and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from precision_search.errors import ConfigError, InputError
+from precision_search.judging.ranges import NodeRange, hard_set
+from precision_search.model.graph import Family, Graph, GraphName, NodeKind, compute_keys_by_op_type
+from precision_search.precision.blocklist import match_keys
+from precision_search.precision.convert import overflowing_weights
+from precision_search.precision.kernels import why_fp32
+from precision_search.precision.low import LowDtype
+from precision_search.precision.plan import BASE_VARIANT, FAMILIES, all_compute_keys, pinned_keys
+from precision_search.precision.wiring import sources
+from precision_search.runtime.head import LOGITS
+from precision_search.strategies.base import SearchSpace
+
+OUTPUT_PROJECTION = "output projection"
+"""A choice of its own beside the op types: rounding the logits makes ties and flips by itself, whatever else is low
+and costs one node to avoid."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """A search space and the reasons behind it.
+
+    Attributes:
+        space: what strategies search.
+        fixed: why each node key stays in fp32 in every plan.
+        hard: the largest magnitude of each node that exceeds the low dtype's range with the safety factor.
+    """
+
+    space: SearchSpace
+    fixed: Mapping[str, str]
+    hard: Mapping[str, float]
+
+
+def make_space(
+    graphs: Mapping[GraphName, Graph],
+    dtype: LowDtype,
+    ranges: Mapping[str, NodeRange],
+    *,
+    range_safety: float,
+    keep_fp32: Sequence[str] = (),
+    force_low: Sequence[str] = (),
+) -> SpaceReport:
+    """The space at op-type level.
+
+    Args:
+        graphs: the bundle's graphs.
+        dtype: the low dtype.
+        ranges: range of each compute node.
+        range_safety: a node whose largest magnitude times this exceeds the range is hard.
+        keep_fp32: op types, `output projection` or key patterns that stay in fp32.
+        force_low: the same, low in every plan.
+
+    Raises:
+        ConfigError: a pin that names nothing, or wants low what can never be low.
+    """
+    fixed = {
+        node.key: reason
+        for graph in graphs.values()
+        for node in graph.compute
+        if (reason := node.pinned or why_fp32(node.op_type, dtype)) is not None
+    }
+    for key, largest in overflowing_weights(graphs, dtype).items():
+        fixed.setdefault(key, f"a weight of {largest:.4g} does not fit into {dtype}")
+    forced = _resolve(force_low, graphs, "search.force_low")
+    if impossible := sorted(forced & fixed.keys()):
+        raise ConfigError(
+            f"search.force_low wants {impossible[0]} low",
+            why=fixed[impossible[0]],
+            fix="leave it out of search.force_low; `precision-search inspect` shows what is searchable",
+        )
+    kept = _resolve(keep_fp32, graphs, "search.keep_fp32")
+    if both := sorted(forced & kept):
+        raise ConfigError(
+            f"search.keep_fp32 and search.force_low both name {both[0]}", fix="narrow one of the two patterns"
+        )
+    for key in kept:
+        fixed.setdefault(key, "search.keep_fp32")
+    projection = output_projection(graphs)
+    hard = hard_set(ranges, dtype, range_safety)
+    keys_of: dict[Family, dict[str, frozenset[str]]] = {}
+    hard_types: dict[Family, frozenset[str]] = {}
+    for family in FAMILIES:
+        by_type = compute_keys_by_op_type(graphs, family)
+        free = {op: keys - fixed.keys() - forced - projection for op, keys in by_type.items()}
+        if family == "decoder":
+            free[OUTPUT_PROJECTION] = projection - fixed.keys() - forced
+        keys_of[family] = {op: keys for op, keys in free.items() if keys}
+        hard_types[family] = frozenset(op for op, keys in keys_of[family].items() if keys & hard.keys())
+    space = SearchSpace(
+        dtype=dtype,
+        variant=BASE_VARIANT,
+        op_types={family: tuple(sorted(keys_of[family])) for family in FAMILIES},
+        keys_of=keys_of,
+        hard=hard_types,
+        fixed=frozenset(fixed),
+        forced_low=forced,
+    )
+    return SpaceReport(space, fixed, {key: value for key, value in hard.items() if key not in fixed})
+
+
+def check_pins(graphs: Mapping[GraphName, Graph], keep_fp32: Sequence[str], force_low: Sequence[str]) -> None:
+    """Raises ConfigError for a pin that names nothing on these graphs; needs no ranges, so it can be asked early."""
+    _resolve(keep_fp32, graphs, "search.keep_fp32")
+    _resolve(force_low, graphs, "search.force_low")
+
+
+def output_projection(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
+    """The compute nodes whose results are the logits, behind data movement."""
+    return frozenset(
+        str(producer.name)
+        for graph in graphs.values()
+        for value in graph.model.graph.outputs
+        if value.name == LOGITS
+        for source in sources(value, graph)
+        if (producer := source.producer()) is not None and graph.nodes[str(producer.name)].kind is NodeKind.COMPUTE
+    )
+
+
+def _resolve(items: Sequence[str], graphs: Mapping[GraphName, Graph], where: str) -> frozenset[str]:
+    """Node keys that op types, the output projection or patterns stand for.
+
+    An op type leaves out its index arithmetic, which is nobody's choice, unless there is nothing else of that type.
+    """
+    keys, pinned = all_compute_keys(graphs), pinned_keys(graphs)
+    by_name = {OUTPUT_PROJECTION: output_projection(graphs)}
+    for family in FAMILIES:
+        for op_type, of_type in compute_keys_by_op_type(graphs, family).items():
+            by_name[op_type] = by_name.get(op_type, frozenset()) | of_type
+    found: set[str] = set()
+    for item in items:
+        try:
+            named = by_name.get(item) or match_keys(item, keys, where)
+        except InputError as error:
+            near = difflib.get_close_matches(item, sorted(by_name), n=1)
+            fix = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(error.what, why=error.why, fix=fix + error.fix) from error
+        found |= (named - pinned or named) if item in by_name else named
+    return frozenset(found)

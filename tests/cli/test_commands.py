@@ -1,0 +1,221 @@
+"""The door: what every command prints, on which stream, and its exit codes; `run` has a file of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from precision_search import api
+from precision_search.cli.commands import cli
+from precision_search.judging.differences import DifferingSample
+from precision_search.machine import doctor as doctor_module
+from precision_search.published.verify import VerifyReport
+from tests.cli_models import FASTER, fails, invoke, write_run
+from tests.conftest import ROOT
+from tests.search_models import latency, trial
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    for command in cli.commands.values():
+        assert command.help
+        assert command.short_help
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["rn"], "'run'"),
+        (["run", "x.toml", "--resum"], "--resume"),
+        (["run"], "CONFIG"),
+        (["verify", "m", "--reference", "r", "--data", "d", "--min-exact-match", "2"], "--min-exact-match"),
+        (["-q", "doctor", "-v"], "--quiet and --verbose"),
+        (["export", "r", "--candidate", "best", "--out", "o"], "--candidate"),
+    ],
+)
+def test_wrong_usage_is_2_with_a_hint(arguments: list[str], hint: str) -> None:
+    assert hint in fails(invoke(*arguments), 2)
+
+
+def test_the_table_of_a_run_is_shown_again(tmp_path: Path) -> None:
+    result = invoke("pareto", write_run(tmp_path / "run"))
+
+    assert result.exit_code == 0
+    assert "chosen: plan 1" in result.stdout
+    assert "plan 1: 196 of 200 test samples exact" in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_table_comes_in_other_formats_and_orders(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+
+    rows = json.loads(invoke("pareto", run, "--format", "json").stdout)["rows"]
+    assert [row["id"] for row in rows] == [1, 0]
+    rows = json.loads(invoke("pareto", run, "--format", "json", "--sort", "id").stdout)["rows"]
+    assert [row["id"] for row in rows] == [0, 1]
+    assert invoke("pareto", run, "--format", "csv").stdout.startswith("id,")
+    assert invoke("pareto", run, "--format", "md").stdout.startswith("| ")
+
+
+def test_all_shows_every_stable_plan(tmp_path: Path) -> None:
+    others = [trial(number, latency=latency(1.0 + number, 1.0)) for number in range(2, 20)]
+    run = write_run(tmp_path / "run", (*FASTER, *others))
+
+    assert "more stable plans not shown" in invoke("pareto", run).stdout
+    assert "not shown" not in invoke("pareto", run, "--all").stdout
+
+
+def test_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
+    assert "'latency_ms'" in fails(invoke("pareto", write_run(tmp_path / "run"), "--sort", "latency"), 2)
+
+
+def test_what_is_no_run_is_told_with_the_runs_there_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs/demo-1")
+
+    for wrong, why in ((tmp_path / "runs", "no run.json"), (tmp_path / "runs/demo-2", "no such directory")):
+        message = fails(invoke("pareto", wrong), 2)
+        assert why in message
+        assert str(run) in message
+    assert "it is a file" in fails(invoke("pareto", run / "run.json"), 2)
+
+
+def test_export_gives_the_model_directory_on_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def publish(run: Path, out: Path, *, candidate: int | None, reporter: Any) -> Path:
+        asked.extend((run, candidate, out))
+        reporter.stage("writing")
+        return out
+
+    monkeypatch.setattr(api, "publish", publish)
+    run = write_run(tmp_path / "run")
+
+    result = invoke("export", run, "--candidate", "1", "--out", "my-model")
+
+    assert (result.exit_code, result.stdout) == (0, "my-model\n")
+    assert asked == [run, 1, Path("my-model")]
+
+
+def test_export_overwrites_nothing_and_wants_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+
+    assert "exists already" in fails(invoke("export", run, "--out", tmp_path), 2)
+    assert "not a run directory" in fails(invoke("export", tmp_path, "--out", tmp_path / "new"), 2)
+
+
+@pytest.mark.parametrize(("candidate", "why"), [("7", "it judged 3 plans"), ("2", "its verdict is mismatch")])
+def test_export_wants_a_stable_plan(tmp_path: Path, candidate: str, why: str) -> None:
+    run = write_run(tmp_path / "run", (*FASTER, trial(2, verdict="mismatch")))
+
+    assert why in fails(invoke("export", run, "--candidate", candidate, "--out", tmp_path / "new"), 2)
+    assert not (tmp_path / "new").exists()
+
+
+DIFFERENCE = DifferingSample(3, 4, "a source", "eine Quelle", "eine [Welle]", 1, 1e-4, near_tie=True, nonfinite=False)
+
+
+VERIFIED = VerifyReport(100, 99, 0.99, 0.9455, 0.9982, 0, (DIFFERENCE,), "emulated", ("a doubt",), "ab" * 32)
+
+
+VERIFY = ("verify", "model", "--reference", "fp32", "--data", "data.txt")
+
+
+def verified(monkeypatch: pytest.MonkeyPatch, report: VerifyReport) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+
+    def verify(*arguments: Any, **options: Any) -> VerifyReport:
+        asked.update(options, arguments=arguments)
+        return report
+
+    monkeypatch.setattr(api, "verify", verify)
+    return asked
+
+
+def test_verify_shows_each_difference_and_fails_below_the_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified(monkeypatch, VERIFIED)
+
+    result = invoke(*VERIFY)
+
+    assert result.exit_code == 1
+    for text in (
+        "a source",
+        "eine Quelle",
+        "eine [Welle]",
+        "near-tie",
+        "99 of 100, 99.0% (95% interval 94.5% to 99.8%",
+    ):
+        assert text in result.stdout
+    assert "warning: a doubt" in result.stderr
+    assert "error: model keeps 99.0% of the samples exactly" in result.stderr
+
+
+def test_verify_passes_at_the_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = verified(monkeypatch, VERIFIED)
+
+    result = invoke(
+        *VERIFY, "--min-exact-match", "0.99", "--prefix", "translate: ", "--device", "cpu", "--device-id", "2"
+    )
+
+    assert result.exit_code == 0
+    assert asked["arguments"] == (Path("model"), "fp32", Path("data.txt"))
+    assert (asked["prefix"], asked["device"], asked["batch_size"]) == ("translate: ", "cpu", 32)
+    assert asked["device_id"] == 2
+
+
+def test_verify_speaks_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified(monkeypatch, replace(VERIFIED, differences=(replace(DIFFERENCE, margin=None),)))
+
+    result = invoke(*VERIFY, "--format", "json")
+
+    found = json.loads(result.stdout)
+    assert (found["exact"], found["source"], found["differences"][0]["margin"]) == (99, "emulated", None)
+    assert result.exit_code == 1
+
+
+def test_verify_and_inspect_name_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    assert "data.txt" in fails(invoke(*VERIFY), 2)
+    assert "config.json" in fails(invoke("inspect", tmp_path / "empty"), 2)
+
+
+def test_inspect_of_the_demo_lists_what_is_searchable(export_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "default_cache", lambda: export_cache)
+    model = ROOT / "artifacts/models/t5-debian-en-de"
+
+    text = invoke("inspect", model, "--quiet")
+    found = json.loads(invoke("inspect", model, "--format", "json", "--dtype", "bfloat16", "-q").stdout)
+
+    assert text.exit_code == 0, text.output
+    assert "t5-debian-en-de: t5, 4+4 layers" in text.stdout
+    assert "encoder.block.*.layer.1.DenseReluDense.wo/MatMul" in text.stdout
+    assert "index arithmetic" in text.stdout
+    assert found["dtype"] == "bfloat16"
+    assert "encoder.final_layer_norm/Pow" in [node["key"] for node in found["nodes"]]
+
+
+def test_the_doctor_tells_people_and_programs() -> None:
+    text, found = invoke("doctor"), json.loads(invoke("doctor", "--format", "json").stdout)
+
+    assert text.exit_code == 0
+    assert "latency" in text.stdout
+    assert found["latency"] in text.stdout
+    assert "CPUExecutionProvider" in found["providers"]
+
+
+def test_the_doctor_ends_with_3_if_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = doctor_module.examine()
+    broken = replace(report, packages=(*report.packages, doctor_module.Package("torch", None)))
+    monkeypatch.setattr(doctor_module, "examine", lambda: broken)
+
+    result = invoke("doctor")
+
+    assert result.exit_code == 3
+    assert "torch MISSING" in result.stdout
+    assert "pip install" in result.stdout

@@ -1,0 +1,240 @@
+"""Child processes: jobs go in, answers come back in order, and whatever ends a child badly is told in its own words."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
+from precision_search.model import export_worker
+from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+
+
+class Child:
+    """Stands in for the Python interpreter that runs the worker."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.path = folder / "child.py"
+        self.monkeypatch = monkeypatch
+
+    def does(self, body: str) -> None:
+        """The child runs `body`, which has the folder as `folder`, and reads its job with `job()`."""
+        prologue = f"""#!{sys.executable}
+import json, os, pathlib, sys, time
+folder = pathlib.Path({str(self.folder)!r})
+job = lambda: json.load(sys.stdin)
+"""
+        self.path.write_text(prologue + body)
+        self.path.chmod(0o755)
+        self.monkeypatch.setattr(sys, "executable", str(self.path))
+
+    def log(self) -> list[str]:
+        return (self.folder / "log").read_text().splitlines()
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    return Child(tmp_path, monkeypatch)
+
+
+def generate(*rows: tuple[int, ...], checkpoint: str = "nowhere") -> GenerateJob:
+    return GenerateJob(checkpoint, "t5", rows, 8, 2)
+
+
+ECHO = "print(json.dumps({'tokens': job()['rows']}))"
+# Children meet: each waits until as many as `wanted` are there, so that the answers do not depend on speed.
+MEET = """
+mine = job()
+(folder / f"here-{os.getpid()}").touch()
+deadline = time.monotonic() + 600
+while len(list(folder.glob("here-*"))) < wanted and time.monotonic() < deadline:
+    time.sleep(0.01)
+together = len(list(folder.glob("here-*")))
+"""
+
+
+def test_answers_come_in_the_order_of_the_jobs(child: Child) -> None:
+    child.does(f"""
+wanted = 1
+{MEET}
+while mine["rows"] == [[1]] and not (folder / "second").exists():
+    time.sleep(0.01)
+(folder / "second").touch()
+print(json.dumps({{"tokens": mine["rows"]}}))
+""")
+    child.monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    answers = run_jobs([generate((1,)), generate((2,))])
+    assert [answer["tokens"] for answer in answers] == [[[1]], [[2]]]
+
+
+def test_a_job_arrives_whole(child: Child) -> None:
+    child.does("print(json.dumps(job()))")
+    export, other = ExportJob("here", "mt5", "decoder_with_past", "there"), generate((1, 2), (3,))
+    assert run_jobs([export, other]) == [
+        {
+            "kind": "ExportJob",
+            "checkpoint": "here",
+            "model_type": "mt5",
+            "graph": "decoder_with_past",
+            "target": "there",
+        },
+        {
+            "kind": "GenerateJob",
+            "checkpoint": "nowhere",
+            "model_type": "t5",
+            "rows": [[1, 2], [3]],
+            "max_new_tokens": 8,
+            "batch_size": 2,
+        },
+    ]
+
+
+def test_no_jobs_give_no_answers() -> None:
+    assert run_jobs([]) == []
+
+
+def test_a_job_larger_than_a_pipe_arrives(child: Child) -> None:
+    child.does("print(json.dumps({'count': len(job()['rows'])}))")
+    assert run_jobs([generate(*[(number,) for number in range(100_000)])]) == [{"count": 100_000}]
+
+
+def test_only_the_last_line_is_the_answer(child: Child) -> None:
+    child.does(f"print('Loading weights: 100%'); print('{{}}')\n{ECHO}\nprint('   ', file=sys.stderr)")
+    assert run_jobs([generate((4,))]) == [{"tokens": [[4]]}]
+
+
+def test_much_on_stderr_blocks_nobody(child: Child) -> None:
+    child.does(f"mine = job\nsys.stderr.write('x' * 1_000_000)\n{ECHO}")
+    assert len(run_jobs([generate((1,)), generate((2,))])) == 2
+
+
+def test_cores_limit_how_many_run_at_once_and_share_the_threads(child: Child) -> None:
+    child.does(f"""
+wanted = 2
+{MEET}
+with (folder / "log").open("a") as log:
+    log.write(f"{{together}} {{os.environ['OMP_NUM_THREADS']}}\\n")
+print("{{}}")
+""")
+    child.monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    run_jobs([generate((1,)), generate((2,))])
+    assert child.log() == ["2 2", "2 2"]
+
+
+@pytest.mark.parametrize(("cores", "limit"), [(1, 1 << 40), (8, 99)])
+def test_one_core_or_a_large_checkpoint_means_one_at_a_time(child: Child, cores: int, limit: int) -> None:
+    child.does("""
+mine = job()
+others = list(folder.glob("running-*"))
+here = folder / f"running-{os.getpid()}"
+here.touch()
+time.sleep(0.05)
+print(json.dumps({"alone": not others and list(folder.glob("running-*")) == [here]}))
+here.unlink()
+""")
+    checkpoint = child.folder / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(bytes(100))
+    child.monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    child.monkeypatch.setattr(export_worker, "SIDE_BY_SIDE_LIMIT", limit)
+    answers = run_jobs([generate((number,), checkpoint=str(checkpoint)) for number in range(3)])
+    assert answers == [{"alone": True}] * 3
+
+
+@pytest.mark.parametrize(("kind", "code"), [("input", 2), ("environment", 3), ("internal", 4)])
+def test_what_a_job_says_is_raised_as_what_it_is(child: Child, kind: str, code: int) -> None:
+    error = {"what": "cannot load it", "why": "it is broken", "fix": "mend it"}
+    child.does(f"job(); print(json.dumps({{'error': {error | {'kind': kind}!r}}}))")
+    with pytest.raises(PrecisionSearchError) as caught:
+        run_jobs([generate((1,))])
+    assert {"what": caught.value.what, "why": caught.value.why, "fix": caught.value.fix} == error
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_child_that_dies_before_reading_is_told_by_its_last_words(child: Child, rows: int) -> None:
+    child.does("print('ImportError: no torch', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(InternalError, match="ended with code 3") as caught:
+        run_jobs([generate(*[(1,)] * rows)])
+    assert caught.value.why == "ImportError: no torch"
+
+
+@pytest.mark.parametrize("output", ["", "print('no answer')", "print('[1')"])
+def test_a_child_without_an_answer_is_an_error(child: Child, output: str) -> None:
+    child.does(f"job()\n{output}\nraise RuntimeError('out of luck')")
+    with pytest.raises(InternalError, match="ended with code 1") as caught:
+        run_jobs([generate((1,))])
+    assert caught.value.why.splitlines()[-1] == "RuntimeError: out of luck"
+    assert len(caught.value.why.splitlines()) <= 5
+
+
+def test_a_killed_child_is_an_error(child: Child) -> None:
+    child.does("job(); os.kill(os.getpid(), 9)")
+    with pytest.raises(EnvironmentProblemError, match="the torch worker was killed") as caught:
+        run_jobs([generate((1,))])
+    assert "memory" in caught.value.why
+    assert "more memory" in caught.value.fix
+
+
+def test_when_one_job_fails_the_others_are_ended(child: Child) -> None:
+    child.does(f"""
+wanted = 2
+{MEET}
+with (folder / "log").open("a") as log:
+    log.write(f"{{os.getpid()}}\\n")
+if mine["rows"] == [[1]]:
+    while len((folder / "log").read_text().splitlines()) < 2:
+        time.sleep(0.01)
+    sys.exit(1)
+time.sleep(600)
+""")
+    child.monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(InternalError):
+        run_jobs([generate((1,)), generate((2,)), generate((3,))])
+    pids = [int(line) for line in child.log()]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_the_real_child_tells_what_is_wrong_with_a_checkpoint(tmp_path: Path) -> None:
+    config = {"model_type": "t5", "vocab_size": 8, "d_model": 4, "d_kv": 2, "num_heads": 2, "num_layers": 1, "d_ff": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError) as caught:
+        run_jobs([generate((1,), checkpoint=str(tmp_path))])
+    assert str(tmp_path) in caught.value.what
+    assert caught.value.why
+    assert "safetensors" in caught.value.fix
+
+
+@pytest.mark.slow
+def test_the_real_child_loads_no_pickle(tmp_path: Path) -> None:
+    config = {"model_type": "t5", "vocab_size": 8, "d_model": 4, "d_kv": 2, "num_heads": 2, "num_layers": 1, "d_ff": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # Unpickling this would make a file.
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch " + bytes(tmp_path / "ran") + b"'\ntR.")
+    with pytest.raises(InputError, match="cannot load the checkpoint"):
+        run_jobs([generate((1,), checkpoint=str(tmp_path))])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trouble_of_the_machine_in_the_child_is_told_as_such(child: Child) -> None:
+    child.does("""
+from precision_search.model import export_worker
+def full(job):
+    raise OSError(28, "No space left on device")
+export_worker._do = full
+export_worker.main()
+""")
+    with pytest.raises(EnvironmentProblemError) as caught:
+        run_jobs([ExportJob("here", "t5", "decoder", "there.onnx")])
+    assert caught.value.what == "there.onnx cannot be used"
+    assert (caught.value.why, caught.value.fix) == ("No space left on device", "free some space on that disk")
