@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 WIDTH = 100
 """Columns of the terminal that the docs show."""
@@ -103,15 +102,18 @@ def alike(printed: str, expected: str) -> bool:
 def parted(printed: str, expected: str) -> bool:
     """Whether two outputs that are not alike can be those of two processors that decide near-ties differently."""
     first, second = ([line for line in _lines(text) if not _DECIDED.match(line)] for text in (printed, expected))
-    matched = (
-        {match[3]: (int(match[1]), int(match[2])) for match in _MATCHED.finditer(text)} for text in (printed, expected)
-    )
-    here, there = matched
+    here, there = _kept(printed), _kept(expected)
     near = all(
-        name not in there or (total == there[name][1] and abs(kept - there[name][0]) <= MOST_FLIPS * total)
+        total == there[name][1] and abs(kept - there[name][0]) <= MOST_FLIPS * total
         for name, (kept, total) in here.items()
+        if name in there
     )
     return near and len(first) == len(second) and all(map(_same, first, second))
+
+
+def _kept(text: str) -> dict[str, tuple[int, int]]:
+    """By the name of a set, how many of how many sentences a model keeps."""
+    return {match[3]: (int(match[1]), int(match[2])) for match in _MATCHED.finditer(text)}
 
 
 def timeless(text: str) -> str:
@@ -172,7 +174,8 @@ def _same(first: str, second: str) -> bool:
     )
 
 
-class _Line(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Line:
     """A line without what was measured, and that."""
 
     rest: str
