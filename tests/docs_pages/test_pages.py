@@ -76,10 +76,10 @@ def test_blocks_do_what_they_say(
                 break  # the rest is about the plans and sentences that another processor's near-ties led to
 
 
-def test_the_kernels_are_known_of_every_page_that_shows_what_commands_print() -> None:
-    """Where they are this processor's, the page is held to its near-ties, too."""
-    shown = {path for path in PAGES if any(block.language == "console" for block in blocks(path.read_text()))}
-    assert set(json.loads(WRITTEN_WITH.read_text())) == set(names(sorted(shown)))
+def test_the_kernels_that_a_page_was_written_with_are_known_of_pages_that_show_what_commands_print() -> None:
+    """Of no page that is gone; a page that `--console` has not written yet may part at near-ties everywhere."""
+    shown = [path for path in PAGES if any(block.language == "console" for block in blocks(path.read_text()))]
+    assert set(json.loads(WRITTEN_WITH.read_text())) <= set(names(shown))
 
 
 def test_a_block_that_says_something_else_fails(tmp_path: Path) -> None:
