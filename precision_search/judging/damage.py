@@ -18,8 +18,9 @@ from precision_search.precision.dtypes import assign
 from precision_search.precision.emulate import emulate
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.head import HIDDEN
-from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.session import SessionSettings, run_session
 from precision_search.runtime.teacher_forcing import ForcedBatch
 
 FloatArray = npt.NDArray[np.float32]

@@ -16,8 +16,9 @@ from precision_search.model.graph import Graph, NodeKind, float_inputs, is_float
 from precision_search.precision.kernels import Internals, kernel_for
 from precision_search.precision.low import LowDtype, low_max, smallest_normal
 from precision_search.precision.lowering import sum_node
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.progress import Progress, no_progress
-from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.session import SessionSettings, run_session
 from precision_search.runtime.teacher_forcing import ForcedBatch
 
 LARGEST = "range/largest/"

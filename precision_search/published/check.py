@@ -16,7 +16,8 @@ from precision_search.precision.emulate import widen
 from precision_search.precision.low import DTYPE_NAMES, IR_DTYPES
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 
 
 def check_published(directory: Path, graphs: Mapping[GraphName, Graph], plan: Plan) -> None:

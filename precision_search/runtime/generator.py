@@ -24,11 +24,9 @@ from precision_search.errors import InputError, UsageError
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GRAPH_NAMES, GraphName
 from precision_search.runtime import decoding, head
+from precision_search.runtime.backends import backend_of, in_host_memory
 from precision_search.runtime.cache import Cache, cache_tensors
-from precision_search.runtime.session import Device, SessionSettings
-
-CHECK_EVERY: Mapping[Device, int] = {"cpu": 1, "cuda": 4}
-"""Steps between looks at the finished flags: free on the CPU, while on CUDA each look waits for the device."""
+from precision_search.runtime.session import SessionSettings
 
 _STEP_INPUTS = frozenset({head.INPUT_IDS, decoding.ENCODER_MASK, decoding.ENCODER_STATES})
 _INPUTS: Mapping[GraphName, frozenset[str]] = {
@@ -94,12 +92,12 @@ class Generator:
         self._steps = models["decoder"], models["decoder_with_past"]
         self._generation = generation
         self._settings = settings
-        self._check_every = check_every or CHECK_EVERY[settings.device]
+        self._check_every = check_every or backend_of(settings).check_every
         self._cache = Cache(cache_tensors(models["decoder"], models["decoder_with_past"]), settings)
         self._encoder = decoding.Encoder(models["encoder"], settings)
         self._decoders = {False: self._make_decoder(with_margins=False)}
-        self._leave_out_finished = leave_out_finished and settings.device == "cpu"
-        self._leave_out_padding = leave_out_padding and settings.device == "cpu"
+        self._leave_out_finished = leave_out_finished and in_host_memory(settings)
+        self._leave_out_padding = leave_out_padding and in_host_memory(settings)
         self._lock = threading.Lock()
         self._owner: int | None = None
 

@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.samples import TokenBatch, batches
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, with_margin_head
-from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.session import SessionSettings, run_session
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]

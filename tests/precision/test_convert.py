@@ -30,7 +30,8 @@ from precision_search.precision.low import IR_DTYPES, LOW_DTYPES, LowDtype
 from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.precision.wiring import crossing_name
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 from tests.graphs import CHOICES, MASK, RECIPES, Choice, Recipe, Writer, tiny_t5
 
 Graphs = Mapping[GraphName, Graph]

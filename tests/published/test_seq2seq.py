@@ -29,9 +29,10 @@ from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.published.load import FACTS_FILE, load_candidate
 from precision_search.published.seq2seq import Generated, _as_judged
+from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, first_difference
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.tiny_model import LOUD, write_tiny_model
 

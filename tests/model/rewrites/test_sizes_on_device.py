@@ -15,7 +15,8 @@ from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.graph import describe
 from precision_search.model.onnx_files import read_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device, place
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 CONSTANTS = (
