@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
-from precision_search.model import export_worker as torch_worker
+from precision_search.model import export_worker
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.families.base import ModelFamily
@@ -148,7 +148,7 @@ here.unlink()
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(bytes(100))
     child.monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    child.monkeypatch.setattr(torch_worker, "SIDE_BY_SIDE_LIMIT", limit)
+    child.monkeypatch.setattr(export_worker, "SIDE_BY_SIDE_LIMIT", limit)
     answers = run_jobs([generate((number,), checkpoint=str(checkpoint)) for number in range(3)])
     assert answers == [{"alone": True}] * 3
 
@@ -235,11 +235,11 @@ def test_the_real_child_loads_no_pickle(tmp_path: Path) -> None:
 
 def test_trouble_of_the_machine_in_the_child_is_told_as_such(child: Child) -> None:
     child.does("""
-from precision_search.model import torch_worker
+from precision_search.model import export_worker
 def full(job):
     raise OSError(28, "No space left on device")
-torch_worker._do = full
-torch_worker.main()
+export_worker._do = full
+export_worker.main()
 """)
     with pytest.raises(EnvironmentProblemError) as caught:
         run_jobs([ExportJob("here", FAMILIES["t5"], "decoder", "there.onnx")])
