@@ -109,7 +109,9 @@ class ModelFamily:
 
 def family_from_json(data: Mapping[str, Any]) -> ModelFamily:
     """The family whose `dataclasses.asdict` went through JSON, where tuples become lists."""
-    tokens = {name: tuple(value) if isinstance(value, list) else value for name, value in data["tokens"].items()}
+    tokens: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data["tokens"].items()
+    }
     return ModelFamily(
         model_type=data["model_type"],
         title=data["title"],
