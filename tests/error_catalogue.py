@@ -76,8 +76,13 @@ class Site:
 def sites() -> tuple[Site, ...]:
     """All places that make one of our errors, in the order of the files."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "errors")
-    modules = [_Module(path, _Spelled().visit(ast.parse(path.read_text()))) for path in paths]
+    modules = [_Module(path, _spelled(ast.parse(path.read_text()))) for path in paths]
     return tuple(site for module in modules for site in module.sites(modules))
+
+
+def _spelled(tree: ast.Module) -> ast.Module:
+    _Spelled().visit(tree)
+    return tree
 
 
 class _Spelled(ast.NodeTransformer):

@@ -140,6 +140,8 @@ def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
 class _Head(torch.nn.Module):
     """Output projection, scale in front and bias behind as one module, so that all get `lm_head` as their path."""
 
+    bias: torch.Tensor | None
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         parts, sizes = checkpoint.family.parts, checkpoint.sizes
