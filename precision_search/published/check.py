@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from precision_search.errors import InternalError
-from precision_search.model.bundle import graph_file
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, is_weight, node_kind
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import load_model
 from precision_search.precision.convert import check_boundaries, check_round_trips, check_types
 from precision_search.precision.emulate import widen

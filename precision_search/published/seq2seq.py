@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from precision_search.config import MOST_THREADS
 from precision_search.errors import InputError, UsageError
-from precision_search.model.bundle import graph_file
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -28,6 +27,7 @@ from precision_search.model.generation_config import (
 )
 from precision_search.model.graph import GraphName
 from precision_search.model.inputs import check_count, read_inputs
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import batches
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import Tokenizer
@@ -250,10 +250,10 @@ class Seq2SeqGenerator:
 
 
 def _check_layout(path: Path) -> None:
-    if path.is_dir() and not (path / graph_file("encoder")).is_file() and any(path.glob("*.safetensors")):
+    if path.is_dir() and not (path / SEQ2SEQ.encoder.file).is_file() and any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} is a checkpoint, not a published model",
-            why=f"it has weights in safetensors and no {graph_file('encoder')}",
+            why=f"it has weights in safetensors and no {SEQ2SEQ.encoder.file}",
             fix="`precision-search run` makes a model of it; for fp32 alone, "
             '`precision_search.api.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
         )

@@ -20,6 +20,7 @@ from precision_search.judging.sample_sets import (
     open_fp32,
 )
 from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import load_samples
 from precision_search.precision.kernels import why_fp32
 from precision_search.runtime.backends import backend_of, resolve_device
@@ -111,10 +112,8 @@ def prepare(
 
     def measure(size: int) -> Mapping[str, NodeRange]:
         batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, order)
-        graphs = bundle.graphs
-        return measure_ranges(
-            graphs["encoder"], graphs["decoder"], batches, config.search.dtype, settings, progress=progress
-        )
+        encoder, decoder = bundle.graphs[SEQ2SEQ.encoder.name], bundle.graphs[SEQ2SEQ.decoder.name]
+        return measure_ranges(encoder, decoder, batches, config.search.dtype, settings, progress=progress)
 
     ranges = limit.fitting(size, measure)
     space = make_space(

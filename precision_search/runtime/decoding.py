@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.runtime import head
 from precision_search.runtime.backends import backend_of, create_session
 from precision_search.runtime.buffers import Buffer
@@ -22,9 +23,10 @@ from precision_search.runtime.session import SessionSettings, run_error
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-ATTENTION_MASK = "attention_mask"
-ENCODER_MASK = "encoder_attention_mask"
-ENCODER_STATES = "encoder_hidden_states"
+SOURCE_IDS = SEQ2SEQ.encoder.input("source_ids")
+ATTENTION_MASK = SEQ2SEQ.encoder.input("source_mask")
+ENCODER_MASK = SEQ2SEQ.decoder.input("source_mask")
+ENCODER_STATES = SEQ2SEQ.decoder.input("encoder_states")
 
 _ROW_ALIGNMENT = 64
 """Rows of a history start at multiples of this many elements: at 256 bytes or more, as CUDA's own allocations do."""
@@ -138,7 +140,7 @@ class Encoder:
         ids = upload(input_ids, self._settings)  # a name, since a binding does not keep the array alive
         states.reserve(batch * source * self._width)
         check.reserve(batch * source)
-        self._runner.bind_value(head.INPUT_IDS, ids)
+        self._runner.bind_value(SOURCE_IDS, ids)
         self._runner.bind_value(ATTENTION_MASK, mask)
         states.bind_output(self._runner.binding, head.HIDDEN, (batch, source, self._width))
         check.bind_output(self._runner.binding, head.FINITE_CHECK, (batch, source, 1))

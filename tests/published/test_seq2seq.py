@@ -18,8 +18,9 @@ import pytest
 from precision_search import PrecisionSearchError, Seq2SeqGenerator, Step
 from precision_search.device.cuda import GEMM_VARIABLE
 from precision_search.errors import InputError, UsageError
-from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer

@@ -17,9 +17,10 @@ from precision_search.device import cuda
 from precision_search.errors import ConfigError, InputError, UsageError, VerificationError
 from precision_search.judging import sample_sets
 from precision_search.judging.sample_sets import LoadedSet, NearTie, Parity, SampleRows, near_ties
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.samples import Sample, SampleSet
 from precision_search.precision.plan import all_compute_keys
 from precision_search.run import prepare as module
