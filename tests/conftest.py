@@ -16,9 +16,13 @@ from precision_search.model.tokenizer import load_tokenizer
 
 pytest_plugins = ("tests.every_error",)
 
+
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "artifacts/models/t5-debian-en-de"
 DEMO_DATA = ROOT / "configs/demo"
+
+HANGS_S = 600.0
+"""Seconds after which what takes some tens on an idle machine is taken to hang; no test waits for less."""
 
 GPU_VARIABLE = "PRECISION_SEARCH_GPU"
 """Set where there is a GPU to test on: then a test that finds none fails."""
@@ -34,6 +38,14 @@ def why_no_cuda() -> str | None:
     except EnvironmentProblemError as error:
         return " ".join(part for part in (error.what, error.why, f"Fix: {error.fix}" if error.fix else "") if part)
     return None
+
+
+def pytest_configure() -> None:
+    """No property fails because a machine is slow: neither its examples nor how long they take to make are timed."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any-machine")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -58,7 +58,7 @@ ECHO = "print(json.dumps({'tokens': job()['rows']}))"
 MEET = """
 mine = job()
 (folder / f"here-{os.getpid()}").touch()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 600
 while len(list(folder.glob("here-*"))) < wanted and time.monotonic() < deadline:
     time.sleep(0.01)
 together = len(list(folder.glob("here-*")))

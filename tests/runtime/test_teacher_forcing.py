@@ -145,7 +145,8 @@ def test_margins_are_those_of_the_plain_logits(
     assert margins.dtype == np.float32
     assert np.isnan(margins[~forced.valid]).all()
     assert not forced.valid.all()
-    np.testing.assert_allclose(margins[forced.valid], wanted[forced.valid], rtol=0, atol=1e-5)
+    # A logit is a sum of 192 products below 32, which the head may add up in another order.
+    np.testing.assert_allclose(margins[forced.valid], wanted[forced.valid], rtol=0, atol=1e-4)
     assert (margins[forced.valid] > 0).all()
 
 
