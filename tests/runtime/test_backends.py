@@ -21,7 +21,15 @@ from precision_search.precision.convert import convert
 from precision_search.precision.plan import all_compute_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime import backends
-from precision_search.runtime.backends import BACKENDS, EmulationOnCpu, Graphs, backend_of, evidence, resolve_device
+from precision_search.runtime.backends import (
+    BACKENDS,
+    Backend,
+    EmulationOnCpu,
+    Graphs,
+    backend_of,
+    evidence,
+    resolve_device,
+)
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, Device, SessionSettings
 from precision_search.runtime.token_matrix import TokenMatrix
@@ -59,7 +67,8 @@ class Counting(EmulationOnCpu):
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
     """The backend, by its line in the table."""
     backend = Counting()
-    monkeypatch.setattr(backends, "BACKENDS", {**BACKENDS, "counting": backend})
+    table: dict[str, Backend] = {**dict[str, Backend](BACKENDS.items()), "counting": backend}
+    monkeypatch.setattr(backends, "BACKENDS", table)
     return backend
 
 
