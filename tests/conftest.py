@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.device import cuda
 from precision_search.errors import EnvironmentProblemError
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.runtime.session import SessionSettings, require_cuda
 
 pytest_plugins = ("tests.every_error",)
 
@@ -34,7 +34,7 @@ Rows = tuple[tuple[int, ...], ...]
 def why_no_cuda() -> str | None:
     """Why CUDA does not start here, in one line; None where it does."""
     try:
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     except EnvironmentProblemError as error:
         return " ".join(part for part in (error.what, error.why, f"Fix: {error.fix}" if error.fix else "") if part)
     return None

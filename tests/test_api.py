@@ -13,8 +13,9 @@ import pytest
 from precision_search import api
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, OutputExistsError, UsageError
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.records.trials import read_trials
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT

@@ -10,7 +10,8 @@ from precision_search.display.reporters import trial_line
 from precision_search.records.trials import read_trials
 from tests.cli_models import invoke
 from tests.conftest import ROOT
-from tests.docs_pages.blocks import WIDTH, blocks
+from tests.docs_pages.alike import WIDTH
+from tests.docs_pages.blocks import blocks
 from tests.docs_pages.demo_run import KEPT, PAGE
 
 README_WIDTH = 160

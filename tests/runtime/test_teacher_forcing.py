@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.runtime.session import create_session
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.teacher_forcing import (
     ForcedBatch,
     ForcedDecoder,
