@@ -64,7 +64,7 @@ _TRACE = """
 import sys, warnings
 from pathlib import Path
 import torch
-from precision_search.model import torch_export
+from precision_search.model import export as torch_export
 
 warnings.simplefilter("ignore")
 model = torch_export.load_checkpoint(Path(sys.argv[1]), "t5")
