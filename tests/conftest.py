@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from precision_search.errors import EnvironmentProblemError
-from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime.session import SessionSettings, require_cuda
+from tests.checkpoints import open_once
 
-pytest_plugins = ("tests.every_error",)
+pytest_plugins = ("tests.every_error", "tests.longest_first")
 
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "artifacts/models/t5-debian-en-de"
@@ -54,7 +55,7 @@ def export_cache() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bundle(export_cache: Path) -> Bundle:
-    return open_bundle(str(DEMO_MODEL), export_cache)
+    return open_once(DEMO_MODEL, export_cache)
 
 
 @pytest.fixture(scope="session")

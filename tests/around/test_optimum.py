@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
-from precision_search.model.bundle import Bundle, open_bundle, write_bundle
+from precision_search.model.bundle import Bundle, write_bundle
 from precision_search.model.generation_config import read_generation_settings
 from precision_search.model.samples import TokenBatch, batches
 from precision_search.precision.plan import Plan
@@ -23,7 +23,7 @@ from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
 from tests.around.optimum_environment import run_with_optimum
 from tests.around.page import code_under
-from tests.checkpoints import SPECS, saved_checkpoints
+from tests.checkpoints import SPECS, open_once, saved_checkpoints
 from tests.conftest import Rows
 from tests.output_models import publish_facts_of_a_run
 from tests.plans import NORMS, WO, keeping
@@ -50,7 +50,7 @@ class Case:
     def ours(self) -> Tokens:
         """What our generator makes of the stored graphs."""
         settings = read_generation_settings(self.directory, None)
-        generator = Generator(load_candidate(self.directory).graphs, settings, SessionSettings(threads=2))
+        generator = Generator(load_candidate(self.directory).graphs, settings, SessionSettings(threads=1))
         made = generator.generate(self.batch.input_ids, self.batch.attention_mask, max_new_tokens=self.max_new_tokens)
         return [tuple(row[:length].tolist()) for row, length in zip(made.tokens, made.lengths, strict=True)]
 
@@ -73,7 +73,7 @@ def cases(
     }
     tiny = batches(TINY_ROWS, len(TINY_ROWS), 0)[0]
     for name in TINY:
-        bundle = open_bundle(str(saved_checkpoints(export_cache) / name), export_cache)
+        bundle = open_once(saved_checkpoints(export_cache) / name, export_cache)
         for kind, plan in {"fp32": None, "mixed": keeping(bundle, NORMS)}.items():
             out = written(bundle, plan, folder / f"{name}-{kind}")
             found[f"{name}-{kind}"] = Case(out, tiny, TINY_TOKENS)
