@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from precision_search.published.load import load_candidate
 from precision_search.published.publish import publish
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from tests.around.optimum_environment import run_with_optimum
+from tests.around.optimum_environment import missing_packages, run_with_optimum
 from tests.around.page import code_under
 from tests.checkpoints import SPECS, open_once, saved_checkpoints
 from tests.conftest import Rows
@@ -99,6 +100,12 @@ def theirs(cases: dict[str, Case]) -> dict[str, Tokens]:
 
 def _cut(row: list[int]) -> tuple[int, ...]:
     return tuple(row[: row.index(1) + 1] if 1 in row else row)
+
+
+def test_only_what_is_not_here_in_that_version_is_installed() -> None:
+    here = [f"{name}=={version(name)}" for name in ("numpy", "onnx")]
+    other = ["transformers==4.57.6", "no-such-package==1.0"]
+    assert missing_packages("\n".join(["# why", *here, *other])) == other
 
 
 @pytest.mark.parametrize(
