@@ -1,4 +1,7 @@
-"""Tiny checkpoints for the bundle tests. Torch stays in child processes, as it does in the package."""
+"""Tiny checkpoints for the bundle tests, and exports that the workers of one test run share.
+
+Torch stays in child processes, as it does in the package.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from precision_search.model.bundle import Bundle, open_bundle
 
 _SAVE = """
 import json, sys, warnings
@@ -101,19 +109,27 @@ def saved_checkpoints(cache: Path) -> Path:
     """The folder that holds all of `SPECS`, made if it is not in the cache; named by what makes them."""
     name = hashlib.sha256(json.dumps([_SAVE, TOKENIZER, SPECS]).encode()).hexdigest()[:16]
     target = cache / "checkpoints" / name
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            work = Path(folder) / name
-            _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
-            for spec, *_ in SPECS:
-                (work / spec / "tokenizer.json").write_text(TOKENIZER)
-            try:
+    with _one_at_a_time(cache):
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                work = Path(folder) / name
+                _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
+                for spec, *_ in SPECS:
+                    (work / spec / "tokenizer.json").write_text(TOKENIZER)
                 work.rename(target)
-            except OSError:
-                if not target.is_dir():  # otherwise another worker made the same ones first
-                    raise
     return target
+
+
+def open_once(source: Path, cache: Path, **options: Any) -> Bundle:
+    """`open_bundle` for pytest's workers: if two want the same export, one makes it and the other waits."""
+    with _one_at_a_time(cache):
+        return open_bundle(str(source), cache, **options)
+
+
+def _one_at_a_time(cache: Path) -> FileLock:
+    cache.mkdir(parents=True, exist_ok=True)
+    return FileLock(cache / "exporting.lock")
 
 
 def trace(checkpoint: Path, target: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from precision_search.device import cuda
 from precision_search.errors import EnvironmentProblemError
-from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
+from tests.checkpoints import open_once
 
-pytest_plugins = ("tests.every_error",)
+pytest_plugins = ("tests.every_error", "tests.longest_first")
 
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def export_cache() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bundle(export_cache: Path) -> Bundle:
-    return open_bundle(str(DEMO_MODEL), export_cache)
+    return open_once(DEMO_MODEL, export_cache)
 
 
 @pytest.fixture(scope="session")

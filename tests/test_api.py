@@ -52,9 +52,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(small_data: Path, export_cache: Path, demo_bundle: Bundle) -> Config:
+def small(small_data: Path, export_cache: Path) -> list[str]:
+    """What makes a config that of a small search."""
     sets = [f"{name}.path={small_data / name}.txt" for name in ("calibration", "validation", "test")]
-    return load_config(ROOT / "configs/demo.toml", [*sets, f"model.cache={export_cache}", "search.max_trials=12"])
+    return [*sets, f"model.cache={export_cache}", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def config(small: list[str], demo_bundle: Bundle) -> Config:
+    return load_config(ROOT / "configs/demo.toml", [*small, "search.max_trials=12"])
 
 
 @pytest.fixture(scope="module")
@@ -223,12 +229,11 @@ def test_resuming_judges_nothing_twice_and_refuses_another_config(
 
 
 @pytest.mark.slow
-def test_pins_hold_in_every_plan(config: Config, tmp_path: Path) -> None:
+def test_pins_hold_in_every_plan(small: list[str], config: Config, tmp_path: Path) -> None:
     pinned = load_config(
         config.path,
         [
-            f"calibration.path={config.calibration.path}",
-            f"model.cache={config.model.cache}",
+            *small,
             'search.keep_fp32=["lm_head/.*"]',
             'search.force_low=["decoder\\\\..*/Relu"]',
             "search.max_trials=4",

@@ -28,7 +28,7 @@ OPSET = 23
 
 
 def settings_on(device: Device) -> SessionSettings:
-    return SessionSettings(device=device, threads=2)
+    return SessionSettings(device=device, threads=1)
 
 
 def runnable(models: Mapping[GraphName, ir.Model], settings: SessionSettings) -> Mapping[GraphName, ir.Model]:

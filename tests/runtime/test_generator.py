@@ -323,7 +323,7 @@ def test_a_device_without_memory_is_a_device_error() -> None:
 
 @pytest.fixture(scope="module")
 def demo_generator(demo_bundle: Bundle) -> Generator:
-    return Generator(demo_bundle.models, demo_bundle.generation, SessionSettings())
+    return Generator(demo_bundle.models, demo_bundle.generation, SessionSettings(threads=1))
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50])
