@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from benchmarks.plans import FP32, named_plans
-from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
+from benchmarks.printing import Telling, add_common_arguments, give, machine, markdown_table, run_main, say
 from precision_search.config import load_config
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import GraphName
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="conversions a plan; default: %(default)s")
     arguments = parser.parse_args()
     where, config = machine(), load_config(arguments.config, arguments.overrides)
-    bundle = open_bundle(config.model.path, Path(config.model.cache), say=say)
+    bundle = open_bundle(config.model.path, Path(config.model.cache), reporter=Telling())
     space = make_space(bundle.graphs, "float16", {}, range_safety=config.search.range_safety).space
     outcomes = []
     for name, plan in named_plans(space).items():

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.flip_coverage import Outcome, PlanMargins, Summary, draw_sets, is_beyond_rounding, predict
 from benchmarks.flip_plans import DrawnPlan, draw_plans
 from benchmarks.flip_plot import draw_plot
-from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
+from benchmarks.printing import Telling, add_common_arguments, give, machine, markdown_table, run_main, say
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, InputError
 from precision_search.judging.flip_risk import TokenMargins
@@ -80,7 +80,7 @@ class Bench:
 
     def __init__(self, config: Config, unlabelled: Path) -> None:
         self.config = config
-        self.prepared: Prepared = prepare(config, say, say)
+        self.prepared: Prepared = prepare(config, Telling())
         generation = self.prepared.bundle.generation
         sets = self.prepared.sets
         size = config.calibration.batch_size
@@ -89,12 +89,14 @@ class Bench:
             "validation": SampleScreen(sets["validation"].data, generation, size),
             "unlabelled": SampleScreen(self._unlabelled(unlabelled), generation, BATCH_SIZE),
         }
-        self._screener = Screener(self.prepared.bundle.graphs, WeightCache(), self.prepared.settings)
+        self._screeners: dict[LowDtype, Screener] = {}
 
     def run(self, dtype: LowDtype, count: int, seed: int) -> DtypeResult:
         """Draws and judges plans until `count` of them are not damaged."""
         judged: list[Judged] = []
         damaged = 0
+        bundle, settings = self.prepared.bundle, self.prepared.settings
+        self._screeners[dtype] = Screener(bundle.graphs, dtype, WeightCache(), settings)
         for drawn in draw_plans(self._space(dtype), self.prepared.bundle.graphs, seed):
             if len(judged) == count or damaged > count:
                 break
@@ -114,7 +116,7 @@ class Bench:
         return DtypeResult(dtype, tuple(judged), damaged)
 
     def _judge(self, drawn: DrawnPlan) -> Judged | None:
-        plan = self._screener.prepare(drawn.plan)
+        plan = self._screeners[drawn.plan.dtype].prepare(drawn.plan)
         found: list[TokenMargins] = []
         verdicts = []
         for name, screen in self._screens.items():
@@ -155,7 +157,7 @@ class Bench:
         if stored.exists():
             return SampleRows(rows, read_reference(stored))
         say(f"generating the fp32 reference of {len(rows)} unlabelled samples")
-        data = load_set(samples, section, fp32, say).data
+        data = load_set(samples, section, fp32, Telling()).data
         write_reference(stored, data.reference)
         return data
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.engines import ENGINES, OURS, REFERENCE, Rows, make_engines
-from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
+from benchmarks.printing import Telling, add_common_arguments, give, machine, markdown_table, run_main, say
 from benchmarks.random_t5 import SHAPE, random_rows, write_random_t5
 from precision_search.config import load_config
 from precision_search.model.bundle import open_bundle
@@ -148,7 +148,7 @@ def demo_work(config: Path, overrides: Sequence[str]) -> tuple[Work, Path]:
     samples = load_samples(data.path, "test")
     rows = encode(samples, load_tokenizer(checkpoint), data.prefix, data.max_length).ids
     counts = {batch: min(len(rows), count) for batch, count in zip(BATCHES, (32, 96, 192), strict=True)}
-    bundle = open_bundle(str(checkpoint), Path(loaded.model.cache), say=say)
+    bundle = open_bundle(str(checkpoint), Path(loaded.model.cache), reporter=Telling())
     return Work(checkpoint.name, checkpoint, rows, counts, bundle.generation.max_new_tokens), Path(loaded.model.cache)
 
 

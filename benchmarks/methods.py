@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.bisection import bisect
 from benchmarks.enumeration import Verdict, find_optimum, latency_table
-from benchmarks.printing import say
+from benchmarks.printing import Telling
 from benchmarks.rows import BISECTION, EXHAUSTIVE, THRESHOLD, Label, Row, make_row
 from precision_search.config import Config
 from precision_search.cost.estimate import Workload
@@ -21,7 +21,6 @@ from precision_search.judging.sample_sets import LoadedSet, load_set, open_fp32
 from precision_search.judging.screen import SampleScreen, ScreenResult
 from precision_search.judging.trial import Proposal, Trial
 from precision_search.model.samples import load_samples
-from precision_search.precision.convert import convert
 from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
@@ -43,7 +42,7 @@ class Bench:
     def __init__(self, label: Label, config: Config) -> None:
         self._label = label
         self._config = config
-        self._prepared = prepare(config, say, lambda text: None)
+        self._prepared = prepare(config, Telling())
         bundle, settings = self._prepared.bundle, self._prepared.settings
         self._graphs = bundle.graphs
         self._space = self._prepared.space.space
@@ -58,15 +57,16 @@ class Bench:
             bundle,
             calibration.data,
             validation.data,
+            dtype=config.search.dtype,
             latency=self._estimate,
             weights=WeightCache(),
             settings=JudgeSettings(settings, size, config.search.seed),
         )
-        self._screener = self._judge.screener
+        self._screener = self._judge.screener_of()
         self._calibration = SampleScreen(calibration.data, bundle.generation, size)
         self._validation = SampleScreen(validation.data, bundle.generation, size)
         fp32 = open_fp32(bundle, settings)
-        self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32, lambda text: None)
+        self._test: LoadedSet = load_set(load_samples(config.test.path, "test"), config.test, fp32)
 
     def row(self, method: str) -> Row:
         """The method's row."""
@@ -130,7 +130,7 @@ class Bench:
             trial = self._judge(Proposal(plan, "given"), 0)
             judged = [trial]
         seconds = time.perf_counter() - started
-        confirmed = self._judge.confirm(convert(self._graphs, plan, WeightCache()), self._test.data)
+        confirmed = self._judge.confirm(plan, self._test.data)
         return make_row(
             self._label,
             method,

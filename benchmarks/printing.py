@@ -15,6 +15,7 @@ from statistics import median
 
 from precision_search.errors import PrecisionSearchError
 from precision_search.machine.doctor import examine
+from precision_search.reporting import Nobody
 from precision_search.runtime.timing import interleave
 
 NAMED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx-ir", "torch", "transformers")
@@ -74,6 +75,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"), help="default: %(default)s")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--into", type=Path, metavar="FILE", help="also put the result into its section of this file")
+
+
+class Telling(Nobody):
+    """Tells stages and warnings on stderr."""
+
+    def stage(self, text: str) -> None:
+        """Prints the stage."""
+        say(text)
+
+    def warn(self, text: str) -> None:
+        """Prints the warning."""
+        say(text)
 
 
 def say(text: str) -> None:

@@ -11,13 +11,24 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from benchmarks.plans import FP32, named_plans
-from benchmarks.printing import Ratio, add_common_arguments, give, machine, markdown_table, ratio, run_main, say
+from benchmarks.printing import (
+    Ratio,
+    Telling,
+    add_common_arguments,
+    give,
+    machine,
+    markdown_table,
+    ratio,
+    run_main,
+    say,
+)
 from precision_search.config import load_config
 from precision_search.judging.screen import FP32_ENCODER, PreparedPlan, SampleScreen, Screener
 from precision_search.model.bundle import Bundle
@@ -91,13 +102,15 @@ class Bench:
 
     def __init__(self, config_path: Path, overrides: Sequence[str]) -> None:
         config = dataclasses.replace(load_config(config_path, overrides), validation=None, test=None)
-        prepared = prepare(config, say, say)
+        prepared = prepare(config, Telling())
         self.bundle: Bundle = prepared.bundle
         self.plans: Mapping[str, Plan] = named_plans(prepared.space.space)
         self._samples = prepared.sets["calibration"].data
         self._batch_size = config.calibration.batch_size
-        self._screener = Screener(self.bundle.graphs, WeightCache(), prepared.settings)
-        self.build_ms = self._screener.prepare(self.plans[FP32]).build_seconds * 1e3
+        start = time.perf_counter()
+        dtype = self.plans[FP32].dtype
+        self._screener = Screener(self.bundle.graphs, dtype, WeightCache(), prepared.settings)
+        self.build_ms = (time.perf_counter() - start) * 1e3
         # The graphs as exported, which no switch slows down.
         self._plain = PreparedPlan(
             ForcedEncoder(self.bundle.graphs["encoder"].model, prepared.settings),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.methods import Bench
-from benchmarks.printing import add_common_arguments, give, machine, markdown_table, run_main, say
+from benchmarks.printing import Telling, add_common_arguments, give, machine, markdown_table, run_main, say
 from benchmarks.rows import (
     HEADER,
     METHODS,
@@ -148,12 +148,15 @@ class Work:
 
     def _references(self, config: Config) -> list[Reference]:
         bundle = open_bundle(
-            config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, say=say
+            config.model.path,
+            config.model.cache,
+            max_new_tokens=config.generation.max_new_tokens,
+            reporter=Telling(),
         )
         fp32 = open_fp32(bundle, SessionSettings(device=resolve_device(config.device.kind, warn=say)))
         sections = {"calibration": config.calibration, "validation": config.validation, "test": config.test}
         return [
-            load_set(load_samples(section.path, name), section, fp32, lambda text: None).data.reference
+            load_set(load_samples(section.path, name), section, fp32).data.reference
             for name, section in sections.items()
             if section is not None
         ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,21 +19,23 @@ from precision_search.display.html import write_report
 from precision_search.display.reporters import make_reporter
 from precision_search.errors import OutputExistsError, UsageError
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
-from precision_search.judging.trial import Reporter
+from precision_search.judging.trial import SearchReporter
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.doctor import DoctorReport, examine
 from precision_search.model.bundle import Bundle, open_bundle, write_bundle
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
+from precision_search.model.variants import with_variants
 from precision_search.precision.low import LowDtype
 from precision_search.published.publish import publish as publish_plan
 from precision_search.published.publish import publish_facts
 from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
 from precision_search.published.verify import VerifyReport, compare, open_candidate
 from precision_search.records import run_files
-from precision_search.records.nodes_json import NODES_FILE, read_nodes
+from precision_search.records.nodes_json import nodes_file, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
+from precision_search.reporting import Reporter
 from precision_search.run.search import RunResult
 from precision_search.run.search import dry_run as dry_run_of
 from precision_search.run.search import search as run_search
@@ -51,6 +52,7 @@ __all__ = [
     "ParetoTable",
     "Reporter",
     "RunResult",
+    "SearchReporter",
     "Seq2SeqGenerator",
     "Step",
     "VerifyReport",
@@ -100,7 +102,7 @@ def export_bundle(
     target = Path(out)
     if target.exists() or target.is_symlink():
         raise OutputExistsError(f"{target} exists already", why="an export never overwrites", fix="give another path")
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return write_bundle(_open(source, cache, told), target)
 
 
@@ -110,7 +112,7 @@ def search(
     *,
     resume: bool = False,
     blocklist: AnyPath | None = None,
-    reporter: Reporter | None = None,
+    reporter: SearchReporter | None = None,
 ) -> RunResult:
     """Searches for the fastest stable plan, or judges one given blocklist, and writes the run directory.
 
@@ -127,13 +129,13 @@ def search(
         PrecisionSearchError: the model, the data or this machine cannot be used; the message says why.
     """
     given = None if blocklist is None else Path(blocklist)
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return run_search(config, Path(out), resume=resume, blocklist=given, reporter=told)
 
 
 def dry_run(config: Config, *, reporter: Reporter | None = None) -> str:
     """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return dry_run_of(config, told)
 
 
@@ -179,7 +181,7 @@ def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporte
         UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
         OutputExistsError: `out` exists.
     """
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return _publish(Path(run), Path(out), candidate, told)
 
 
@@ -195,7 +197,8 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
-    nodes = read_nodes(run) if (run / NODES_FILE).exists() else None
+    variant = trial.plan.variant
+    nodes = read_nodes(run, variant) if (run / nodes_file(variant)).exists() else None
     bundle = _open(config.model.path, config.model.cache, reporter, config.generation.max_new_tokens)
     if bundle.content_hash != found.info.model.content_hash:
         raise UsageError(
@@ -207,6 +210,7 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
         what = "the best of" if candidate is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
+    bundle = with_variants(bundle, [variant])
     return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial), out)
 
 
@@ -240,7 +244,7 @@ def verify(
     Raises:
         InputError: the data or one of the models cannot be used, or they do not belong together.
     """
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         samples = load_samples(Path(data), "data")
         settings = SessionSettings(device=resolve_device(device, device_id, warn=told.warn), device_id=device_id)
         directory = Path(model)
@@ -254,8 +258,7 @@ def verify(
                 prefix=prefix,
                 max_length=max_length,
                 batch_size=batch_size,
-                say=told.stage,
-                progress=told.progress,
+                reporter=told,
             )
         bundle.files.check()
         return found
@@ -282,7 +285,7 @@ def inspect(
         InputError: the model or the data cannot be used.
     """
     name = Path(source).name
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         bundle = _open(source, cache, told)
         if data is None:
             return inspect_bundle(bundle, dtype, name=name)
@@ -290,7 +293,7 @@ def inspect(
         for warning in encoded.warnings:
             told.warn(warning)
         told.stage("measuring activation ranges")
-        ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), progress=told.progress)
+        ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), reporter=told)
         bundle.files.check()
         return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
 
@@ -312,7 +315,7 @@ def calibrate(
         MissingPackageError, DeviceError: CUDA does not start, or cannot be measured.
     """
     settings = SessionSettings(device="cuda", device_id=device_id)
-    with _reporting(reporter) as told:
+    with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return write_profile(Path(out), settings, force=force, reporter=told)
 
 
@@ -321,16 +324,11 @@ def doctor() -> DoctorReport:
     return examine()
 
 
-@contextlib.contextmanager
-def _reporting(reporter: Reporter | None) -> Iterator[Reporter]:
-    """The reporter, or one that shows warnings; closed whatever happens, since a live line hides the cursor."""
-    told = make_reporter(quiet=True) if reporter is None else reporter
-    try:
-        yield told
-    finally:
-        told.close()
+def _warnings() -> SearchReporter:
+    """Shows warnings and nothing else."""
+    return make_reporter(quiet=True)
 
 
 def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, max_new_tokens: int | None = None) -> Bundle:
     kept = default_cache() if cache is None else Path(cache)
-    return open_bundle(os.fspath(source), kept, max_new_tokens=max_new_tokens, say=reporter.stage)
+    return open_bundle(os.fspath(source), kept, max_new_tokens=max_new_tokens, reporter=reporter)

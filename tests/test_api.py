@@ -13,6 +13,7 @@ import pytest
 from precision_search import api
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, OutputExistsError, UsageError
+from precision_search.judging.trial import SearchReporter
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.layout import graph_file
@@ -21,7 +22,7 @@ from precision_search.records.trials import read_trials
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
 
 
-class Silence:
+class Silence(SearchReporter):
     """A reporter that keeps the warnings."""
 
     def __init__(self) -> None:

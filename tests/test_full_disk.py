@@ -174,7 +174,7 @@ def test_each_writer_names_its_file_and_leaves_no_part(
 def test_the_study_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StudyFile, "_create", full)
     with pytest.raises(EnvironmentProblemError) as caught:
-        StudyFile(tmp_path, SPACE, estimate).add(trial(0))
+        StudyFile(tmp_path, [SPACE], estimate).add(trial(0))
     assert caught.value.what == f"cannot write {tmp_path / 'study.journal'}"
     assert caught.value.fix == "free some space on that disk"
 

@@ -19,7 +19,7 @@ from precision_search.errors import EnvironmentProblemError, InputError, UsageEr
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from precision_search.judging.trial import Reporter
+    from precision_search.judging.trial import SearchReporter
 
 PROGRAM = "precision-search"
 RUNS = Path("artifacts/runs")
@@ -59,16 +59,11 @@ def is_verbose(ctx: click.Context) -> bool:
     return _VERBOSE in ctx.meta
 
 
-@contextlib.contextmanager
-def open_reporter(ctx: click.Context) -> Iterator[Reporter]:
-    """The reporter that the options and stderr ask for, closed at the end."""
+def open_reporter(ctx: click.Context) -> SearchReporter:
+    """The reporter that the options and stderr ask for; to be closed."""
     from precision_search.display.reporters import make_reporter
 
-    reporter = make_reporter(quiet=_QUIET in ctx.meta, verbose=_VERBOSE in ctx.meta)
-    try:
-        yield reporter
-    finally:
-        reporter.close()
+    return make_reporter(quiet=_QUIET in ctx.meta, verbose=_VERBOSE in ctx.meta)
 
 
 def say(ctx: click.Context, text: str) -> None:

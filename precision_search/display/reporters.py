@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from precision_search.display.progress_text import Clock, Tally, duration, fitted, screen_rate
-from precision_search.judging.trial import NOTHING_KNOWN, Reporter, SearchState
+from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ LOG_SECONDS = 60.0
 """A log says at least so often how far a long stage is, where the stage knows."""
 
 
-def make_reporter(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None) -> Reporter:
+def make_reporter(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None) -> SearchReporter:
     """The reporter that suits the stream (None: stderr): live on a terminal, lines elsewhere, warnings only if quiet.
 
     `verbose` adds a line for each judged plan where the live line would only count it.
@@ -38,7 +38,7 @@ def make_reporter(*, quiet: bool = False, verbose: bool = False, stream: TextIO 
     return PlainReporter(stream)
 
 
-class QuietReporter:
+class QuietReporter(SearchReporter):
     """Warnings only."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -64,7 +64,7 @@ class QuietReporter:
         """Has nothing to end."""
 
 
-class PlainReporter:
+class PlainReporter(SearchReporter):
     """One line for each stage, note, warning and judged plan; in long stages one a minute for how far they are."""
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
@@ -111,7 +111,7 @@ class PlainReporter:
         _write(self._stream, f"[{self._told - self._started:.1f} s] {text}")
 
 
-class RichReporter:
+class RichReporter(SearchReporter):
     """A live last line, as much of it as the terminal is wide; finished stages and messages stay above it."""
 
     def __init__(self, console: Console, *, verbose: bool = False, clock: Clock = time.monotonic) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import Divergence
+from precision_search.judging.screen import Parting
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
 from precision_search.precision.weights import WeightCache
@@ -35,7 +35,7 @@ class ConfirmResult:
 
     exact_match: float
     nonfinite: bool
-    divergence: Divergence | None
+    divergence: Parting | None
 
 
 def confirm(
@@ -92,8 +92,16 @@ def confirm_with(
         if found == wanted and not nonfinite[sample]:
             exact += 1
         elif divergence is None:
-            divergence = Divergence(sample, 0 if found == wanted else first_difference(found, wanted))
+            divergence = Parting(sample, 0 if found == wanted else first_difference(found, wanted))
     return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)
+
+
+def may_idle(settings: SessionSettings) -> bool:
+    """Whether sessions that will be needed again may wait beside others.
+
+    On a device they would take the memory that others are measured in.
+    """
+    return settings.device == "cpu"
 
 
 def open_generator(

@@ -19,8 +19,8 @@ from precision_search.model.onnx_files import weight_bytes
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.low import LowDtype, low_max
 from precision_search.precision.plan import FAMILIES
+from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.reference import make_reference
 from precision_search.runtime.session import SessionSettings
 from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
@@ -141,7 +141,7 @@ def measure(
     dtype: LowDtype,
     settings: SessionSettings,
     *,
-    progress: Progress = no_progress,
+    reporter: Reporter = NOBODY,
 ) -> Mapping[str, NodeRange]:
     """Ranges of every compute node on some samples, teacher-forced with what the fp32 bundle generates for them.
 
@@ -151,16 +151,16 @@ def measure(
         batch_size: rows at once.
         dtype: whose range and kernels count.
         settings: session settings.
-        progress: receives how many samples of a pass are done.
+        reporter: told how many samples of a pass are done.
 
     Raises:
         InputError: the fp32 model itself gives non-finite logits.
     """
     generator = Generator(bundle.models, bundle.generation, settings)
-    reference = make_reference(bundle, generator, rows, batch_size, settings, progress=progress)
+    reference = make_reference(bundle, generator, rows, batch_size, settings, progress=reporter.progress)
     batches = forced_batches(rows, reference.tokens, bundle.generation, batch_size, by_target_length(reference.tokens))
     encoder, decoder = bundle.graphs[SEQ2SEQ.encoder.name], bundle.graphs[SEQ2SEQ.decoder.name]
-    return measure_ranges(encoder, decoder, batches, dtype, settings, progress=progress)
+    return measure_ranges(encoder, decoder, batches, dtype, settings, progress=reporter.progress)
 
 
 def inspect_bundle(

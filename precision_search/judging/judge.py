@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,14 +13,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import DeviceMemoryError
-from precision_search.judging.confirm import ConfirmResult, confirm_with, open_generator
+from precision_search.judging.confirm import ConfirmResult, confirm_with, may_idle, open_generator
 from precision_search.judging.damage import DamageFinder
 from precision_search.judging.flip_risk import TokenMargins, estimate_flip_risk
 from precision_search.judging.noise import is_damage, noise, rounding_unit
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import Divergence, SampleScreen, Screener, ScreenResult
+from precision_search.judging.screen import Parting, SampleScreen, Screener, ScreenResult
 from precision_search.judging.trial import (
     LANDMARKS,
+    Divergence,
+    Findings,
     FlipRisk,
     PlanRecord,
     Proposal,
@@ -28,12 +30,13 @@ from precision_search.judging.trial import (
     TrialLatency,
     Verdict,
     VerdictSource,
+    make_trial,
 )
-from precision_search.judging.trial import Divergence as TrialDivergence
 from precision_search.model.bundle import Bundle
-from precision_search.model.graph import GraphName
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
+from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.backends import backend_of
@@ -49,8 +52,8 @@ FloatArray = npt.NDArray[np.float32]
 class LatencySource(Protocol):
     """Measures or estimates what a converted plan costs."""
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency | None:
-        """The latency of the whole workload with these graphs; None where the workload does not fit on the device."""
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str) -> TrialLatency | None:
+        """The latency of the whole workload with graphs of a variant; None where it does not fit on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class ScreenStatistics:
         remembered: of each that looked at every sample, but for some remembered what the encoder says.
         fp32: of the fp32 plan's.
         rejected: of each that stopped early.
-        build: preparing, of all: the first one builds the sessions.
+        build: preparing, of all.
     """
 
     full: list[float] = dataclasses.field(default_factory=list)
@@ -95,6 +98,25 @@ class ScreenStatistics:
         return len(runs) / (sum(runs) + sum(self.build)) if runs else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """The graphs of a variant, and what screens its plans and explains their damage."""
+
+    graphs: Mapping[GraphName, Graph]
+    screener: Screener
+    damage: DamageFinder
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """A verdict and what it rests on."""
+
+    verdict: Verdict
+    exact_match: float
+    divergence: Parting | None
+    validation_match: float | None = None
+
+
 class PlanJudge:
     """Judges plans of one bundle on its sample sets; callable as `run.loop` wants it."""
 
@@ -104,32 +126,50 @@ class PlanJudge:
         calibration: SampleRows,
         validation: SampleRows | None,
         *,
+        dtype: LowDtype,
         latency: LatencySource,
         weights: WeightCache,
         settings: JudgeSettings,
+        fp32: Generator | None = None,
     ) -> None:
+        """Makes the sessions that screen.
+
+        Args:
+            bundle: the fp32 bundle.
+            calibration: what plans must keep.
+            validation: what tells how well they keep other sentences.
+            dtype: the low dtype of all plans.
+            latency: measures or estimates.
+            weights: shared rounded weights.
+            settings: what judging depends on beside the plan.
+            fp32: what the reference was generated with. The converter proves that it leaves the graphs of plan 0 as
+                they are, so its sessions are those of plan 0, too.
+        """
         self._bundle = bundle
-        self._graphs = bundle.graphs
         self._settings = settings
         self._weights = weights
         self._latency = latency
-        self._screener = Screener(self._graphs, weights, settings.session, settings.limit)
-        self._damage = DamageFinder(self._graphs, weights, settings.session)
+        self._fp32 = fp32
+        self._last: tuple[Plan, Converted] | None = None
+        self._kept: dict[Plan, Converted] = {}
+        self._generator: tuple[Plan, Generator] | None = None
+        self._variants = {
+            name: _Variant(
+                graphs := bundle.graphs_of(name),
+                Screener(graphs, dtype, weights, settings.session, settings.limit, variant=name),
+                DamageFinder(graphs, weights, settings.session),
+            )
+            for name in bundle.variant_names
+        }
         self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
         self._validation = (
             None if validation is None else SampleScreen(validation, bundle.generation, settings.batch_size)
         )
         self.statistics = ScreenStatistics()
 
-    @property
-    def settings(self) -> JudgeSettings:
-        """What judging depends on beside the plan."""
-        return self._settings
-
-    @property
-    def screener(self) -> Screener:
-        """What screens the plans."""
-        return self._screener
+    def screener_of(self, variant: str = BASE_VARIANT) -> Screener:
+        """What screens the plans of a variant."""
+        return self._variants[variant].screener
 
     @property
     def source(self) -> VerdictSource:
@@ -140,79 +180,114 @@ class PlanJudge:
         """Judges the plan: the verdict is `stable` only if screen and confirm run both found nothing."""
         start = time.perf_counter()
         plan = proposal.plan
-        prepared = self._screener.prepare(plan)
-        screened = prepared.screen(self._calibration, to_the_end=proposal.stage in LANDMARKS)
+        found = self._judge(plan, is_landmark=proposal.stage in LANDMARKS)
+        self._fp32 = None  # plan 0 comes first
+        record, nodes, seconds = self.record(plan), self.node_counts(plan), time.perf_counter() - start
+        return make_trial(proposal, trial_id, found, plan=record, nodes=nodes, seconds=seconds)
+
+    def _judge(self, plan: Plan, *, is_landmark: bool) -> Findings:
+        prepared = self.screener_of(plan.variant).prepare(plan)
+        screened = prepared.screen(self._calibration, to_the_end=is_landmark)
         self._count(plan, screened)
-        converted = convert(self._graphs, plan, self._weights)
-        verdict: Verdict = "stable" if screened.verdict == "exact" else screened.verdict
-        exact_match, where = screened.exact_match, screened.divergence
+        converted = self.converted(plan)
         validated: ScreenResult | None = None
-        if verdict == "stable" and self._validation is not None:
-            validated = prepared.screen(self._validation, to_the_end=True)
-        validation_match: float | None = None
-        if verdict == "stable":
-            generator = self._open(converted)
-            confirmed = self._generated(generator, self._calibration.samples)
-            exact_match, where = confirmed.exact_match, confirmed.divergence
-            if self._validation is not None and not confirmed.nonfinite and where is None:
-                # The screen said how far margins move; which samples are kept is for generation to say.
-                validation_match = self._generated(generator, self._validation.samples).exact_match
-            del generator  # its sessions need not lie beside those that measure
-            if confirmed.nonfinite:
-                verdict = "nonfinite"
-            elif where is not None:
-                verdict = "mismatch"
-        fp32_nodes, low_nodes = self.node_counts(plan)
+        if screened.verdict == "exact":
+            if self._validation is not None:
+                validated = prepared.screen(self._validation, to_the_end=True)
+            outcome = self._confirm(plan)
+        else:
+            outcome = _Outcome(screened.verdict, screened.exact_match, screened.divergence)
+        stable, where = outcome.verdict == "stable", outcome.divergence
         size = noise(self._calibration.samples.reference.margins, screened.margins, self._unit(plan))
-        reported = verdict == "stable" or proposal.stage in LANDMARKS
-        return Trial(
-            id=trial_id,
-            parent=proposal.parent,
-            stage=proposal.stage,
-            plan=self.record(plan),
-            verdict=verdict,
+        damaged = is_damage(outcome.verdict != "nonfinite", size)
+        return Findings(
+            verdict=outcome.verdict,
             # What the screen rejects never ran as converted.
             verdict_source=self.source if screened.verdict == "exact" else "emulated",
-            exact_match=exact_match,
-            validation_match=validation_match,
+            exact_match=outcome.exact_match,
+            validation_match=outcome.validation_match,
             min_margin=screened.min_margin,
-            flip_risk=self._flip_risk(plan, screened, validated) if verdict == "stable" else None,
-            first_divergence=None
-            if where is None
-            else self._explain(plan, where, is_damage(verdict != "nonfinite", size)),
-            latency=self._latency.latency(converted.models) if reported else None,
+            flip_risk=self._flip_risk(plan, screened, validated) if stable else None,
+            first_divergence=None if where is None else self._explain(plan, where, damaged),
+            latency=self._latency.latency(converted.models, plan.variant) if stable or is_landmark else None,
             size_bytes=converted.size_bytes,
-            fp32_nodes=fp32_nodes,
-            low_nodes=low_nodes,
             casts=converted.casts,
-            seconds=time.perf_counter() - start,
             screened=screened.screened,
             noise=size,
-            expected_ms=proposal.expected_ms,
-            kept_for=proposal.kept_for,
             batch_size=self._settings.limit.of(self._settings.batch_size),
         )
 
-    def confirm(self, converted: Converted, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
-        """Free-running generation with converted graphs on a sample set."""
-        return self._generated(self._open(converted), samples, progress)
+    def _confirm(self, plan: Plan) -> _Outcome:
+        """What the plan generates by itself, on the calibration set and, if it passes, on the validation set."""
+        generator = self.generator(plan)
+        confirmed = self._generated(generator, self._calibration.samples)
+        verdict: Verdict = "stable"
+        validation_match: float | None = None
+        if confirmed.nonfinite:
+            verdict = "nonfinite"
+        elif confirmed.divergence is not None:
+            verdict = "mismatch"
+        elif self._validation is not None:
+            # The screen said how far margins move; which samples are kept is for generation to say.
+            validation_match = self._generated(generator, self._validation.samples).exact_match
+        return _Outcome(verdict, confirmed.exact_match, confirmed.divergence, validation_match)
 
-    def _open(self, converted: Converted) -> Generator:
-        return open_generator(converted.models, self._bundle.generation, self._settings.session, self._weights)
+    def confirm(self, plan: Plan, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
+        """Free-running generation with a plan's converted graphs on a sample set."""
+        return self._generated(self.generator(plan), samples, progress)
 
     def _generated(self, generator: Generator, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
         pad, size = self._bundle.generation.pad_token_id, self._settings.batch_size
         return confirm_with(generator, samples, pad, batch_size=size, limit=self._settings.limit, progress=progress)
 
+    def converted(self, plan: Plan) -> Converted:
+        """The graphs under a plan: those of the last one, and of those that are kept, are there already."""
+        if plan not in self._kept:
+            if self._last is None or self._last[0] != plan:
+                self._last = plan, convert(self._graphs_of(plan), plan, self._weights)
+            return self._last[1]
+        return self._kept[plan]
+
+    def keep(self, plans: Iterable[Plan]) -> None:
+        """Keeps the graphs of these plans, as far as they are there, and no others.
+
+        They share their weights with each other and with all that is judged, so that a plan is a few MB.
+        """
+        known = self._kept if self._last is None else self._kept | dict([self._last])
+        self._kept = {plan: known[plan] for plan in plans if plan in known}
+        if self._generator is not None and self._generator[0] not in self._kept:
+            self._generator = None
+
+    def generator(self, plan: Plan) -> Generator:
+        """What generates with a plan's converted graphs; on a CPU it stays until another plan's is asked for."""
+        if self._generator is not None and self._generator[0] == plan:
+            return self._generator[1]
+        self._generator = None
+        if self._fp32 is not None and self._is_fp32(plan):
+            generator = self._fp32
+        else:
+            session, models = self._settings.session, self.converted(plan).models
+            generator = open_generator(models, self._bundle.generation, session, self._weights)
+        if may_idle(self._settings.session):
+            self._generator = plan, generator
+        return generator
+
     def record(self, plan: Plan) -> PlanRecord:
         """The plan as the log keeps it."""
-        return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs).op_types)
+        return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs_of(plan)).op_types)
 
     def node_counts(self, plan: Plan) -> tuple[int, int]:
         """How many compute nodes are fp32 and how many low, over the three graphs."""
-        keys = [node.key for graph in self._graphs.values() for node in graph.compute]
+        keys = [node.key for graph in self._graphs_of(plan).values() for node in graph.compute]
         fp32 = sum(key in plan.fp32 for key in keys)
         return fp32, len(keys) - fp32
+
+    def _graphs_of(self, plan: Plan) -> Mapping[GraphName, Graph]:
+        return self._variants[plan.variant].graphs
+
+    def _is_fp32(self, plan: Plan) -> bool:
+        """Whether this is the fp32 model itself, its graphs as they are."""
+        return plan.variant == BASE_VARIANT and self.node_counts(plan)[1] == 0
 
     def _unit(self, plan: Plan) -> float:
         return rounding_unit(self._calibration.samples.reference.margins, plan.dtype)
@@ -220,7 +295,7 @@ class PlanJudge:
     def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
         if self._validation is None or validated is None:
             return None
-        if self.node_counts(plan)[1] == 0:
+        if self._is_fp32(plan):
             return FlipRisk(0.0, 0.0, 0.0)
         sets = ((self._calibration, screened), (self._validation, validated))
         calibration, validation = (
@@ -228,24 +303,24 @@ class PlanJudge:
         )
         return estimate_flip_risk(validation, calibration, seed=self._settings.seed)
 
-    def _explain(self, plan: Plan, where: Divergence, is_damaged: bool) -> TrialDivergence:
+    def _explain(self, plan: Plan, where: Parting, is_damaged: bool) -> Divergence:
         """Where a plan diverged and, for damage, which node began it: noise has no culprit."""
         if not is_damaged:
-            return TrialDivergence(where.sample, where.position, None, None)
+            return Divergence(where.sample, where.position, None, None)
         samples = self._calibration.samples
         order = [where.sample]
         batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
         try:
-            node = self._damage.find(plan, batch)
+            node = self._variants[plan.variant].damage.find(plan, batch)
         except DeviceMemoryError:  # every result of every node at once may be too much where a batch is not
             node = None
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
-        return TrialDivergence(where.sample, where.position, None if node is None else node.key, error)
+        return Divergence(where.sample, where.position, None if node is None else node.key, error)
 
     def _count(self, plan: Plan, screened: ScreenResult) -> None:
         samples = len(self._calibration.samples.rows)
         self.statistics.build.append(screened.build_seconds)
-        if self.node_counts(plan)[1] == 0:
+        if self._is_fp32(plan):
             kind = self.statistics.fp32
         elif screened.screened < samples:
             kind = self.statistics.rejected

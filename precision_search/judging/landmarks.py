@@ -9,14 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from precision_search.judging.confirm import open_generator
 from precision_search.judging.differences import DifferingSample, describe_difference
-from precision_search.judging.judge import JudgeSettings
 from precision_search.judging.sample_sets import LoadedSet
 from precision_search.judging.trial import LANDMARKS, Trial
-from precision_search.model.bundle import Bundle
-from precision_search.precision.convert import convert
-from precision_search.precision.weights import WeightCache
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import generate_all
 
@@ -79,26 +75,24 @@ def rejected_landmarks(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def show_landmark(
-    trial: Trial, bundle: Bundle, calibration: LoadedSet, settings: JudgeSettings, decode: Decode
+    trial: Trial, generator: Generator, calibration: LoadedSet, decode: Decode, *, pad: int, limit: BatchLimit
 ) -> Landmark:
     """Generates with the plan of a trial until `SHOWN` samples differ or none is left.
 
     Args:
         trial: the landmark.
-        bundle: the fp32 bundle.
+        generator: on the plan's converted graphs.
         calibration: the calibration set with its reference.
-        settings: how plans are judged.
         decode: token ids to text.
+        pad: the padding token's id.
+        limit: of samples at once, shared with others.
 
     Raises:
-        DeviceMemoryError: the device's memory does not hold the graphs with one source.
+        DeviceMemoryError: the device's memory does not hold one source.
     """
-    weights = WeightCache()
-    models = convert(bundle.graphs, trial.plan.plan, weights).models
-    generator = open_generator(models, bundle.generation, settings.session, weights)
     found: list[LandmarkSample] = []
     generated = 0
-    for batch in _batches(generator, bundle.generation.pad_token_id, calibration, settings):
+    for batch in _batches(generator, pad, calibration, limit):
         for tokens, nonfinite in batch:
             wanted = calibration.data.reference.tokens[generated]
             if (nonfinite or tokens != wanted) and len(found) < SHOWN:
@@ -110,7 +104,7 @@ def show_landmark(
 
 
 def _batches(
-    generator: Generator, pad: int, calibration: LoadedSet, settings: JudgeSettings
+    generator: Generator, pad: int, calibration: LoadedSet, limit: BatchLimit
 ) -> Iterator[list[tuple[tuple[int, ...], bool]]]:
     """Tokens of each sample, and whether it met a non-finite value, in the order of the file."""
     rows = calibration.data.rows
@@ -121,7 +115,7 @@ def _batches(
             tokens, nonfinite = generate_all(generator, part, pad, size)
             return [(row, bool(flag)) for row, flag in zip(tokens, nonfinite, strict=True)]
 
-        yield settings.limit.fitting(AT_ONCE, generate)
+        yield limit.fitting(AT_ONCE, generate)
 
 
 def _sample(

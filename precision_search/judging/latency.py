@@ -16,7 +16,7 @@ from precision_search.device.state import DeviceState, device_state
 from precision_search.errors import DeviceMemoryError
 from precision_search.judging.trial import TrialLatency
 from precision_search.model.bundle import Bundle
-from precision_search.model.graph import GraphName
+from precision_search.model.graph import BASE_VARIANT, GraphName
 from precision_search.precision.dtypes import assign, planned_casts
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
@@ -32,37 +32,41 @@ class EstimatedLatency:
     """Latency by the cost model, for a workload on a device that is not here."""
 
     def __init__(self, bundle: Bundle, workload: Workload, profile: DeviceProfile) -> None:
-        self._model = CostModel(bundle.models, workload, profile)
-        self._fp32_ms = self._model.estimate(bundle.models).p50_ms
+        self._graphs = {name: bundle.graphs_of(name) for name in bundle.variant_names}
+        self._models = {
+            variant: CostModel({name: graph.model for name, graph in graphs.items()}, workload, profile)
+            for variant, graphs in self._graphs.items()
+        }
+        self._fp32_ms = self._models[BASE_VARIANT].estimate(bundle.models).p50_ms
         self._profile = profile.name
-        self._graphs = bundle.graphs
-        self._costs: dict[LowDtype, PlacementCosts] = {}
+        self._costs: dict[tuple[LowDtype, str], PlacementCosts] = {}
 
-    def placement_costs(self, dtype: LowDtype) -> PlacementCosts:
+    def placement_costs(self, dtype: LowDtype, variant: str = BASE_VARIANT) -> PlacementCosts:
         """The numbers that `plan_ms` adds up, for placing casts; worked out on the first call.
 
         Raises:
             ConfigError: `dtype` is bfloat16 and the device has none.
         """
-        if dtype not in self._costs:
-            self._costs[dtype] = placement_costs(self._model, self._graphs, dtype)
-        return self._costs[dtype]
+        key = dtype, variant
+        if key not in self._costs:
+            self._costs[key] = placement_costs(self._models[variant], self._graphs[variant], dtype)
+        return self._costs[key]
 
     def plan_ms(self, plan: Plan) -> float:
         """What `latency` would estimate for the plan, in milliseconds, without converting anything."""
-        costs = self.placement_costs(plan.dtype)
-        assignments = assign(self._graphs, plan)
+        costs, graphs = self.placement_costs(plan.dtype, plan.variant), self._graphs[plan.variant]
+        assignments = assign(graphs, plan)
         seconds = []
-        for name, graph in self._graphs.items():
+        for name, graph in graphs.items():
             low, casts = assignments[name].low_nodes, costs.casts[name]
             seconds += [pair[key in low] for key, pair in costs.nodes[name].items()]
             seconds += [casts[value] for value, _ in planned_casts(graph, assignments[name])]
         # Exact whatever the order: that of a set differs from process to process, and a search must not.
         return math.fsum(seconds) * 1e3
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
-        """The estimate for converted graphs, labelled as one."""
-        found = self._model.estimate(models)
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str = BASE_VARIANT) -> TrialLatency:
+        """The estimate for converted graphs of a variant, labelled as one; the speedup is over the base graphs."""
+        found = self._models[variant].estimate(models)
         return TrialLatency(
             found.p50_ms, found.low_ms, found.high_ms, self._fp32_ms / found.p50_ms, "estimated", self._profile
         )
@@ -121,7 +125,7 @@ class MeasuredLatency:
                 else "set shorter workload.source_length and workload.target_length",
             ) from error
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency | None:
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str = BASE_VARIANT) -> TrialLatency | None:
         """Median of the converted graphs, and the speedup over fp32 in the same rounds.
 
         None where both do not fit on the device beside each other, which says nothing about the plan's tokens.

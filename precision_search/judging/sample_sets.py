@@ -9,16 +9,18 @@ from precision_search.config import Config, DataSection
 from precision_search.errors import InputError, VerificationError
 from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import SampleSet, encode
-from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.model.tokenizer import load_tokenizer
+from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.progress import Progress, Say, no_progress
 from precision_search.runtime.reference import (
     NEAR_TIE,
+    ForcedModel,
     ParityDifference,
     Reference,
     compare_with_oracle,
     make_reference,
+    open_forced,
 )
 from precision_search.runtime.session import SessionSettings
 
@@ -58,15 +60,46 @@ class LoadedSet:
     section: DataSection
 
 
-@dataclass(frozen=True, slots=True)
 class Fp32Model:
-    """The fp32 bundle with what turns texts into its tokens; `limit` is of samples at once."""
+    """The fp32 bundle with what turns texts into its tokens.
 
-    bundle: Bundle
-    tokenizer: Tokenizer
-    generator: Generator
-    settings: SessionSettings
-    limit: BatchLimit
+    Its sessions are made when they are asked for, and kept until `close`: every sample set needs the same ones.
+    """
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings, limit: BatchLimit) -> None:
+        """`limit` is of samples at once, shared with others."""
+        self.bundle = bundle
+        self.settings = settings
+        self.limit = limit
+        self.tokenizer = load_tokenizer(bundle.path)
+        self._generator: Generator | None = None
+        self._forced: ForcedModel | None = None
+
+    @property
+    def generator(self) -> Generator:
+        """What generates.
+
+        Raises:
+            DeviceMemoryError: the device's memory does not hold its sessions.
+        """
+        if self._generator is None:
+            bundle = self.bundle
+            self._generator = after_release(lambda: Generator(bundle.models, bundle.generation, self.settings))
+        return self._generator
+
+    def forced(self) -> ForcedModel:
+        """What gives the margins of tokens.
+
+        Raises:
+            DeviceMemoryError: the device's memory does not hold its sessions.
+        """
+        if self._forced is None:
+            self._forced = open_forced(self.bundle, self.settings)
+        return self._forced
+
+    def close(self) -> None:
+        """Lets go of the sessions; they are made anew if they are asked for once more."""
+        self._generator = self._forced = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +136,16 @@ class Parity:
 
 def open_fp32(bundle: Bundle, settings: SessionSettings, limit: BatchLimit | None = None) -> Fp32Model:
     """The fp32 bundle, ready to generate; `limit` is of samples at once, shared with others."""
-    generator = after_release(lambda: Generator(bundle.models, bundle.generation, settings))
-    return Fp32Model(bundle, load_tokenizer(bundle.path), generator, settings, limit or BatchLimit())
+    model = Fp32Model(bundle, settings, limit or BatchLimit())
+    _ = model.generator
+    return model
 
 
-def load_set(
-    samples: SampleSet, section: DataSection, fp32: Fp32Model, warn: Say, progress: Progress = no_progress
-) -> LoadedSet:
+def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter: Reporter = NOBODY) -> LoadedSet:
     """Tokenizes a sample set and generates its reference."""
     encoded = encode(samples, fp32.tokenizer, section.prefix, section.max_length)
     for warning in (*samples.warnings, *encoded.warnings):
-        warn(warning)
+        reporter.warn(warning)
     highest = max(max(ids) for ids in encoded.ids)
     if highest >= fp32.bundle.config.vocab_size:
         raise InputError(
@@ -127,8 +159,9 @@ def load_set(
         encoded.ids,
         section.batch_size,
         fp32.settings,
+        forced=fp32.forced,
         limit=fp32.limit,
-        progress=progress,
+        progress=reporter.progress,
     )
     return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated), section)
 
@@ -143,7 +176,7 @@ def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:
     )
 
 
-def check_ties(calibration: LoadedSet, warn: Say) -> None:
+def check_ties(calibration: LoadedSet, reporter: Reporter) -> None:
     """A calibration sample that fp32 itself cannot decide makes every plan a matter of luck, fp32 included."""
     samples = calibration.samples
     ties = near_ties("calibration", calibration.data.reference)
@@ -157,12 +190,12 @@ def check_ties(calibration: LoadedSet, warn: Say) -> None:
                 fix="remove that line: no plan can be held to it",
             )
         if number < MOST_TIES:
-            warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
+            reporter.warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
     if len(ties) > MOST_TIES:
-        warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
+        reporter.warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
 
 
-def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Say, warn: Say) -> Parity:
+def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, reporter: Reporter) -> Parity:
     """Whether the bundle generates what its checkpoint does on the calibration set.
 
     Raises:
@@ -170,9 +203,9 @@ def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Sa
     """
     rows = calibration.data.rows
     if bundle.checkpoint is None:
-        warn("parity with transformers is skipped: there is no checkpoint beside the ONNX files")
+        reporter.warn("parity with transformers is skipped: there is no checkpoint beside the ONNX files")
         return Parity("skipped", 0, ())
-    say("comparing the fp32 bundle with transformers")
+    reporter.stage("comparing the fp32 bundle with transformers")
     oracle = oracle_tokens(bundle, rows, config.model.cache)
     differences = compare_with_oracle(calibration.data.reference, oracle)
     real = [difference for difference in differences if not difference.near_tie]
@@ -188,7 +221,7 @@ def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, say: Sa
             fix="export the model again; if the ONNX files are from another checkpoint, give theirs",
         )
     for difference in differences:
-        warn(
+        reporter.warn(
             f"calibration sample {difference.sample + 1}: bundle and checkpoint part at a near-tie of fp32 "
             f"(margin {difference.margin:.2g})"
         )

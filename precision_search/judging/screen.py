@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.model.graph import Graph, GraphName
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.dtypes import assign
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
-from precision_search.precision.switchable import Switches, switchable
+from precision_search.precision.switchable import Flags, Switches, switchable
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.session import SessionSettings
@@ -41,13 +41,13 @@ FIRST_BATCH = 8
 """Samples in the first, most fragile batch, if batches are that large: enough to show damage, little to pay for it."""
 
 FP32_ENCODER = b""
-"""The `encoder_id` of plans that leave the whole encoder in fp32."""
+"""The `encoder_id` of plans that leave the whole encoder as it is."""
 
 ScreenVerdict = Literal["nonfinite", "mismatch", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Parting:
     """Where a plan first parts from the reference: sample and token position, both counted from 0."""
 
     sample: int
@@ -66,7 +66,7 @@ class ScreenResult:
         min_margin: the smallest margin met; None if one was not finite.
         margins: for each screened sample (by number) the signed margin of each token, float32 [T]; NaN for a forced
             token and where a logit was not finite.
-        build_seconds: time to prepare the plan; for the first plan of a dtype that includes building the sessions.
+        build_seconds: time to prepare the plan.
         run_seconds: time in them.
         encoded: how many samples the encoder ran on; for the others its output was remembered.
     """
@@ -74,7 +74,7 @@ class ScreenResult:
     verdict: ScreenVerdict
     exact_match: float
     screened: int
-    divergence: Divergence | None
+    divergence: Parting | None
     min_margin: float | None
     margins: Mapping[int, FloatArray]
     build_seconds: float
@@ -135,37 +135,50 @@ class SampleScreen:
 
 
 class Screener:
-    """Screens plans of one bundle: one session for the encoder and one for the decoder, whatever the plan.
-
-    They are built for the first plan of a dtype. A run has one dtype, so that this happens once.
-    """
+    """Screens plans of one bundle in one dtype: a session for the encoder, one for the decoder, whatever the plan."""
 
     def __init__(
         self,
         graphs: Mapping[GraphName, Graph],
+        dtype: LowDtype,
         weights: WeightCache,
         settings: SessionSettings,
         limit: BatchLimit | None = None,
+        *,
+        variant: str = BASE_VARIANT,
     ) -> None:
-        """`limit` is what the screens share with others; None makes one of their own."""
-        self._limit = limit or BatchLimit()
-        self._graphs = graphs
-        self._weights = weights
-        self._settings = settings
-        self._sessions: dict[LowDtype, _Sessions] = {}
+        """Makes the sessions.
 
-    def prepare(self, plan: Plan) -> PreparedPlan:
-        """Makes a plan ready to be screened; takes a millisecond or two once the sessions are there.
+        Args:
+            graphs: the graphs of the variant.
+            dtype: the low dtype of all plans.
+            weights: shared rounded weights.
+            settings: session settings.
+            limit: what the screens share with others; None makes one of their own.
+            variant: whose graphs these are.
 
         Raises:
-            InputError: the plan makes a node low that cannot be, or the graphs' opset does not take its dtype.
+            InputError: the graphs' opset does not take the dtype.
             DeviceMemoryError: the device's memory does not hold the sessions.
         """
+        self._limit = limit or BatchLimit()
+        self._graphs = graphs
+        self._dtype = dtype
+        self._variant = variant
+        self._sessions = after_release(lambda: _open_sessions(graphs, dtype, weights, settings))
+
+    def prepare(self, plan: Plan) -> PreparedPlan:
+        """Makes a plan ready to be screened; takes a millisecond or two.
+
+        Raises:
+            ValueError: the plan is of another dtype.
+            InputError: the plan makes a node low that cannot be.
+        """
+        if plan.dtype != self._dtype:
+            raise ValueError(f"a screener for {self._dtype} was given a plan in {plan.dtype}")
         start = time.perf_counter()
         assignments = assign(self._graphs, plan)
-        if plan.dtype not in self._sessions:
-            self._sessions[plan.dtype] = after_release(lambda: self._build(plan.dtype))
-        sessions = self._sessions[plan.dtype]
+        sessions = self._sessions
         encoder_flags = sessions.encoder_switches.of(assignments[SEQ2SEQ.encoder.name])
         decoder_flags = sessions.decoder_switches.of(assignments[SEQ2SEQ.decoder.name])
         return PreparedPlan(
@@ -173,20 +186,16 @@ class Screener:
             sessions.decoder,
             sessions.encoder_switches.feed(encoder_flags),
             sessions.decoder_switches.feed(decoder_flags),
-            plan.dtype.encode() + encoder_flags.tobytes() if encoder_flags.any() else FP32_ENCODER,
+            self._encoder_id(encoder_flags),
             time.perf_counter() - start,
             self._limit,
         )
 
-    def _build(self, dtype: LowDtype) -> _Sessions:
-        forced = self._graphs[SEQ2SEQ.encoder.name], self._graphs[SEQ2SEQ.decoder.name]
-        encoder, decoder = (switchable(graph, dtype, self._weights) for graph in forced)
-        return _Sessions(
-            ForcedEncoder(encoder.model, self._settings, consume=True),
-            ForcedDecoder(decoder.model, self._settings, consume=True),
-            encoder.switches,
-            decoder.switches,
-        )
+    def _encoder_id(self, flags: Flags) -> bytes:
+        """Equal for plans whose encoders are; another variant's encoder is another one in fp32, too."""
+        if self._variant == BASE_VARIANT and not flags.any():
+            return FP32_ENCODER
+        return f"{self._variant}/{self._dtype}/".encode() + flags.tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +206,19 @@ class _Sessions:
     decoder: ForcedDecoder
     encoder_switches: Switches
     decoder_switches: Switches
+
+
+def _open_sessions(
+    graphs: Mapping[GraphName, Graph], dtype: LowDtype, weights: WeightCache, settings: SessionSettings
+) -> _Sessions:
+    names = SEQ2SEQ.encoder.name, SEQ2SEQ.decoder.name
+    encoder, decoder = (switchable(graphs[name], dtype, weights) for name in names)
+    return _Sessions(
+        ForcedEncoder(encoder.model, settings, consume=True),
+        ForcedDecoder(decoder.model, settings, consume=True),
+        encoder.switches,
+        decoder.switches,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +264,7 @@ class PreparedPlan:
         start = time.perf_counter()
         margins: dict[int, FloatArray] = {}
         smallest: dict[int, float] = {}
-        divergence: Divergence | None = None
+        divergence: Parting | None = None
         encoded = 0
 
         def encode(batch: ForcedBatch) -> FloatArray:
@@ -281,12 +303,12 @@ class PreparedPlan:
         )
 
 
-def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Divergence | None:
+def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Parting | None:
     for row, sample in enumerate(batch.source.indices):
         if not finite[row]:
-            return Divergence(sample, 0)
+            return Parting(sample, 0)
         # `not >` also finds NaN.
         wrong = np.flatnonzero(~(margins[row] > 0) & batch.valid[row])
         if wrong.size:
-            return Divergence(sample, int(wrong[0]))
+            return Parting(sample, int(wrong[0]))
     return None

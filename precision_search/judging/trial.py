@@ -6,12 +6,13 @@ The field names of `Trial` are the keys of a line in `trials.jsonl`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from precision_search.model.graph import Family
+from precision_search.model.graph import BASE_VARIANT, Family
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
+from precision_search.reporting import Reporter
 
 if TYPE_CHECKING:
     from precision_search.runtime.progress import Remaining
@@ -167,26 +168,8 @@ class Trial:
 
     @property
     def is_fp32(self) -> bool:
-        """Whether this is the fp32 model itself."""
-        return self.low_nodes == 0
-
-
-@dataclass(frozen=True, slots=True)
-class SearchState:
-    """Where a search stands after a judged plan.
-
-    Attributes:
-        screens_per_second: screens in a second of screening; None before the first.
-        best: what would be chosen if the search ended now.
-        remaining: how much may still come.
-    """
-
-    screens_per_second: float | None = None
-    best: Trial | None = None
-    remaining: Remaining | None = None
-
-
-NOTHING_KNOWN = SearchState()
+        """Whether this is the fp32 model itself, its graphs as they are."""
+        return self.low_nodes == 0 and self.plan.variant == BASE_VARIANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +191,73 @@ class Proposal:
     kept_for: Mapping[KeptFor, tuple[str, ...]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What judging a plan gave: the fields of `Trial` that no proposal tells. The defaults are those of a failure."""
+
+    verdict: Verdict
+    verdict_source: VerdictSource
+    exact_match: float = 0.0
+    validation_match: float | None = None
+    min_margin: float | None = None
+    flip_risk: FlipRisk | None = None
+    first_divergence: Divergence | None = None
+    latency: TrialLatency | None = None
+    size_bytes: int | None = None
+    casts: int | None = None
+    message: str | None = None
+    screened: int | None = None
+    noise: float | None = None
+    batch_size: int | None = None
+
+
+def make_trial(
+    proposal: Proposal, trial_id: int, found: Findings, *, plan: PlanRecord, nodes: tuple[int, int], seconds: float
+) -> Trial:
+    """The trial of a proposal.
+
+    Args:
+        proposal: what was proposed.
+        trial_id: its number in the log.
+        found: what judging it gave.
+        plan: the plan as the log keeps it.
+        nodes: how many compute nodes are in fp32 and how many low, over the three graphs.
+        seconds: what judging took.
+    """
+    failed = found.verdict == "error"
+    return Trial(
+        id=trial_id,
+        parent=proposal.parent,
+        stage=proposal.stage,
+        plan=plan,
+        fp32_nodes=nodes[0],
+        low_nodes=nodes[1],
+        seconds=seconds,
+        # There is no latency that it could be compared with.
+        expected_ms=None if failed else proposal.expected_ms,
+        kept_for=proposal.kept_for,
+        **{each.name: getattr(found, each.name) for each in fields(found)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchState:
+    """Where a search stands after a judged plan.
+
+    Attributes:
+        screens_per_second: screens in a second of screening; None before the first.
+        best: what would be chosen if the search ended now.
+        remaining: how much may still come.
+    """
+
+    screens_per_second: float | None = None
+    best: Trial | None = None
+    remaining: Remaining | None = None
+
+
+NOTHING_KNOWN = SearchState()
+
+
 class Judge(Protocol):
     """Judges a proposed plan for real: screen, convert, confirm, time."""
 
@@ -215,23 +265,8 @@ class Judge(Protocol):
         """The trial with the given id, its stage and parent from the proposal."""
 
 
-class Reporter(Protocol):
-    """Receives what happens, in order. `close` ends the display; what comes after it is still shown, as plain lines."""
-
-    def stage(self, text: str) -> None:
-        """A new stage begins, and with it the one before ends; after a comma comes what a narrow line leaves out."""
-
-    def note(self, text: str) -> None:
-        """Something worth knowing that asks for no action."""
-
-    def warn(self, text: str) -> None:
-        """Something a person should look at."""
+class SearchReporter(Reporter, Protocol):
+    """Receives judged plans, too."""
 
     def trial(self, trial: Trial, state: SearchState = NOTHING_KNOWN) -> None:
         """A plan was judged, and this is where the search stands."""
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """Of the current stage's work, so many samples or the like are done; called once with 0 when it begins."""
-
-    def close(self) -> None:
-        """Nothing more comes; may be called twice."""

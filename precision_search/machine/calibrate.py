@@ -17,11 +17,11 @@ from precision_search.device.driver import read_driver
 from precision_search.device.profile import DeviceProfile, load_profile, profile_text
 from precision_search.errors import EnvironmentProblemError, InternalError, OutputExistsError, UsageError
 from precision_search.files import writing
-from precision_search.judging.trial import Reporter
 from precision_search.machine.fit import measured_profile
 from precision_search.machine.measure import CALIBRATION_RULES, Series, SeriesResult, default_series, measure_device
 from precision_search.records import run_files
 from precision_search.records.run_json import Versions, tool_version
+from precision_search.reporting import Reporter
 from precision_search.runtime.session import SessionSettings
 
 Measure = Callable[..., tuple[SeriesResult, ...]]
@@ -78,7 +78,7 @@ def write_profile(
     _check(out, samples, force=force)
     cuda.require(settings.device_id)
     name, memory = _device(settings)
-    results = measure(settings, default_series() if series is None else series, say=reporter.stage, note=reporter.note)
+    results = measure(settings, default_series() if series is None else series, reporter=reporter)
     date = datetime.now(UTC).date().isoformat()
     software = f"precision-search {tool_version()}, onnxruntime {Versions.installed().onnxruntime}{_driver()}"
     profile = measured_profile(

@@ -73,33 +73,34 @@ def measured_profile(
         raise DeviceError("the device multiplies no fp16 matrices", why="ONNX Runtime has no kernel for them there")
     if bf16 is not None and bf16.best <= fp32.best:
         bf16 = None
+    sheet = Datasheet(
+        device=device,
+        source=f"measured by precision-search calibrate on {date}; no datasheet",
+        fp32_tflops=_figure(fp32.best / 1e12),
+        fp16_tflops=_figure(fp16.best / 1e12),
+        memory_bandwidth=_figure(bandwidth.rate / 1e9),
+        memory_gb=_figure(memory_gb),
+        bf16_tflops=None if bf16 is None else _figure(bf16.best / 1e12),
+    )
     low = [fp16] if bf16 is None else [fp16, bf16]
-    launch = _mixture(kernel.unit_seconds.value, product.unit_seconds.value, _PRODUCT_SHARE)
+    assumed = _assumptions(kernel, product, bandwidth, fp32, low)
     measurement = _measurement(results, kernel, product, date=date, software=software, samples=samples)
-    return DeviceProfile(
-        profile_label(stem, measurement),
-        Datasheet(
-            device=device,
-            source=f"measured by precision-search calibrate on {date}; no datasheet",
-            fp32_tflops=_figure(fp32.best / 1e12),
-            fp16_tflops=_figure(fp16.best / 1e12),
-            memory_bandwidth=_figure(bandwidth.rate / 1e9),
-            memory_gb=_figure(memory_gb),
-            bf16_tflops=None if bf16 is None else _figure(bf16.best / 1e12),
-        ),
-        Assumptions(
-            reason="Measured. Launch: four small kernels to one small matrix product. Efficiencies: the median over "
-            "sizes of t5-small, t5-base and t5-large; spreads: how far the sizes lie from it.",
-            launch_us=_figure(launch * 1e6),
-            gemm_efficiency=_figure(fp32.typical),
-            tensor_core_efficiency=_figure(median(each.typical for each in low)),
-            bandwidth_efficiency=1.0,
-            launch_spread=_spread(_launch_spread(launch, kernel.unit_seconds, product.unit_seconds)),
-            efficiency_spread=_spread(
-                max(_half_width(bandwidth.unit_seconds), *(each.spread for each in (fp32, *low)))
-            ),
-        ),
-        measurement,
+    return DeviceProfile(profile_label(stem, measurement), sheet, assumed, measurement)
+
+
+def _assumptions(
+    kernel: SeriesResult, product: SeriesResult, bandwidth: SeriesResult, fp32: _Products, low: Sequence[_Products]
+) -> Assumptions:
+    launch = _mixture(kernel.unit_seconds.value, product.unit_seconds.value, _PRODUCT_SHARE)
+    return Assumptions(
+        reason="Measured. Launch: four small kernels to one small matrix product. Efficiencies: the median over "
+        "sizes of t5-small, t5-base and t5-large; spreads: how far the sizes lie from it.",
+        launch_us=_figure(launch * 1e6),
+        gemm_efficiency=_figure(fp32.typical),
+        tensor_core_efficiency=_figure(median(each.typical for each in low)),
+        bandwidth_efficiency=1.0,
+        launch_spread=_spread(_launch_spread(launch, kernel.unit_seconds, product.unit_seconds)),
+        efficiency_spread=_spread(max(_half_width(bandwidth.unit_seconds), *(each.spread for each in (fp32, *low)))),
     )
 
 

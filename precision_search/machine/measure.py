@@ -19,6 +19,7 @@ from precision_search.device.profile import FloatName
 from precision_search.device.state import DeviceState, device_state
 from precision_search.errors import DeviceError, DeviceMemoryError, InputError, NoKernelError
 from precision_search.machine.microbenchmarks import Probe, ProbeRun
+from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.session import SessionSettings
 from precision_search.runtime.timing import (
     RULES,
@@ -140,8 +141,7 @@ def measure_device(
     *,
     rules: TimingRules = CALIBRATION_RULES,
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
-    note: Callable[[str], None] = lambda text: None,
+    reporter: Reporter = NOBODY,
     open_probe: Callable[[Probe, SessionSettings], Run] = ProbeRun,
     clock: Clock = time.perf_counter,
     state: Callable[[int], DeviceState] = device_state,
@@ -153,8 +153,7 @@ def measure_device(
         series: what to measure.
         rules: when times count, and how many.
         seed: of the bootstrap.
-        say: receives a line before each series.
-        note: receives a line for each series that is left out.
+        reporter: told of each series before it is measured, and of each that is left out.
         open_probe: makes what runs a probe.
         clock: seconds, monotonic.
         state: a device's condition by its id.
@@ -166,9 +165,9 @@ def measure_device(
     """
     results = []
     for number, each in enumerate(series, 1):
-        say(f"measuring {each.name} ({number} of {len(series)})")
+        reporter.stage(f"measuring {each.name} ({number} of {len(series)})")
         try:
-            runs = _open(each, settings, open_probe, note)
+            runs = _open(each, settings, open_probe, reporter)
             if not runs:
                 continue
             found = _measure(each, runs, rules, seed, clock=clock, state=lambda: state(settings.device_id))
@@ -178,21 +177,26 @@ def measure_device(
                 why=error.why or error.what,
                 fix="end what else uses the device (nvidia-smi lists it): it is measured alone",
             ) from error
-        if found.unit_seconds.value <= 0.0:
-            raise DeviceError(
-                f"{each.name}: more work does not take longer",
-                why=f"the slope is {found.unit_seconds.value:.3g} s for a {each.unit}: something else takes the time",
-                fix="run it again while nothing else uses the machine",
-            )
+        _check_slope(found)
         results.append(found)
     return tuple(results)
+
+
+def _check_slope(found: SeriesResult) -> None:
+    if found.unit_seconds.value <= 0.0:
+        series, seconds = found.series, found.unit_seconds.value
+        raise DeviceError(
+            f"{series.name}: more work does not take longer",
+            why=f"the slope is {seconds:.3g} s for a {series.unit}: something else takes the time",
+            fix="run it again while nothing else uses the machine",
+        )
 
 
 def _open(
     series: Series,
     settings: SessionSettings,
     open_probe: Callable[[Probe, SessionSettings], Run],
-    note: Callable[[str], None],
+    reporter: Reporter,
 ) -> list[Run]:
     """What runs the probes; empty where the device has no kernels for a low dtype."""
     try:
@@ -200,7 +204,7 @@ def _open(
     except (InputError, NoKernelError) as error:
         if series.dtype == "float32":
             raise
-        note(f"{series.name} is left out: {error.why or error.what}")
+        reporter.note(f"{series.name} is left out: {error.why or error.what}")
         return []
 
 

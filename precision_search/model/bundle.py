@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from precision_search.model.generation_config import (
     read_generation_settings,
     read_model_config,
 )
-from precision_search.model.graph import Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.hf_files import copy_hf_files, hf_files
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
 from precision_search.model.onnx_files import data_files, first_line, read_model, strip_notes, write_model
@@ -36,11 +36,10 @@ from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_dev
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.work_folder import work_folder
+from precision_search.reporting import NOBODY, Reporter
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +48,14 @@ class Bundle:
 
     Attributes:
         path: directory with the ONNX files and the Hugging Face files.
-        graphs: the three graphs.
+        graphs: the three graphs as they are, which is the variant `base`.
         content_hash: SHA-256 over the three ONNX files and their external data.
         config: the model's dimensions.
         generation: how it generates.
         checkpoint: directory of the torch checkpoint it must agree with, or None where there is none.
         files: the files in `path` as they were when they were read.
         source: likewise, those of the directory that it was opened from.
+        variants: the graphs of other variants, by name (see `model.variants`).
     """
 
     path: Path
@@ -66,21 +66,31 @@ class Bundle:
     checkpoint: Path | None
     files: Snapshot = field(default_factory=Snapshot)
     source: Snapshot = field(default_factory=Snapshot)
+    variants: Mapping[str, Mapping[GraphName, Graph]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[GraphName, ir.Model]:
         """The fp32 graphs as `onnx_ir` models; not to be modified."""
         return {name: graph.model for name, graph in self.graphs.items()}
 
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """The variants that are there, the base graphs first."""
+        return (BASE_VARIANT, *self.variants)
 
-def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, say: Say = lambda _: None) -> Bundle:
+    def graphs_of(self, variant: str) -> Mapping[GraphName, Graph]:
+        """The graphs that plans of a variant are about; KeyError for one that is not there."""
+        return self.graphs if variant == BASE_VARIANT else self.variants[variant]
+
+
+def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter = NOBODY) -> Bundle:
     """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
 
     Args:
         source: directory or hub id.
         cache: directory for exports.
         max_new_tokens: overrides the generation config.
-        say: receives a line before each slow step.
+        reporter: told of each slow step before it begins.
 
     Raises:
         InputError: nothing usable there, and the message says what is missing; or it changed meanwhile.
@@ -88,12 +98,12 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _download(source, say)
+        directory = _download(source, reporter)
     with unchanged(directory) as found:
-        return replace(_open(directory, cache, max_new_tokens, found, say), source=found)
+        return replace(_open(directory, cache, max_new_tokens, found, reporter), source=found)
 
 
-def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, say: Say) -> Bundle:
+def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, reporter: Reporter) -> Bundle:
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
     if (directory / SEQ2SEQ.encoder.file).is_file():
@@ -108,7 +118,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
     read_generation_settings(directory, max_new_tokens)
     load_tokenizer(directory)
     check_index(directory)
-    exported = _export(directory, config, cache, found, say)
+    exported = _export(directory, config, cache, found, reporter)
     return _load(exported, config, max_new_tokens, directory)
 
 
@@ -204,18 +214,18 @@ def _read(
         _check_names(layout, model, config, path)
         compute_sizes_on_device(model)
         graphs[layout.name] = describe(layout.name, model)
-    _check_shared_keys(graphs[SEQ2SEQ.decoder.name], graphs[SEQ2SEQ.decoder_with_past.name])
+    check_shared_keys(graphs[SEQ2SEQ.decoder.name], graphs[SEQ2SEQ.decoder_with_past.name])
     paths = [directory / layout.file for layout in SEQ2SEQ.graphs]
     files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
     return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint, files=found)
 
 
-def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, say: Say) -> Path:
+def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, reporter: Reporter) -> Path:
     target = cache / "bundles" / _checkpoint_key(checkpoint)[:32]
     if target.is_dir():
         return target
-    say(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
+    reporter.stage(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
     with writing(target), work_folder(target.parent, ".export-") as work:
         # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
         order = reversed(SEQ2SEQ.graphs)
@@ -248,14 +258,14 @@ def _hash_files(files: Iterable[Path], *extra: str) -> str:
     return digest.hexdigest()
 
 
-def _download(source: str, say: Say) -> Path:
+def _download(source: str, reporter: Reporter) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise InputError(
             f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small"
         )
     import huggingface_hub
 
-    say(f"downloading {source}")
+    reporter.stage(f"downloading {source}")
     try:
         patterns = ["*.safetensors", "*.safetensors.index.json", *hf_files()]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
@@ -296,10 +306,13 @@ def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path
         )
 
 
-def _check_shared_keys(decoder: Graph, with_past: Graph) -> None:
+def check_shared_keys(decoder: Graph, with_past: Graph) -> None:
     """The same computation must have the same key in both decoder graphs: a decision is made once for both.
 
     Keys that come from counting alone may match by chance, so the nodes of one key must read the same weights too.
+
+    Raises:
+        InputError: they do not.
     """
     known = {str(node.name): node for node in decoder.model.graph}
     shared = {node.key for node in decoder.compute}

@@ -20,6 +20,8 @@ import onnx_ir as ir
 GraphName = Literal["encoder", "decoder", "decoder_with_past"]
 Family = Literal["encoder", "decoder"]
 GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
+BASE_VARIANT = "base"
+"""The graph variant that nothing was done to (see `model.variants`)."""
 
 KEYED = "precision_search.keyed"
 """Model metadata key: the nodes are already named by their keys."""

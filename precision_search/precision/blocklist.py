@@ -11,9 +11,17 @@ from typing import Any, cast
 
 from precision_search.errors import InputError
 from precision_search.files import read_file, reason
-from precision_search.model.graph import GRAPH_NAMES, Family, Graph, GraphName, compute_keys_by_op_type
+from precision_search.model.graph import (
+    BASE_VARIANT,
+    GRAPH_NAMES,
+    Family,
+    Graph,
+    GraphName,
+    compute_keys_by_op_type,
+)
+from precision_search.model.variants import variant_names
 from precision_search.precision.low import LOW_DTYPES, LowDtype
-from precision_search.precision.plan import BASE_VARIANT, FAMILIES, Plan, all_compute_keys, pinned_keys
+from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 
 _FORM_FIX = "see blocklist.json in any run directory for the form"
 
@@ -68,12 +76,13 @@ def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "fl
             why=f"a low dtype is {known_dtypes}",
             fix=_did_you_mean(dtype, LOW_DTYPES) + f"set dtype to {known_dtypes}",
         )
-    variant = data.get("variant", BASE_VARIANT)
-    if variant != BASE_VARIANT:
+    variant, variants = data.get("variant", BASE_VARIANT), variant_names()
+    if variant not in variants:
+        quoted = [repr(name) for name in variants]
         raise InputError(
             f"{source} has the unknown graph variant {variant!r}",
-            why=f"only {BASE_VARIANT!r} exists",
-            fix=_did_you_mean(variant, [BASE_VARIANT]) + f"set variant to {BASE_VARIANT!r}",
+            why=f"only {' and '.join(quoted)} exist{'s' * (len(quoted) == 1)}",
+            fix=_did_you_mean(variant, variants) + f"set variant to {' or '.join(quoted)}",
         )
     op_types = _lists_by_name(data.get("op_types", {}), FAMILIES, f"{source}: op_types")
     nodes = _lists_by_name(data.get("nodes", {}), GRAPH_NAMES, f"{source}: nodes")

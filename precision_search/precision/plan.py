@@ -13,7 +13,6 @@ from typing import get_args
 from precision_search.model.graph import Family, Graph, GraphName
 from precision_search.precision.low import LowDtype
 
-BASE_VARIANT = "base"
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from precision_search.errors import EnvironmentProblemError, OutputExistsError
 from precision_search.files import check_name, reason, remedy
 from precision_search.model.bundle import Bundle
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
-from precision_search.precision.plan import BASE_VARIANT, Plan, all_compute_keys
+from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.published.card import BaseModel, hub_id, model_card
 from precision_search.published.check import check_published
 from precision_search.published.facts import ModelFacts, PlanNumbers, PublishFacts, publish_facts
@@ -36,7 +37,9 @@ __all__ = ["PublishFacts", "publish", "publish_facts"]
 CARD_FILE = "README.md"
 
 
-def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -> Path:
+def publish(
+    bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path, converted: Converted | None = None
+) -> Path:
     """Writes the bundle under `plan` to the new directory `out` and gives it back.
 
     Three ONNX files with their provenance, config, generation config and tokenizer as they are in the bundle,
@@ -44,10 +47,11 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
     (see `check_published`) and only then moved there.
 
     Args:
-        bundle: the fp32 model.
+        bundle: the fp32 model, with the variant of the plan.
         plan: what stays in fp32; None is everything.
         facts: what is known of the plan.
         out: must not exist; directories above it are made.
+        converted: the graphs under the plan, which are used up; None converts them.
 
     Raises:
         OutputExistsError: `out` exists.
@@ -59,14 +63,15 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
     check_name(out)
     _refuse_existing(out)
     plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
-    converted = convert(bundle.graphs, plan)
+    graphs = bundle.graphs_of(plan.variant)
+    converted = converted or convert(graphs, plan)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
             work = Path(folder) / "model"
             work.mkdir()
             _write(work, bundle, plan, converted, facts)
-            check_published(work, bundle.graphs, plan)
+            check_published(work, graphs, plan)
             bundle.files.check()  # weights are read when they are written
             _refuse_existing(out)
             work.rename(out)
@@ -86,8 +91,9 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:
-    blocklist = blocklist_of_plan(plan, bundle.graphs)
-    keys = [node.key for graph in bundle.graphs.values() for node in graph.compute]
+    graphs = bundle.graphs_of(plan.variant)
+    blocklist = blocklist_of_plan(plan, graphs)
+    keys = [node.key for graph in graphs.values() for node in graph.compute]
     described = ModelFacts(
         schema_version=SCHEMA_VERSION,
         tool_version=facts.tool_version,
@@ -109,7 +115,7 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         workload=facts.workload,
     )
     for name, model in converted.models.items():
-        annotate(model, bundle.graphs[name], plan, described, facts.reasons)
+        annotate(model, graphs[name], plan, described, facts.reasons)
         write_model(model, work / graph_file(name))
     copy_hf_files(bundle.path, work)
     write_blocklist(work / BLOCKLIST_FILE, blocklist)

@@ -24,10 +24,11 @@ from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.weights import WeightCache
 from precision_search.published.load import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
+from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.progress import Progress, no_progress
+from precision_search.runtime.progress import Progress
 from precision_search.runtime.reference import Reference, generate_all, make_reference
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 
@@ -40,8 +41,6 @@ __all__ = [
     "make_report",
     "open_candidate",
 ]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ def compare(
     prefix: str = "",
     max_length: int | None = None,
     batch_size: int = 32,
-    say: Say = lambda _: None,
-    progress: Progress = no_progress,
+    reporter: Reporter = NOBODY,
 ) -> VerifyReport:
     """Generates with both models and compares.
 
@@ -101,8 +99,7 @@ def compare(
         prefix: put before each sentence.
         max_length: longest source in tokens, None for the tokenizer's limit.
         batch_size: sentences at once, if the device's memory holds them; a warning of the report says where not.
-        say: receives a line before each slow step.
-        progress: receives how many sentences of a step are done.
+        reporter: told of each slow step before it begins, and how many of its sentences are done.
 
     Raises:
         InputError: the two tokenizers differ, or one of the models cannot run.
@@ -113,28 +110,51 @@ def compare(
     theirs = encode(samples, candidate.tokenizer, prefix, max_length)
     _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
     warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
-    say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
+    limited: list[str] = []
+    wanted, tokens, nonfinite = _generate_both(
+        reference,
+        candidate,
+        encoded.ids,
+        settings,
+        batch_size=batch_size,
+        limit=BatchLimit(limited.append),
+        reporter=reporter,
+    )
+    warnings = (*warnings, *limited)
+    return make_report(
+        samples,
+        wanted,
+        tokens,
+        nonfinite,
+        decode=tokenizer.decode,
+        source=backend_of(settings).source,
+        warnings=warnings,
+    )
+
+
+def _generate_both(
+    reference: Bundle,
+    candidate: Candidate,
+    rows: Sequence[Sequence[int]],
+    settings: SessionSettings,
+    *,
+    batch_size: int,
+    limit: BatchLimit,
+    reporter: Reporter,
+) -> tuple[Reference, tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
+    """The reference, and what `generate_all` gives of the candidate."""
+    reporter.stage(f"generating with the fp32 reference, {len(rows)} samples")
     if settings.memory_limit is None:
         settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
     judged = judged_settings(candidate, settings)
     # They belong to the process, and fp32 products take no notice of them.
     settings = replace(settings, gemm_options=judged.gemm_options)
-    limited: list[str] = []
-    limit = BatchLimit(limited.append)
-    wanted = _reference(reference, encoded.ids, batch_size, settings, limit=limit, progress=progress)
-    say(f"generating with {candidate.path}")
-    backend = backend_of(settings)
-    generator = after_release(
-        lambda: Generator(backend.prepare(candidate.graphs, WeightCache()), reference.generation, judged)
-    )
+    wanted = _reference(reference, rows, batch_size, settings, limit=limit, progress=reporter.progress)
+    reporter.stage(f"generating with {candidate.path}")
+    runnable = backend_of(settings).prepare(candidate.graphs, WeightCache())
+    generator = after_release(lambda: Generator(runnable, reference.generation, judged))
     pad = reference.generation.pad_token_id
-    tokens, nonfinite = limit.fitting(
-        batch_size, lambda size: generate_all(generator, encoded.ids, pad, size, progress)
-    )
-    warnings = (*warnings, *limited)
-    return make_report(
-        samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=backend.source, warnings=warnings
-    )
+    return wanted, *limit.fitting(batch_size, lambda size: generate_all(generator, rows, pad, size, reporter.progress))
 
 
 def make_report(

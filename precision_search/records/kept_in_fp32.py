@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from precision_search.judging.trial import PlanRecord, Trial
-from precision_search.model.graph import Family
+from precision_search.model.graph import BASE_VARIANT, Family
 from precision_search.precision.plan import FAMILIES
 
 EVERYTHING = "everything"
@@ -25,7 +25,7 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
 
     Op types kept as a whole are named, other nodes counted (a single one is named if its key is short). Where these are
     more than a few, all nodes that the family keeps are counted instead. What both families keep is said once; a family
-    that keeps most of its op types is said to keep all but the others.
+    that keeps most of its op types is said to keep all but the others. A variant other than `base` is named first.
 
     Args:
         trials: the judged plans of the run; the one of fp32 among them tells which op types there are.
@@ -38,7 +38,8 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
     def text(trial: Trial) -> str:
         if trial.is_fp32:
             return EVERYTHING
-        return _join(*(_Kept(_Family.of(trial.plan, family, skipped), there[family]) for family in FAMILIES))
+        kept = _join(*(_Kept(_Family.of(trial.plan, family, skipped), there[family]) for family in FAMILIES))
+        return kept if trial.plan.variant == BASE_VARIANT else f"{trial.plan.variant}; {kept}"
 
     return text
 

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.judging.ranges import NodeRange, hard_set
-from precision_search.model.graph import Family, Graph, GraphName
+from precision_search.model.graph import BASE_VARIANT, Family, Graph, GraphName
 from precision_search.precision.low import LowDtype, low_max, smallest_normal
 from precision_search.records.run_json import SCHEMA_VERSION, read_record
 
 NODES_FILE = "nodes.json"
+
+
+def nodes_file(variant: str) -> str:
+    """The file of a variant: `nodes.json` of the base graphs, `nodes-NAME.json` of another."""
+    return NODES_FILE if variant == BASE_VARIANT else f"nodes-{variant}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def describe_nodes(
     """The record of a search space.
 
     Args:
-        graphs: of the fp32 bundle.
+        graphs: of the variant.
         ranges: what the compute nodes met.
         dtype: the low dtype.
         range_safety: see `RunNodes`.
@@ -137,15 +142,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_nodes(run_dir: Path) -> RunNodes:
-    """Reads the `nodes.json` of a run directory.
+def read_nodes(run_dir: Path, variant: str = BASE_VARIANT) -> RunNodes:
+    """Reads the `nodes.json` of a run directory, or that of another variant.
 
     Raises:
         InputError: it is missing, broken or of a later version.
     """
     return read_record(
         RunNodes,
-        run_dir / NODES_FILE,
+        run_dir / nodes_file(variant),
         root="nodes",
         what="is not the record of a run's nodes",
         fix="restore the file from a copy, or start a new run",

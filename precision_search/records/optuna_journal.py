@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from precision_search.files import writing
 from precision_search.judging.trial import Trial
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import Plan
 from precision_search.strategies.base import SearchSpace
 from precision_search.strategies.scale import scaled_ms
@@ -41,17 +42,17 @@ class StudyFile:
     kill cannot be appended to. A trial's duration is how long its plan took to judge.
     """
 
-    def __init__(self, directory: Path, space: SearchSpace, estimate: Callable[[Plan], float]) -> None:
+    def __init__(self, directory: Path, spaces: Sequence[SearchSpace], estimate: Callable[[Plan], float]) -> None:
         """Writes nothing yet.
 
         Args:
             directory: where the file lies.
-            space: which op types have a choice, and their nodes.
+            spaces: of each variant, the base graphs' first: which op types have a choice, and their nodes.
             estimate: latency of a plan in ms; a measured one is put on its scale.
         """
         self._path = directory / STUDY_FILE
-        self._keys = {f"{family}/{op}": space.keys_of[family][op] for family, op in space.choices}
-        self._space = space
+        self._keys = {space.variant: _keys_by_parameter(space) for space in spaces}
+        self._space = spaces[0]
         self._estimate = functools.cache(estimate)
         self._study: optuna.Study | None = None
 
@@ -73,11 +74,12 @@ class StudyFile:
         if self._study is None:
             self._study = self._create()
         plan = trial.plan.plan
+        by_parameter = self._keys[plan.variant]
         choice = optuna.distributions.CategoricalDistribution(PARTS)
         stored = optuna.create_trial(
             values=objectives(trial, scaled_ms(trial, self._space, self._estimate)),
-            params={name: part_of(keys, plan) for name, keys in self._keys.items()},
-            distributions=dict.fromkeys(self._keys, choice),
+            params={name: part_of(keys, plan) for name, keys in by_parameter.items()},
+            distributions=dict.fromkeys(by_parameter, choice),
             constraints={"stable": violation(trial)},
             # Where optuna-dashboard 0.21 looks for constraints; Optuna 5 reads both places.
             system_attrs={"constraints": [violation(trial)]},
@@ -110,6 +112,12 @@ class StudyFile:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(METRIC_NAMES))
         return study
+
+
+def _keys_by_parameter(space: SearchSpace) -> dict[str, frozenset[str]]:
+    """The nodes behind each parameter; those of another variant bear its name, since its op types are others."""
+    prefix = "" if space.variant == BASE_VARIANT else f"{space.variant}/"
+    return {f"{prefix}{family}/{op}": space.keys_of[family][op] for family, op in space.choices}
 
 
 def part_of(keys: frozenset[str], plan: Plan) -> Part:

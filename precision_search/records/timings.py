@@ -19,6 +19,7 @@ from precision_search.files import append, read_file, reason, write_atomically
 from precision_search.judging.latency import PlanTiming
 from precision_search.judging.trial import Judge, Proposal, Trial
 from precision_search.records.codec import from_json, to_json
+from precision_search.reporting import Reporter
 from precision_search.runtime.timing import Comparison
 
 TIMINGS_FILE = "timings.jsonl"
@@ -79,16 +80,14 @@ def read_timings(path: Path) -> tuple[TimingRecord, ...]:
     return tuple(_record(line, number, path) for number, line in enumerate(lines, 1))
 
 
-def with_timings(
-    judge: Judge, take: Callable[[], PlanTiming | None], log: TimingLog, warn: Callable[[str], None]
-) -> Judge:
+def with_timings(judge: Judge, take: Callable[[], PlanTiming | None], log: TimingLog, reporter: Reporter) -> Judge:
     """A judge that keeps the times of each plan that was measured; what is wrong with them becomes its message.
 
     Args:
         judge: judges and measures.
         take: gives what was measured since the last call (`MeasuredLatency.take`).
         log: where times go.
-        warn: told of each plan without latency; of other problems, such as times that did not settle, once each.
+        reporter: warned of each plan without latency; of other problems, such as times that did not settle, once each.
     """
     told: set[str] = set()
 
@@ -102,10 +101,12 @@ def with_timings(
         if taken.problem is None:
             return trial
         if taken.comparison is None:
-            warn(f"plan {trial_id}: {taken.problem}")
+            reporter.warn(f"plan {trial_id}: {taken.problem}")
         elif taken.problem not in told:
             told.add(taken.problem)
-            warn(f"plan {trial_id}: {taken.problem}; {TIMINGS_FILE} has all times, and says of which plans it holds")
+            reporter.warn(
+                f"plan {trial_id}: {taken.problem}; {TIMINGS_FILE} has all times, and says of which plans it holds"
+            )
         return dataclasses.replace(trial, message=taken.problem)
 
     return judge_and_keep

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precision_search.errors import EnvironmentProblemError, NoKernelError, PrecisionSearchError
-from precision_search.judging.trial import Judge, PlanRecord, Proposal, Trial, VerdictSource
+from precision_search.judging.trial import Findings, Judge, PlanRecord, Proposal, Trial, VerdictSource, make_trial
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import Plan
 from precision_search.records.trials import TrialLog
 from precision_search.runtime.progress import Remaining
@@ -131,30 +132,18 @@ def guarded(
         try:
             return judge(proposal, trial_id)
         except PrecisionSearchError as error:
-            fp32_nodes, low_nodes = count(proposal.plan)
+            nodes = count(proposal.plan)
             of_the_machine = isinstance(error, EnvironmentProblemError) and not isinstance(error, NoKernelError)
-            if low_nodes == 0 or of_the_machine:
+            is_fp32 = nodes[1] == 0 and proposal.plan.variant == BASE_VARIANT
+            if is_fp32 or of_the_machine:
                 raise
-            return Trial(
-                id=trial_id,
-                parent=proposal.parent,
-                stage=proposal.stage,
+            return make_trial(
+                proposal,
+                trial_id,
+                Findings("error", source, message=str(error)),
                 plan=record(proposal.plan),
-                verdict="error",
-                verdict_source=source,
-                exact_match=0.0,
-                validation_match=None,
-                min_margin=None,
-                flip_risk=None,
-                first_divergence=None,
-                latency=None,
-                size_bytes=None,
-                fp32_nodes=fp32_nodes,
-                low_nodes=low_nodes,
-                casts=None,
+                nodes=nodes,
                 seconds=clock() - started,
-                message=str(error),
-                kept_for=proposal.kept_for,
             )
 
     return judge_or_record

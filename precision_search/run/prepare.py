@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.device.profile import DeviceProfile, load_profile
+from precision_search.judging.confirm import may_idle
 from precision_search.judging.ranges import NodeRange, measure_ranges
 from precision_search.judging.sample_sets import (
+    Fp32Model,
     LoadedSet,
     NearTie,
     Parity,
+    SampleRows,
     SetName,
     check_parity,
     check_ties,
@@ -20,15 +23,30 @@ from precision_search.judging.sample_sets import (
     open_fp32,
 )
 from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.layout import SEQ2SEQ
-from precision_search.model.samples import load_samples
+from precision_search.model.samples import SampleSet, load_samples
+from precision_search.model.variants import with_variants
 from precision_search.precision.kernels import why_fp32
+from precision_search.reporting import Reporter
 from precision_search.runtime.backends import backend_of, resolve_device
 from precision_search.runtime.batch_limit import BatchLimit
-from precision_search.runtime.progress import Progress, Say, no_progress
 from precision_search.runtime.session import NO_LIMIT, Device, SessionSettings
 from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
 from precision_search.strategies.space import SpaceReport, check_pins, make_space
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVariant:
+    """What is known of the graphs of a variant before the first plan.
+
+    Attributes:
+        ranges: of every compute node.
+        space: what may be decided.
+    """
+
+    ranges: Mapping[str, NodeRange]
+    space: SpaceReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +58,9 @@ class Prepared:
         settings: session settings of everything that runs.
         sets: calibration, and validation where configured, with references (test comes last, in `load_set`).
         parity: of the fp32 bundle with its checkpoint.
-        ranges: of every compute node.
-        space: what may be decided.
+        variants: what is known of the graphs of each variant, by name, the base graphs' first.
         profile: the device profile of estimates; where a CUDA device measures, it only orders proposals.
+        fp32: what generated the references; on a CPU its sessions are still there.
         limit: of samples at once, for all that runs.
     """
 
@@ -50,10 +68,20 @@ class Prepared:
     settings: SessionSettings
     sets: Mapping[SetName, LoadedSet]
     parity: Parity
-    ranges: Mapping[str, NodeRange]
-    space: SpaceReport
+    variants: Mapping[str, PreparedVariant]
     profile: DeviceProfile
+    fp32: Fp32Model
     limit: BatchLimit = field(default_factory=BatchLimit)
+
+    @property
+    def ranges(self) -> Mapping[str, NodeRange]:
+        """The range of every compute node of the base graphs."""
+        return self.variants[BASE_VARIANT].ranges
+
+    @property
+    def space(self) -> SpaceReport:
+        """What may be decided about the base graphs."""
+        return self.variants[BASE_VARIANT].space
 
     @property
     def near_ties(self) -> tuple[NearTie, ...]:
@@ -61,73 +89,129 @@ class Prepared:
         return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data.reference))
 
 
-def prepare(
-    config: Config,
-    say: Say,
-    warn: Say,
-    check: Callable[[Bundle], object] = lambda _: None,
-    progress: Progress = no_progress,
-) -> Prepared:
-    """Does everything that comes before the first plan.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the config names, read and checked; nothing has run yet.
+
+    Attributes:
+        bundle: the fp32 bundle.
+        settings: session settings of everything that will run.
+        profile: the device profile of estimates.
+        texts: the sample sets as read.
+    """
+
+    bundle: Bundle
+    settings: SessionSettings
+    profile: DeviceProfile
+    texts: Mapping[SetName, SampleSet]
+
+
+def prepare(config: Config, reporter: Reporter) -> Prepared:
+    """Does everything that comes before the first plan: `open_inputs`, then `measure_inputs`."""
+    return measure_inputs(config, open_inputs(config, reporter), reporter)
+
+
+def open_inputs(config: Config, reporter: Reporter) -> Opened:
+    """Opens what the config names: all that can be wrong with it is found here, before the slow part.
 
     Args:
         config: the resolved config.
-        say: receives a line before each step.
-        warn: receives what the user should know and need not stop for.
-        check: called with the bundle as soon as it is open; what it raises ends the work before the slow part.
-        progress: receives how many samples of a step are done.
+        reporter: told of steps, and what the user should know and need not stop for.
 
     Raises:
         ConfigError, InputError: something the config names cannot be used.
         DeviceError, MissingPackageError: the device does not start.
-        DeviceMemoryError: its memory does not hold one sample.
         UsageError: this process has other GEMM options than the config asks for.
-        VerificationError: the fp32 bundle does not generate what its checkpoint does.
     """
-    device = resolve_device(config.device.kind, config.device.id, warn=warn)
+    device = resolve_device(config.device.kind, config.device.id, warn=reporter.warn)
     settings = _session_settings(config.device, device)
-    backend_of(settings).check_process(settings, warn)
+    backend_of(settings).check_process(settings, reporter.warn)
     profile = load_profile(config.latency.profile)
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
     texts = {name: load_samples(section.path, name) for name, section in _sections(config).items()}
     bundle = open_bundle(
-        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, say=say
+        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
     )
-    check_pins(bundle.graphs, config.search.keep_fp32, config.search.force_low)
-    check(bundle)
-    limit = BatchLimit(warn)
-    fp32 = open_fp32(bundle, settings, limit)
+    bundle = with_variants(bundle)
+    check_pins(bundle, config.search.keep_fp32, config.search.force_low)
+    return Opened(bundle, settings, profile, texts)
+
+
+def measure_inputs(config: Config, opened: Opened, reporter: Reporter) -> Prepared:
+    """Generates references, compares with the checkpoint, measures ranges and draws the search space.
+
+    Args:
+        config: the resolved config.
+        opened: what it names.
+        reporter: told of steps and how far they are, and what the user should know and need not stop for.
+
+    Raises:
+        InputError: the data do not fit the model, or fp32 itself cannot be held to them.
+        DeviceMemoryError: the device's memory does not hold one sample.
+        VerificationError: the fp32 bundle does not generate what its checkpoint does.
+    """
+    bundle, limit = opened.bundle, BatchLimit(reporter.warn)
+    fp32 = open_fp32(bundle, opened.settings, limit)
     sets: dict[SetName, LoadedSet] = {}
     for name, section in _sections(config).items():
         if name != "test":
-            say(f"generating the fp32 reference, {len(texts[name].samples)} {name} samples")
-            sets[name] = load_set(texts[name], section, fp32, warn, progress)
-    del fp32  # its sessions need not lie beside those that measure
-    check_ties(sets["calibration"], warn)
-    parity = check_parity(bundle, sets["calibration"], config, say, warn)
-    say("measuring activation ranges")
-    data, size = sets["calibration"].data, config.calibration.batch_size
-    order = by_target_length(data.reference.tokens)
+            texts = opened.texts[name]
+            reporter.stage(f"generating the fp32 reference, {len(texts.samples)} {name} samples")
+            sets[name] = load_set(texts, section, fp32, reporter)
+    if not may_idle(opened.settings):
+        fp32.close()
+    check_ties(sets["calibration"], reporter)
+    parity = check_parity(bundle, sets["calibration"], config, reporter)
+    data = sets["calibration"].data
+    variants = {
+        name: _variant(name, config, opened, data, limit=limit, reporter=reporter) for name in bundle.variant_names
+    }
+    all_graphs = [graph for name in bundle.variant_names for graph in bundle.graphs_of(name).values()]
+    for op_type in sorted({node.op_type for graph in all_graphs for node in graph.compute}):
+        if reason := why_fp32(op_type, config.search.dtype):
+            reporter.warn(f"{op_type} stays in fp32: {reason}")
+    return Prepared(bundle, opened.settings, sets, parity, variants, opened.profile, fp32, limit)
 
-    def measure(size: int) -> Mapping[str, NodeRange]:
-        batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, order)
-        encoder, decoder = bundle.graphs[SEQ2SEQ.encoder.name], bundle.graphs[SEQ2SEQ.decoder.name]
-        return measure_ranges(encoder, decoder, batches, config.search.dtype, settings, progress=progress)
 
-    ranges = limit.fitting(size, measure)
+def _variant(
+    name: str, config: Config, opened: Opened, data: SampleRows, *, limit: BatchLimit, reporter: Reporter
+) -> PreparedVariant:
+    graphs = opened.bundle.graphs_of(name)
+    reporter.stage("measuring activation ranges" + ("" if name == BASE_VARIANT else f" of the variant {name}"))
+    ranges = _measure_ranges(graphs, config, opened, data, limit=limit, reporter=reporter)
     space = make_space(
-        bundle.graphs,
+        graphs,
         config.search.dtype,
         ranges,
+        variant=name,
         range_safety=config.search.range_safety,
         keep_fp32=config.search.keep_fp32,
         force_low=config.search.force_low,
     )
-    for op_type in sorted({node.op_type for graph in bundle.graphs.values() for node in graph.compute}):
-        if reason := why_fp32(op_type, config.search.dtype):
-            warn(f"{op_type} stays in fp32: {reason}")
-    return Prepared(bundle, settings, sets, parity, ranges, space, profile, limit)
+    return PreparedVariant(ranges, space)
+
+
+def _measure_ranges(
+    graphs: Mapping[GraphName, Graph],
+    config: Config,
+    opened: Opened,
+    data: SampleRows,
+    *,
+    limit: BatchLimit,
+    reporter: Reporter,
+) -> Mapping[str, NodeRange]:
+    generation = opened.bundle.generation
+    order = by_target_length(data.reference.tokens)
+
+    def measure(size: int) -> Mapping[str, NodeRange]:
+        batches = forced_batches(data.rows, data.reference.tokens, generation, size, order)
+        encoder, decoder = graphs[SEQ2SEQ.encoder.name], graphs[SEQ2SEQ.decoder.name]
+        return measure_ranges(
+            encoder, decoder, batches, config.search.dtype, opened.settings, progress=reporter.progress
+        )
+
+    return limit.fitting(config.calibration.batch_size, measure)
 
 
 def _session_settings(section: DeviceSection, device: Device) -> SessionSettings:

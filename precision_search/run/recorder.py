@@ -17,10 +17,11 @@ from precision_search.errors import UsageError
 from precision_search.judging.judge import ScreenStatistics
 from precision_search.judging.sample_sets import LoadedSet, SetName, near_ties
 from precision_search.judging.trial import Trial
+from precision_search.model.bundle import Bundle
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.records import run_files
-from precision_search.records.nodes_json import NODES_FILE, RunNodes, describe_nodes
+from precision_search.records.nodes_json import RunNodes, describe_nodes, nodes_file
 from precision_search.records.run_directory import new_run_directory, sole_writer, sweep_leftovers
 from precision_search.records.run_json import (
     SCHEMA_VERSION,
@@ -62,7 +63,7 @@ class RunRecorder:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._info = self._initial(strategy)
-        self._nodes = _describe_nodes(config, prepared)
+        self._nodes = {name: _describe_nodes(config, prepared, name) for name in prepared.variants}
 
     @property
     def directory(self) -> Path:
@@ -74,10 +75,9 @@ class RunRecorder:
         """The record as it stands."""
         return self._info
 
-    @property
-    def nodes(self) -> RunNodes:
-        """What is known of each compute node."""
-        return self._nodes
+    def nodes_of(self, variant: str) -> RunNodes:
+        """What is known of each compute node of a variant."""
+        return self._nodes[variant]
 
     @contextlib.contextmanager
     def opened(self, *, resume: bool) -> Iterator[None]:
@@ -93,7 +93,7 @@ class RunRecorder:
                 run_files.write_text_atomically(work / run_files.CONFIG_FILE, to_toml(self._config))
                 (work / run_files.TRIALS_FILE).touch()
                 run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._share)
-                run_files.write_json_atomically(work / NODES_FILE, self._nodes)
+                self._write_nodes(work)
                 run_files.write_run_info(work, self._info)
         with sole_writer(self._out):
             if resume:
@@ -186,7 +186,11 @@ class RunRecorder:
         self._seconds_before = before.seconds
         self._info = dataclasses.replace(now, started=before.started)
         run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
-        run_files.write_json_atomically(self._out / NODES_FILE, self._nodes)
+        self._write_nodes(self._out)
+
+    def _write_nodes(self, directory: Path) -> None:
+        for variant, nodes in self._nodes.items():
+            run_files.write_json_atomically(directory / nodes_file(variant), nodes)
 
     def _take_best(self, choice: Choice, test: Match | None) -> None:
         """Notes the best plan so far, and writes `blocklist.json` where it is another than before."""
@@ -209,7 +213,8 @@ class RunRecorder:
             ),
         )
         if trial.id != self._best_id:
-            blocklist = blocklist_of_plan(trial.plan.plan, self._prepared.bundle.graphs)
+            plan = trial.plan.plan
+            blocklist = blocklist_of_plan(plan, self._prepared.bundle.graphs_of(plan.variant))
             run_files.write_blocklist(self._out / run_files.BLOCKLIST_FILE, blocklist)
             self._best_id = trial.id
 
@@ -248,7 +253,7 @@ class RunRecorder:
                 name=Path(config.model.path).name,
                 content_hash=bundle.content_hash,
                 has_checkpoint=bundle.checkpoint is not None,
-                pinned=tuple(sorted(pinned_keys(bundle.graphs))),
+                pinned=_pinned(bundle),
             ),
             parity=prepared.parity,
             samples=Samples(
@@ -281,15 +286,20 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _describe_nodes(config: Config, prepared: Prepared) -> RunNodes:
+def _pinned(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(sorted({key for name in bundle.variant_names for key in pinned_keys(bundle.graphs_of(name))}))
+
+
+def _describe_nodes(config: Config, prepared: Prepared, variant: str) -> RunNodes:
+    found = prepared.variants[variant]
     return describe_nodes(
-        prepared.bundle.graphs,
-        prepared.ranges,
+        prepared.bundle.graphs_of(variant),
+        found.ranges,
         config.search.dtype,
         range_safety=config.search.range_safety,
         samples=len(prepared.sets["calibration"].data.rows),
-        fixed=prepared.space.fixed,
-        forced_low=prepared.space.space.forced_low,
+        fixed=found.space.fixed,
+        forced_low=found.space.space.forced_low,
     )
 
 

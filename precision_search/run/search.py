@@ -14,17 +14,18 @@ from precision_search.config import Config, DataSection, to_toml
 from precision_search.cost.estimate import Workload
 from precision_search.display.html import write_report
 from precision_search.errors import ConfigError, PrecisionSearchError
+from precision_search.judging.confirm import may_idle
 from precision_search.judging.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.judging.landmarks import rejected_landmarks, show_landmark
 from precision_search.judging.latency import EstimatedLatency, MeasuredLatency
 from precision_search.judging.noise import is_damaged
-from precision_search.judging.sample_sets import LoadedSet, load_set, open_fp32
-from precision_search.judging.trial import Judge, Proposal, Reporter, SearchState, Trial
+from precision_search.judging.sample_sets import LoadedSet, load_set
+from precision_search.judging.trial import Judge, Proposal, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import Bundle
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.model.samples import load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.blocklist import Blocklist, plan_of_blocklist, read_blocklist
-from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.published.publish import publish, publish_facts
@@ -35,16 +36,19 @@ from precision_search.records.pareto_table import ParetoTable, pareto_table, rej
 from precision_search.records.run_directory import FRESH_MODEL, check_run_directory, replace_model
 from precision_search.records.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.records.trials import TrialLog
-from precision_search.run.loop import Budget, guarded, run_search
-from precision_search.run.prepare import Prepared, prepare
+from precision_search.reporting import Reporter
+from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search
+from precision_search.run.prepare import Prepared, measure_inputs, open_inputs, prepare
 from precision_search.run.recorder import RunRecorder
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.progress import Remaining
 from precision_search.strategies import make_strategy
-from precision_search.strategies.base import NodeSpace, Strategy, StrategyContext
+from precision_search.strategies.base import NodeSpace, SearchSpace, Strategy, StrategyContext
 from precision_search.strategies.given import GivenPlan
+from precision_search.strategies.in_turn import InTurn, shares
 from precision_search.strategies.node_space import make_node_space
 from precision_search.strategies.pareto import Choice, choose_winner
+from precision_search.strategies.space import SpaceReport
 
 Written = TypeVar("Written")
 
@@ -78,7 +82,7 @@ class RunResult:
 
 
 def search(
-    config: Config, out: Path, *, resume: bool = False, blocklist: Path | None = None, reporter: Reporter
+    config: Config, out: Path, *, resume: bool = False, blocklist: Path | None = None, reporter: SearchReporter
 ) -> RunResult:
     """Searches, or judges one given blocklist, and writes the run directory.
 
@@ -96,107 +100,134 @@ def search(
     """
     given = None if blocklist is None else _given_blocklist(config, blocklist)
     check_run_directory(config, out, resume=resume)
-    prepared = prepare(
-        config,
-        reporter.stage,
-        reporter.warn,
-        lambda bundle: given and plan_of_blocklist(given, bundle.graphs, str(blocklist)),
-        reporter.progress,
-    )
-    plan = None if given is None else _given_plan(given, str(blocklist), prepared, reporter)
+    opened = open_inputs(config, reporter)
+    wanted = None
+    if given is not None:
+        wanted = plan_of_blocklist(given, opened.bundle.graphs_of(given.variant), str(blocklist))
+    prepared = measure_inputs(config, opened, reporter)
+    plan = None if wanted is None else _given_plan(wanted, str(blocklist), prepared, reporter)
     workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
     estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
     measured = _measured(config, prepared, workload)
     judge = _judge(config, prepared, measured or estimate)
     strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
-    recorder = RunRecorder(out, config, prepared, strategy=strategy.name, given=plan)
+    name = config.search.strategy if plan is None else GivenPlan.name
+    recorder = RunRecorder(out, config, prepared, strategy=name, given=plan)
     # Nothing is written before all that can be wrong with the input has been asked.
     with recorder.opened(resume=resume):
-        return _search(
-            config, prepared, judge, estimate, measured, strategy=strategy, recorder=recorder, reporter=reporter
-        )
+        return _search(_Run(config, prepared, judge, estimate, measured, strategy, recorder, reporter))
 
 
-def _search(
-    config: Config,
-    prepared: Prepared,
-    judge: PlanJudge,
-    estimate: EstimatedLatency,
-    measured: MeasuredLatency | None,
-    *,
-    strategy: Strategy,
-    recorder: RunRecorder,
-    reporter: Reporter,
-) -> RunResult:
-    """Judges, chooses and publishes in a run directory that is this process's own."""
-    out = recorder.directory
-    log = TrialLog(out / run_files.TRIALS_FILE)
-    study = StudyFile(out, prepared.space.space, estimate.plan_ms)
-    for trial in log.trials:
-        study.add(trial)
-    recorder.judged(log.trials, judge.statistics)
-    judging: Judge = judge
-    if measured is not None:
-        timings = TimingLog(out / TIMINGS_FILE, log.next_id)
-        judging = with_timings(judge, measured.take, timings, reporter.warn)
-    judging = _while_unchanged(guarded(judging, judge.record, judge.node_counts, judge.source), prepared.bundle)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What works together in a run, in a run directory that is this process's own."""
 
-    def on_trial(trial: Trial, remaining: Remaining) -> None:
-        best = recorder.judged(log.trials, judge.statistics).trial
-        study.add(trial)
-        if trial.stage == "forced-low" and is_damaged(trial):
-            reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
-        reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
+    config: Config
+    prepared: Prepared
+    judge: PlanJudge
+    estimate: EstimatedLatency
+    measured: MeasuredLatency | None
+    strategy: Strategy
+    recorder: RunRecorder
+    reporter: SearchReporter
 
-    given = isinstance(strategy, GivenPlan)
-    reporter.stage("judging the given plan" if given else f"searching, strategy {strategy.name}")
-    outcome = run_search(
-        strategy,
-        judging,
-        log,
-        Budget(config.search.max_trials, config.search.timeout),
-        baseline=Proposal(_fp32_plan(config, prepared), "fp32"),
-        on_trial=on_trial,
-    )
+    @property
+    def directory(self) -> Path:
+        return self.recorder.directory
+
+    @property
+    def spaces(self) -> tuple[SearchSpace, ...]:
+        return tuple(each.space.space for each in self.prepared.variants.values())
+
+
+def _search(run: _Run) -> RunResult:
+    """Judges, chooses and publishes."""
+    config, judge, recorder = run.config, run.judge, run.recorder
+    outcome = _judge_plans(run)
     choice = choose_winner(outcome.trials, config.min_exact_match)
     interrupted = outcome.stopped == "interrupted"
     try:
         if interrupted:
             recorder.decide(choice, None)
         elif choice.trial is not None:
-            test = _test(config, prepared, judge, choice.trial, reporter)
-            recorder.decide(choice, test)
-            _publish_choice(recorder, prepared.bundle, outcome.trials, choice, reporter)
+            recorder.decide(choice, _test(config, run.prepared, judge, choice.trial, run.reporter))
+            _publish_choice(run, outcome.trials, choice)
     except KeyboardInterrupt:
         interrupted = True
     if not interrupted:
         _unless_it_fails(
-            "what rejected landmarks make of sentences",
-            lambda: _show_landmarks(prepared, judge, outcome.trials, out, reporter),
-            reporter,
+            "what rejected landmarks make of sentences", lambda: _show_landmarks(run, outcome.trials), run.reporter
         )
     recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
-    report = _unless_it_fails("the report", lambda: write_report(out), reporter)
-    reporter.close()
+    report = _unless_it_fails("the report", lambda: write_report(run.directory), run.reporter)
     table = pareto_table(outcome.trials, config.min_exact_match, pinned=recorder.info.model.pinned)
-    return RunResult(out, outcome.trials, choice, table, interrupted, report)
+    return RunResult(run.directory, outcome.trials, choice, table, interrupted, report)
+
+
+def _judge_plans(run: _Run) -> SearchOutcome:
+    """Runs the search loop, and keeps files, reporter and the judge's graphs up to date with each plan."""
+    config, judge, recorder, reporter = run.config, run.judge, run.recorder, run.reporter
+    log = TrialLog(run.directory / run_files.TRIALS_FILE)
+    study = StudyFile(run.directory, run.spaces, run.estimate.plan_ms)
+    for trial in log.trials:
+        study.add(trial)
+    recorder.judged(log.trials, judge.statistics)
+
+    def on_trial(trial: Trial, remaining: Remaining) -> None:
+        best = recorder.judged(log.trials, judge.statistics).trial
+        # What is tested, published and shown at the end.
+        wanted = (*rejected_landmarks(log.trials), *(() if best is None else (best,)))
+        judge.keep(each.plan.plan for each in wanted)
+        study.add(trial)
+        if trial.stage == "forced-low" and is_damaged(trial):
+            reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
+        reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
+
+    given = isinstance(run.strategy, GivenPlan)
+    judging = _careful(run, log)
+    reporter.stage("judging the given plan" if given else f"searching, strategy {config.search.strategy}")
+    return run_search(
+        run.strategy,
+        judging,
+        log,
+        Budget(config.search.max_trials, config.search.timeout),
+        baseline=Proposal(_fp32_plan(config, run.prepared), "fp32"),
+        on_trial=on_trial,
+    )
+
+
+def _careful(run: _Run, log: TrialLog) -> Judge:
+    """The judge with what is around it: times are kept, errors about one plan are trials, the model must not change."""
+    judge = run.judge
+    judging: Judge = judge
+    if run.measured is not None:
+        timings = TimingLog(run.directory / TIMINGS_FILE, log.next_id)
+        judging = with_timings(judging, run.measured.take, timings, run.reporter)
+    return _while_unchanged(guarded(judging, judge.record, judge.node_counts, judge.source), run.prepared.bundle)
 
 
 def dry_run(config: Config, reporter: Reporter) -> str:
     """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    prepared = prepare(config, reporter.stage, reporter.warn, progress=reporter.progress)
-    reporter.close()
-    space = prepared.space
-    lines = [to_toml(config).rstrip(), "", f"# The search space of strategy {config.search.strategy}"]
-    for family, op_types in space.space.op_types.items():
-        hard = space.space.hard[family]
+    prepared = prepare(config, reporter)
+    lines = [to_toml(config).rstrip()]
+    for variant, found in prepared.variants.items():
+        of_variant = "" if variant == BASE_VARIANT else f", variant {variant}"
+        lines += ["", f"# The search space of strategy {config.search.strategy}{of_variant}"]
+        lines += _space_lines(config, found.space)
+    return "\n".join(lines) + "\n"
+
+
+def _space_lines(config: Config, report: SpaceReport) -> list[str]:
+    lines = []
+    for family, op_types in report.space.op_types.items():
+        hard = report.space.hard[family]
         lines.append(f"# {family}: {', '.join(op_types) or 'nothing'}")
         lines.append(f"#   of these beyond the range of {config.search.dtype}: {', '.join(sorted(hard)) or 'none'}")
-    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(space.fixed)}")
-    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(space.fixed.items()))
-    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(space.hard)}")
-    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(space.hard.items(), key=lambda item: -item[1]))
-    return "\n".join(lines) + "\n"
+    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(report.fixed)}")
+    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(report.fixed.items()))
+    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(report.hard)}")
+    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(report.hard.items(), key=lambda item: -item[1]))
+    return lines
 
 
 def _while_unchanged(judge: Judge, bundle: Bundle) -> Judge:
@@ -221,18 +252,18 @@ def _given_blocklist(config: Config, path: Path) -> Blocklist:
     return found
 
 
-def _given_plan(given: Blocklist, source: str, prepared: Prepared, reporter: Reporter) -> Plan:
-    """The plan that the blocklist stands for, with what can never be low and the user's pins kept in fp32."""
-    plan = plan_of_blocklist(given, prepared.bundle.graphs, source)
-    added = prepared.space.fixed.keys() - plan.fp32
-    for reason in sorted({prepared.space.fixed[key] for key in added}):
-        keys = sorted(key for key in added if prepared.space.fixed[key] == reason)
+def _given_plan(plan: Plan, source: str, prepared: Prepared, reporter: Reporter) -> Plan:
+    """The plan of a given blocklist, with what can never be low and the user's pins kept in fp32, too."""
+    fixed = prepared.variants[plan.variant].space.fixed
+    added = fixed.keys() - plan.fp32
+    for reason in sorted({fixed[key] for key in added}):
+        keys = sorted(key for key in added if fixed[key] == reason)
         reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
-    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(prepared.space.fixed))
+    return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(fixed))
 
 
 def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
-    return Plan(config.search.dtype, "base", all_compute_keys(prepared.bundle.graphs))
+    return Plan(config.search.dtype, BASE_VARIANT, all_compute_keys(prepared.bundle.graphs))
 
 
 def _measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency | None:
@@ -244,11 +275,16 @@ def _measured(config: Config, prepared: Prepared, workload: Workload) -> Measure
 
 def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJudge:
     validation = prepared.sets.get("validation")
+    fp32 = prepared.fp32.generator if may_idle(prepared.settings) else None
+    if config.test is None:
+        prepared.fp32.close()  # no other reference will be generated
     return PlanJudge(
         prepared.bundle,
         prepared.sets["calibration"].data,
         None if validation is None else validation.data,
+        dtype=config.search.dtype,
         latency=latency,
+        fp32=fp32,
         weights=WeightCache(),
         settings=JudgeSettings(prepared.settings, config.calibration.batch_size, config.search.seed, prepared.limit),
     )
@@ -257,23 +293,43 @@ def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJu
 def _strategy(
     config: Config, prepared: Prepared, judge: PlanJudge, estimate: EstimatedLatency, reporter: Reporter
 ) -> Strategy:
+    """The strategy of the config; where there are several variants one for each, in turn."""
+    parts = shares(config.search.max_trials, len(prepared.variants))
+    found = [
+        _strategy_of(variant, config, prepared, judge, estimate, max_trials=part, reporter=reporter)
+        for variant, part in zip(prepared.variants, parts, strict=True)
+    ]
+    return found[0] if len(found) == 1 else InTurn(found, config.search.max_trials)
+
+
+def _strategy_of(
+    variant: str,
+    config: Config,
+    prepared: Prepared,
+    judge: PlanJudge,
+    estimate: EstimatedLatency,
+    *,
+    max_trials: int,
+    reporter: Reporter,
+) -> Strategy:
+    report = prepared.variants[variant].space
+
     def nodes() -> NodeSpace:
         return make_node_space(
             prepared.bundle,
-            prepared.space,
-            estimate.placement_costs(config.search.dtype),
-            screener=judge.screener,
+            report,
+            estimate.placement_costs(config.search.dtype, variant),
+            screener=judge.screener_of(variant),
             samples=prepared.sets["calibration"].data,
-            say=reporter.note,
-            progress=reporter.progress,
+            reporter=reporter,
         )
 
     return make_strategy(
         config.search.strategy,
         StrategyContext(
-            space=prepared.space.space,
+            space=report.space,
             seed=config.search.seed,
-            max_trials=config.search.max_trials,
+            max_trials=max_trials,
             estimate=estimate.plan_ms,
             nodes=nodes,
             min_validation_match=config.min_exact_match,
@@ -289,42 +345,43 @@ def _test(
         return None
     loaded = _load_test(config.test, prepared, reporter)
     reporter.stage(f"testing the winner, {len(loaded.data.rows)} unseen samples")
-    found = judge.confirm(convert(prepared.bundle.graphs, trial.plan.plan), loaded.data, reporter.progress)
+    found = judge.confirm(trial.plan.plan, loaded.data, reporter.progress)
     return loaded, round(found.exact_match * len(loaded.data.rows))
 
 
 def _load_test(section: DataSection, prepared: Prepared, reporter: Reporter) -> LoadedSet:
-    """On its own, so that the fp32 sessions are gone before those of the winner are made."""
+    """The test set with its reference; the fp32 sessions are gone before the winner runs."""
     samples = load_samples(section.path, "test")
     reporter.stage(f"generating the fp32 reference, {len(samples.samples)} test samples")
-    fp32 = open_fp32(prepared.bundle, prepared.settings, prepared.limit)
-    return load_set(samples, section, fp32, reporter.warn, reporter.progress)
+    loaded = load_set(samples, section, prepared.fp32, reporter)
+    prepared.fp32.close()
+    return loaded
 
 
-def _publish_choice(
-    recorder: RunRecorder, bundle: Bundle, trials: tuple[Trial, ...], choice: Choice, reporter: Reporter
-) -> None:
+def _publish_choice(run: _Run, trials: tuple[Trial, ...], choice: Choice) -> None:
     """Writes `model/`: the winner if it is faster than fp32, else fp32 itself."""
     trial = choice.trial if choice.faster else next(trial for trial in trials if trial.is_fp32)
     assert trial is not None  # what is faster than fp32 is a trial
-    reporter.stage("writing the model")
-    publish(
-        bundle, trial.plan.plan, publish_facts(recorder.info, recorder.nodes, trial), recorder.directory / FRESH_MODEL
-    )
-    replace_model(recorder.directory)
+    run.reporter.stage("writing the model")
+    plan, recorder = trial.plan.plan, run.recorder
+    facts = publish_facts(recorder.info, recorder.nodes_of(plan.variant), trial)
+    publish(run.prepared.bundle, plan, facts, run.directory / FRESH_MODEL, run.judge.converted(plan))
+    replace_model(run.directory)
 
 
-def _show_landmarks(
-    prepared: Prepared, judge: PlanJudge, trials: tuple[Trial, ...], out: Path, reporter: Reporter
-) -> None:
+def _show_landmarks(run: _Run, trials: tuple[Trial, ...]) -> None:
     rejected = rejected_landmarks(trials)
-    if are_there(out, rejected):
+    if are_there(run.directory, rejected):
         return
     if rejected:
-        reporter.stage("generating what rejected landmarks make of sentences")
-    calibration, decode = prepared.sets["calibration"], load_tokenizer(prepared.bundle.path).decode
-    shown = [show_landmark(trial, prepared.bundle, calibration, judge.settings, decode) for trial in rejected]
-    write_landmarks(out, len(calibration.data.rows), judge.source, shown)
+        run.reporter.stage("generating what rejected landmarks make of sentences")
+    bundle, judge, calibration = run.prepared.bundle, run.judge, run.prepared.sets["calibration"]
+    decode, pad, limit = load_tokenizer(bundle.path).decode, bundle.generation.pad_token_id, run.prepared.limit
+    shown = [
+        show_landmark(trial, judge.generator(trial.plan.plan), calibration, decode, pad=pad, limit=limit)
+        for trial in rejected
+    ]
+    write_landmarks(run.directory, len(calibration.data.rows), judge.source, shown)
 
 
 def _unless_it_fails(what: str, write: Callable[[], Written], reporter: Reporter) -> Written | None:

@@ -21,7 +21,6 @@ from precision_search.errors import DeviceError, MissingPackageError, UsageError
 from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.progress import Say
 from precision_search.runtime.session import (
     DEFAULT_GEMM_OPTIONS,
     Device,
@@ -67,7 +66,7 @@ class Backend(Protocol):
     def applied(self, settings: SessionSettings) -> SessionSettings:
         """The settings as they take effect here."""
 
-    def check_process(self, settings: SessionSettings, warn: Say) -> None:
+    def check_process(self, settings: SessionSettings, warn: Callable[[str], object]) -> None:
         """Whether this process can run as the settings ask: before anything slow starts.
 
         Raises:
@@ -108,7 +107,7 @@ class EmulationOnCpu:
         """What was emulated, not what a config asks of a device that is not here."""
         return replace(settings, use_tf32=False, gemm_options=DEFAULT_GEMM_OPTIONS)
 
-    def check_process(self, settings: SessionSettings, warn: Say) -> None:
+    def check_process(self, settings: SessionSettings, warn: Callable[[str], object]) -> None:
         """Warns of what emulation does not know."""
         if settings != self.applied(settings):
             warn(
@@ -152,7 +151,7 @@ class Cuda:
         """All of them."""
         return settings
 
-    def check_process(self, settings: SessionSettings, warn: Say) -> None:
+    def check_process(self, settings: SessionSettings, warn: Callable[[str], object]) -> None:
         """Sets the GEMM options of the process, or says that they are others."""
         cuda.apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
 """Receives how many are done, how many there are, and of what, in the plural."""
 

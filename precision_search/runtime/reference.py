@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +104,25 @@ def generate_all(
     return tuple(tokens), nonfinite
 
 
+@dataclass(frozen=True, slots=True)
+class ForcedModel:
+    """The fp32 encoder and decoder, ready to be forced."""
+
+    encoder: ForcedEncoder
+    decoder: ForcedDecoder
+
+
+def open_forced(bundle: Bundle, settings: SessionSettings) -> ForcedModel:
+    """The sessions that give the margins of a reference.
+
+    Raises:
+        DeviceMemoryError: the memory does not hold them.
+    """
+    encoder = after_release(lambda: ForcedEncoder(bundle.graphs[SEQ2SEQ.encoder.name].model, settings))
+    decoder = after_release(lambda: ForcedDecoder(bundle.graphs[SEQ2SEQ.decoder.name].model, settings))
+    return ForcedModel(encoder, decoder)
+
+
 def make_reference(
     bundle: Bundle,
     generator: Generator,
@@ -111,6 +130,7 @@ def make_reference(
     batch_size: int,
     settings: SessionSettings,
     *,
+    forced: Callable[[], ForcedModel] | None = None,
     limit: BatchLimit | None = None,
     progress: Progress = no_progress,
 ) -> Reference:
@@ -122,6 +142,7 @@ def make_reference(
         rows: input ids of each sample.
         batch_size: rows at once, if the memory holds them.
         settings: for the teacher-forced sessions.
+        forced: gives the teacher-forced sessions, once all is generated; None makes them.
         limit: of rows at once, shared with others.
         progress: receives how many rows were generated; forcing them is the smaller part of the work.
 
@@ -138,13 +159,12 @@ def make_reference(
             why="there is no reference to compare with",
             fix="check the checkpoint; a model stored in fp16 may have lost its weights' range",
         )
-    encoder = after_release(lambda: ForcedEncoder(bundle.graphs[SEQ2SEQ.encoder.name].model, settings))
-    decoder = after_release(lambda: ForcedDecoder(bundle.graphs[SEQ2SEQ.decoder.name].model, settings))
+    sessions = forced() if forced is not None else open_forced(bundle, settings)
 
     def force(size: int) -> tuple[npt.NDArray[np.float32], ...]:
         margins: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
         for batch in forced_batches(rows, tokens, bundle.generation, size, by_target_length(tokens)):
-            found = decoder.margins(batch, encoder.encode(batch))
+            found = sessions.decoder.margins(batch, sessions.encoder.encode(batch))
             _check_agreement(batch, found)
             for row, index in enumerate(batch.source.indices):
                 margins[index] = found[row, : len(tokens[index])]

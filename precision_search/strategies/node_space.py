@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from precision_search.cost.placement import PlacementCosts, Placer
 from precision_search.judging.sample_sets import SampleRows
@@ -11,7 +11,7 @@ from precision_search.judging.sensitivity import RoleProbe
 from precision_search.model.bundle import Bundle
 from precision_search.precision.low import low_max
 from precision_search.precision.plan import Plan, all_compute_keys
-from precision_search.runtime.progress import Progress, no_progress
+from precision_search.reporting import NOBODY, Reporter
 from precision_search.strategies.base import NodeSpace
 from precision_search.strategies.space import SpaceReport, output_projection
 
@@ -23,8 +23,7 @@ def make_node_space(
     *,
     screener: Screener,
     samples: SampleRows,
-    say: Callable[[str], None],
-    progress: Progress = no_progress,
+    reporter: Reporter = NOBODY,
 ) -> NodeSpace:
     """The space at node level.
 
@@ -32,34 +31,31 @@ def make_node_space(
         bundle: the fp32 bundle.
         report: the space at op-type level, with what is hard.
         costs: what the cut weighs.
-        screener: of the same bundle.
+        screener: of the same variant.
         samples: the calibration set.
-        say: receives a line before the noise of roles is measured.
-        progress: receives of how many roles it was.
+        reporter: told before the noise of roles is measured, and of how many roles it was.
     """
-    space = report.space
-    placer = Placer(bundle.graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
+    space, graphs = report.space, bundle.graphs_of(report.space.variant)
+    placer = Placer(graphs, space.dtype, space.variant, costs, fixed=space.fixed, forced_low=space.forced_low)
     decided = space.fixed | space.forced_low
-    roles = {
-        node.key: node.role for graph in bundle.graphs.values() for node in graph.compute if node.key not in decided
-    }
+    roles = {node.key: node.role for graph in graphs.values() for node in graph.compute if node.key not in decided}
     hard = {key: largest / low_max(space.dtype) for key, largest in report.hard.items() if key in roles}
     soft = {key: role for key, role in roles.items() if key not in hard}
-    fp32 = Plan(space.dtype, space.variant, all_compute_keys(bundle.graphs))
+    fp32 = Plan(space.dtype, space.variant, all_compute_keys(graphs))
     probe = RoleProbe(screener, samples, bundle.generation, fp32)
     known: dict[str, float] = {}
 
     def noise(wanted: frozenset[str]) -> Mapping[str, float]:
         if new := wanted - known.keys():
-            say(f"measuring the noise of {len(new)} role{'s' * (len(new) != 1)}")
-            progress(0, len(new), "roles")
+            reporter.note(f"measuring the noise of {len(new)} role{'s' * (len(new) != 1)}")
+            reporter.progress(0, len(new), "roles")
         for done, role in enumerate(sorted(new), 1):
             known[role] = probe.noise(frozenset(key for key, each in soft.items() if each == role))
-            progress(done, len(new), "roles")
+            reporter.progress(done, len(new), "roles")
         return {role: known[role] for role in wanted}
 
     def place(fp32: frozenset[str], price_ms: Mapping[str, float]) -> tuple[Plan, float]:
         placed = placer.place(fp32, prices={key: ms / 1e3 for key, ms in price_ms.items()})
         return placed.plan, placed.seconds * 1e3
 
-    return NodeSpace(roles, hard, output_projection(bundle.graphs) & roles.keys(), noise, place)
+    return NodeSpace(roles, hard, output_projection(graphs) & roles.keys(), noise, place)

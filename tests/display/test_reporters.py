@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from precision_search.display.reporters import PlainReporter, QuietReporter, RichReporter, make_reporter, trial_line
-from precision_search.judging.trial import Divergence, Reporter, SearchState
+from precision_search.judging.trial import Divergence, SearchReporter, SearchState
 from tests.search_models import trial
 
 
@@ -42,7 +42,7 @@ def shown(stream: Terminal) -> str:
     return visible(stream.getvalue()).rstrip("\r").replace("\r", "\n").rpartition("\n")[2]
 
 
-def tell_everything(reporter: Reporter) -> None:
+def tell_everything(reporter: SearchReporter) -> None:
     reporter.stage("reading [model]")
     reporter.note("a note")
     reporter.warn("a warning")

@@ -95,7 +95,7 @@ def search_parts(demo: Demo) -> tuple[int, int, int, str]:
     samples = SampleRows(ROWS, Reference(TOKENS, tuple(np.ones(len(row), np.float32) for row in TOKENS)))
     ranges = measure(bundle, ROWS, 2, "float16", settings)
     screen = SampleScreen(samples, bundle.generation, 2)
-    screened = Screener(bundle.graphs, weights, settings).prepare(plan).screen(screen, to_the_end=True)
+    screened = Screener(bundle.graphs, plan.dtype, weights, settings).prepare(plan).screen(screen, to_the_end=True)
     models = convert(bundle.graphs, plan, weights).models
     confirmed = confirm(models, samples, bundle.generation, settings, batch_size=2, weights=weights)
     latency = MeasuredLatency(bundle, Workload(2, 8, 4), settings, seed=0).latency(models)

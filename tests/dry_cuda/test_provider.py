@@ -243,7 +243,7 @@ def work(bundle: Bundle, settings: SessionSettings) -> Mapping[str, tuple[Sectio
         ),
         "ranges": lambda: measure_ranges(graphs["encoder"], graphs["decoder"], batches, "float16", settings),
         "screen": lambda: (
-            Screener(graphs, weights, settings)
+            Screener(graphs, "float16", weights, settings)
             .prepare(plan)
             .screen(SampleScreen(samples, bundle.generation, 4), to_the_end=True)
         ),
@@ -407,7 +407,7 @@ def on_a_full_device(demo: Demo, spare: int) -> Shrunk:
     limit = BatchLimit(said.append)
     generator = Generator(bundle.models, bundle.generation, settings)
     samples = SampleRows(ROWS, tokens_of(ROWS))
-    prepared = Screener(bundle.graphs, weights, settings, limit).prepare(low_plan(bundle))
+    prepared = Screener(bundle.graphs, "float16", weights, settings, limit).prepare(low_plan(bundle))
     set_device_memory(in_use() + spare)
     pad = bundle.generation.pad_token_id
     generated = limit.fitting(BATCH, lambda size: generate_all(generator, ROWS, pad, size))
@@ -439,7 +439,7 @@ def made_beside_an_idle_buffer(demo: Demo, part: str) -> bool:
     bundle = demo.open()
     parts: dict[str, Callable[[], object]] = {
         "fp32": lambda: open_fp32(bundle, settings),
-        "screen": lambda: Screener(bundle.graphs, WeightCache(), settings).prepare(low_plan(bundle)),
+        "screen": lambda: Screener(bundle.graphs, "float16", WeightCache(), settings),
     }
     create_session(weighing(MIB), settings)
     buffer = Buffer(ir.DataType.FLOAT, settings)

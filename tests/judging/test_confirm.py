@@ -13,7 +13,7 @@ import pytest
 from precision_search.judging import confirm as module
 from precision_search.judging.confirm import ConfirmResult, confirm
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import Divergence, SampleScreen, Screener
+from precision_search.judging.screen import Parting, SampleScreen, Screener
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import FLOATS, GraphName
 from precision_search.precision.convert import convert
@@ -49,7 +49,7 @@ def test_what_the_screen_calls_exact_is_confirmed(
     demo_bundle: Bundle, samples: SampleRows, kept: Sequence[str]
 ) -> None:
     plan = keeping(demo_bundle, kept, WO)
-    screener = Screener(demo_bundle.graphs, WeightCache(), SETTINGS)
+    screener = Screener(demo_bundle.graphs, "float16", WeightCache(), SETTINGS)
     assert screener.prepare(plan).screen(SampleScreen(samples, demo_bundle.generation, 4)).verdict == "exact"
 
     assert confirmed(demo_bundle, plan, samples) == ConfirmResult(1.0, False, None)
@@ -63,7 +63,7 @@ def test_a_plan_that_overflows_is_seen_to_be_non_finite(demo_bundle: Bundle, sam
 
 
 def test_finite_garbage_is_a_mismatch(demo_bundle: Bundle, samples: SampleRows) -> None:
-    assert confirmed(demo_bundle, keeping(demo_bundle), samples) == ConfirmResult(0.0, False, Divergence(0, 0))
+    assert confirmed(demo_bundle, keeping(demo_bundle), samples) == ConfirmResult(0.0, False, Parting(0, 0))
 
 
 # Which graphs run.
@@ -142,7 +142,7 @@ def test_it_is_the_given_graphs_that_decide(demo_bundle: Bundle, samples: Sample
     result = confirm(models, samples, demo_bundle.generation, SETTINGS, batch_size=4, weights=WeightCache())
 
     assert result.exact_match == 0.0
-    assert result.divergence == Divergence(0, 1)  # the first token is the other decoder's
+    assert result.divergence == Parting(0, 1)  # the first token is the other decoder's
 
 
 # What counts as the same.
@@ -152,11 +152,11 @@ def test_it_is_the_given_graphs_that_decide(demo_bundle: Bundle, samples: Sample
     ("found", "bad", "wanted"),
     [
         ([[5, 6, 1], [7, 1]], [False, False], ConfirmResult(1.0, False, None)),
-        ([[5, 6, 1], [8, 1]], [False, False], ConfirmResult(0.5, False, Divergence(1, 0))),
-        ([[5, 9, 1], [8, 1]], [False, False], ConfirmResult(0.0, False, Divergence(0, 1))),
-        ([[5, 6, 6, 1], [7, 1]], [False, False], ConfirmResult(0.5, False, Divergence(0, 2))),
-        ([[5, 6, 1], [7, 1]], [False, True], ConfirmResult(0.5, True, Divergence(1, 0))),
-        ([[5, 6, 1], [8, 1]], [True, False], ConfirmResult(0.0, True, Divergence(0, 0))),
+        ([[5, 6, 1], [8, 1]], [False, False], ConfirmResult(0.5, False, Parting(1, 0))),
+        ([[5, 9, 1], [8, 1]], [False, False], ConfirmResult(0.0, False, Parting(0, 1))),
+        ([[5, 6, 6, 1], [7, 1]], [False, False], ConfirmResult(0.5, False, Parting(0, 2))),
+        ([[5, 6, 1], [7, 1]], [False, True], ConfirmResult(0.5, True, Parting(1, 0))),
+        ([[5, 6, 1], [8, 1]], [True, False], ConfirmResult(0.0, True, Parting(0, 0))),
     ],
 )
 @pytest.mark.usefixtures("recorder")

@@ -16,12 +16,13 @@ from precision_search.judging.damage import DamagedNode, DamageFinder
 from precision_search.judging.judge import JudgeSettings, PlanJudge
 from precision_search.judging.noise import DAMAGE_NOISE
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import Divergence as ScreenDivergence
+from precision_search.judging.screen import Parting
 from precision_search.judging.trial import LANDMARKS, Divergence, FlipRisk, Proposal, Trial, TrialLatency
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.blocklist import blocklist_of_plan, plan_of_blocklist
 from precision_search.precision.convert import convert
+from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.records.trials import trial_from_line, trial_to_line
@@ -43,7 +44,7 @@ class SeenLatency:
     def __init__(self) -> None:
         self.seen: list[Mapping[GraphName, ir.Model]] = []
 
-    def latency(self, models: Mapping[GraphName, ir.Model]) -> TrialLatency:
+    def latency(self, models: Mapping[GraphName, ir.Model], variant: str) -> TrialLatency:
         self.seen.append(models)
         return LATENCY
 
@@ -64,10 +65,14 @@ class Court:
 
 
 def make_judge(
-    bundle: Bundle, calibration: SampleRows, validation: SampleRows | None, latency: SeenLatency
+    bundle: Bundle,
+    calibration: SampleRows,
+    validation: SampleRows | None,
+    latency: SeenLatency,
+    dtype: LowDtype = "float16",
 ) -> PlanJudge:
-    settings = JudgeSettings(SETTINGS, batch_size=4, seed=0)
-    return PlanJudge(bundle, calibration, validation, latency=latency, weights=WeightCache(), settings=settings)
+    settings, weights = JudgeSettings(SETTINGS, batch_size=4, seed=0), WeightCache()
+    return PlanJudge(bundle, calibration, validation, dtype=dtype, latency=latency, weights=weights, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -172,12 +177,12 @@ def test_which_validation_samples_are_kept_is_for_generation_to_say(
     court: Court, careful: Plan, stable: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Teacher forcing sees no cache and no token of the plan's own; what it says of margins is the flip risk."""
-    free = court.judge.confirm(convert(court.bundle.graphs, careful), court.validation)
+    free = court.judge.confirm(careful, court.validation)
     assert stable.validation_match == free.exact_match
 
     def generated(generator: object, samples: SampleRows, pad: int, **_: Any) -> ConfirmResult:
         lost = samples is court.validation
-        return ConfirmResult(0.7 if lost else 1.0, lost, ScreenDivergence(1, 0) if lost else None)
+        return ConfirmResult(0.7 if lost else 1.0, lost, Parting(1, 0) if lost else None)
 
     monkeypatch.setattr(module, "confirm_with", generated)
     trial = court.judge(Proposal(careful, "joined"), 9)
@@ -198,7 +203,7 @@ def test_without_a_validation_set_there_is_no_flip_risk(court: Court, careful: P
 def test_what_the_confirm_run_finds_outweighs_the_screen(
     court: Court, careful: Plan, monkeypatch: pytest.MonkeyPatch, nonfinite: bool, verdict: str
 ) -> None:
-    found = ConfirmResult(0.75, nonfinite, ScreenDivergence(4, 2))
+    found = ConfirmResult(0.75, nonfinite, Parting(4, 2))
     monkeypatch.setattr(module, "confirm_with", lambda *args, **options: found)
 
     trial = court.judge(Proposal(careful, "joined"), 0)
@@ -211,7 +216,7 @@ def test_what_the_confirm_run_finds_outweighs_the_screen(
 def test_near_ties_are_blamed_on_no_node(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding the logits ties some token of the demo; no node is to blame, however far its values are off."""
     monkeypatch.setattr(DamageFinder, "find", lambda *_: DamagedNode("some/Node", 0.3))
-    monkeypatch.setattr(module, "confirm_with", lambda *_, **__: ConfirmResult(0.75, False, ScreenDivergence(4, 2)))
+    monkeypatch.setattr(module, "confirm_with", lambda *_, **__: ConfirmResult(0.75, False, Parting(4, 2)))
 
     trial = court.judge(Proposal(lowering(court.bundle, {"lm_head/Mul"}), "joined"), 0)
 
@@ -274,10 +279,10 @@ def test_a_plan_that_cannot_be_built_becomes_an_error_trial(court: Court) -> Non
     """CUDA has no bfloat16 Reciprocal: a plan that asks for it is that plan's problem, not the run's."""
     unfit = Plan("bfloat16", "base", pinned_keys(court.bundle.graphs))
     proposal = Proposal(unfit, "given", parent=2)
+    judge = make_judge(court.bundle, court.calibration, None, court.latency, "bfloat16")
     with pytest.raises(InputError, match="Reciprocal"):
-        court.judge(proposal, 5)
+        judge(proposal, 5)
 
-    judge = court.judge
     trial = guarded(judge, judge.record, judge.node_counts, judge.source)(proposal, 5)
 
     assert (trial.id, trial.parent, trial.verdict) == (5, 2, "error")
@@ -285,7 +290,7 @@ def test_a_plan_that_cannot_be_built_becomes_an_error_trial(court: Court) -> Non
     assert "Reciprocal" in trial.message
     assert trial.plan.plan == unfit
     assert (trial.fp32_nodes, trial.low_nodes) == judge.node_counts(unfit)
-    assert judge(Proposal(lowering(court.bundle), "fp32"), 6).verdict == "stable"  # the judge goes on
+    assert judge(Proposal(lowering(court.bundle, (), "bfloat16"), "fp32"), 6).verdict == "stable"  # the judge goes on
 
 
 def test_a_recorded_plan_reads_back(court: Court, careful: Plan) -> None:
@@ -334,6 +339,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_plan_judged_all_the_same(
         court.bundle,
         court.calibration,
         court.validation,
+        dtype="float16",
         latency=court.latency,
         weights=WeightCache(),
         settings=settings,
@@ -352,7 +358,7 @@ def test_no_memory_to_look_for_the_culprit_leaves_the_verdict(court: Court, monk
         raise DeviceMemoryError("A graph ran out of memory.")
 
     judge = court.again()
-    monkeypatch.setattr(judge._damage, "find", full)
+    monkeypatch.setattr(judge._variants["base"].damage, "find", full)
     trial = judge(Proposal(keeping(court.bundle), "encoder"), 0)
     assert trial.verdict in {"mismatch", "nonfinite"}
     assert trial.first_divergence is not None and trial.first_divergence.node is None
@@ -360,11 +366,17 @@ def test_no_memory_to_look_for_the_culprit_leaves_the_verdict(court: Court, monk
 
 def test_the_verdict_says_where_it_comes_from(court: Court, monkeypatch: pytest.MonkeyPatch) -> None:
     assert court.judge.source == "emulated"
-    monkeypatch.setattr(module, "Screener", lambda *_: None)
+    monkeypatch.setattr(module, "Screener", lambda *_, **__: None)
     settings = JudgeSettings(SessionSettings(device="cuda"), 4, 0)
 
     on_device = PlanJudge(
-        court.bundle, court.calibration, None, latency=court.latency, weights=WeightCache(), settings=settings
+        court.bundle,
+        court.calibration,
+        None,
+        dtype="float16",
+        latency=court.latency,
+        weights=WeightCache(),
+        settings=settings,
     )
 
     assert on_device.source == "cuda"

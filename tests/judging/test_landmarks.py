@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from precision_search.config import DataSection
 from precision_search.display.html.sentences import Text, shown_landmarks
 from precision_search.errors import InputError
 from precision_search.judging import landmarks
-from precision_search.judging.judge import JudgeSettings
 from precision_search.judging.landmarks import AT_ONCE, SHOWN, Landmark, Span, rejected_landmarks, show_landmark
 from precision_search.judging.sample_sets import LoadedSet, SampleRows
 from precision_search.model.samples import Sample, SampleSet
@@ -22,8 +20,8 @@ from precision_search.records.landmarks_json import LANDMARKS_FILE, are_there, r
 from precision_search.records.pareto_table import pareto_table
 from precision_search.records.run_files import read_run
 from precision_search.run import search as run_module
+from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.reference import Reference
-from precision_search.runtime.session import SessionSettings
 from tests.cli_models import invoke
 from tests.output_models import small_run
 from tests.report_models import differing
@@ -59,11 +57,9 @@ def shown(
         numbers = [row[0] for row in part]
         return tuple(found[n] for n in numbers), np.array([n in nonfinite for n in numbers])
 
-    monkeypatch.setattr(landmarks, "convert", lambda *_: SimpleNamespace(models={}))
-    monkeypatch.setattr(landmarks, "open_generator", lambda *_: None)
     monkeypatch.setattr(landmarks, "generate_all", generate)
-    bundle: Any = SimpleNamespace(graphs={}, generation=SimpleNamespace(pad_token_id=0))
-    return show_landmark(trial(1), bundle, calibration, JudgeSettings(SessionSettings(), 32, 0), decode)
+    generator: Any = None
+    return show_landmark(trial(1), generator, calibration, decode, pad=0, limit=BatchLimit())
 
 
 def marked(text: str, span: Span | None) -> str | None:

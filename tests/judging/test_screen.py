@@ -15,7 +15,7 @@ from precision_search.errors import InputError
 from precision_search.judging.confirm import confirm
 from precision_search.judging.ranges import measure_ranges
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import FIRST_BATCH, FP32_ENCODER, Divergence, SampleScreen, Screener, ScreenResult
+from precision_search.judging.screen import FIRST_BATCH, FP32_ENCODER, Parting, SampleScreen, Screener, ScreenResult
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import compute_keys_by_op_type
@@ -60,7 +60,7 @@ class Demo:
 def demo(demo_bundle: Bundle, demo_ids: Rows) -> Demo:
     weights = WeightCache()
     calibration = SampleScreen(sample_rows(demo_bundle, demo_ids), demo_bundle.generation, BATCH_SIZE)
-    return Demo(demo_bundle, weights, Screener(demo_bundle.graphs, weights, SETTINGS), calibration)
+    return Demo(demo_bundle, weights, Screener(demo_bundle.graphs, "float16", weights, SETTINGS), calibration)
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +224,14 @@ def test_one_session_a_graph_serves_all_plans(demo: Demo) -> None:
 
 def test_another_dtype_is_another_encoder(demo: Demo) -> None:
     relu = compute_keys_by_op_type(demo.bundle.graphs, "encoder")["Relu"]
+    screeners = {dtype: Screener(demo.bundle.graphs, dtype, demo.weights, SETTINGS) for dtype in LOW_DTYPES}
 
-    half, brain = (demo.screener.prepare(lowering(demo.bundle, relu, dtype)) for dtype in LOW_DTYPES)
+    half, brain = (screeners[dtype].prepare(lowering(demo.bundle, relu, dtype)) for dtype in LOW_DTYPES)
 
     assert half.encoder is not brain.encoder
     assert half.encoder_id != brain.encoder_id
+    with pytest.raises(ValueError, match="for float16 was given a plan in bfloat16"):
+        screeners["float16"].prepare(lowering(demo.bundle, relu, "bfloat16"))
 
 
 def test_a_plan_that_no_kernel_can_run_is_refused(demo: Demo) -> None:
@@ -288,7 +291,7 @@ def test_it_stops_after_the_batch_that_decides(wrong: int, looked_at: int) -> No
     assert sorted(early.margins) == list(range(looked_at))
     assert (full.verdict, full.screened) == ("mismatch", 20)
     assert full.exact_match == pytest.approx(0.95)
-    assert early.divergence == full.divergence == Divergence(wrong, 1)
+    assert early.divergence == full.divergence == Parting(wrong, 1)
     assert early.min_margin == full.min_margin == -0.5
     assert early.build_seconds == 0.5
 
@@ -297,7 +300,7 @@ def test_a_tie_is_a_mismatch() -> None:
     """Providers break ties differently, so nobody knows which token wins."""
     result = plan_with({3: [0.25, 0.0]}).screen(samples_with(TWENTY), to_the_end=True)
 
-    assert (result.verdict, result.divergence, result.min_margin) == ("mismatch", Divergence(3, 1), 0.0)
+    assert (result.verdict, result.divergence, result.min_margin) == ("mismatch", Parting(3, 1), 0.0)
     assert result.exact_match == pytest.approx(0.95)
 
 
@@ -316,21 +319,21 @@ def test_non_finite_beats_mismatch(where: int) -> None:
     result = plan_with({1: [-3.0, 1.0], 2: margins}).screen(samples_with(TWENTY))
 
     assert (result.verdict, result.min_margin) == ("nonfinite", None)
-    assert result.divergence == Divergence(1, 0)
+    assert result.divergence == Parting(1, 0)
     assert result.exact_match == pytest.approx(6 / 8)
 
 
 def test_a_logit_that_is_not_finite_decides_where_it_stands() -> None:
     result = plan_with({2: [1.0, NAN]}).screen(samples_with(TWENTY))
 
-    assert (result.verdict, result.screened, result.divergence) == ("nonfinite", FIRST_BATCH, Divergence(2, 1))
+    assert (result.verdict, result.screened, result.divergence) == ("nonfinite", FIRST_BATCH, Parting(2, 1))
 
 
 @pytest.mark.parametrize("bad", [NAN, np.inf, -np.inf])
 def test_an_encoder_output_that_is_not_finite_counts_even_if_the_tokens_survive(bad: float) -> None:
     result = plan_with(hidden={4: bad}).screen(samples_with(TWENTY))
 
-    assert (result.verdict, result.min_margin, result.divergence) == ("nonfinite", None, Divergence(4, 0))
+    assert (result.verdict, result.min_margin, result.divergence) == ("nonfinite", None, Parting(4, 0))
     assert result.exact_match == pytest.approx(7 / 8)
 
 

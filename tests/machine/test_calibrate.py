@@ -18,6 +18,7 @@ from precision_search.machine import calibrate as module
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.measure import default_series, measure_device
 from precision_search.records import run_files
+from precision_search.reporting import Reporter
 from precision_search.runtime.session import SessionSettings
 from tests.cli_models import fails, invoke
 from tests.fake_device import FakeDevice
@@ -28,7 +29,7 @@ DEVICES = (
 )
 
 
-class Notes:
+class Notes(Reporter):
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:

@@ -23,6 +23,7 @@ from precision_search.runtime.backends import create_session
 from precision_search.runtime.session import SessionSettings, run_session
 from precision_search.runtime.timing import Run
 from tests.fake_device import FakeDevice
+from tests.told import Told
 
 CPU = SessionSettings(threads=1)
 LAUNCHES = Series("kernel launch", "float32", "kernel", tuple(Probe("Tanh", "float32", n, 1, 64) for n in (32, 128)))
@@ -89,28 +90,28 @@ def test_every_time_and_the_condition_around_them_is_kept() -> None:
 def test_a_dtype_without_kernels_is_left_out() -> None:
     bfloat16 = product_series("square product", "bfloat16", 2048, 2048, 2048)
 
-    device, noted = FakeDevice(flops={"float32": 1e12, "float16": 1e12}), list[str]()
+    device, told = FakeDevice(flops={"float32": 1e12, "float16": 1e12}), Told()
 
     found = measure_device(
-        CPU, (LAUNCHES, bfloat16, PRODUCTS), note=noted.append, open_probe=device.open, clock=device.clock
+        CPU, (LAUNCHES, bfloat16, PRODUCTS), reporter=told, open_probe=device.open, clock=device.clock
     )
 
     assert [each.series for each in found] == [LAUNCHES, PRODUCTS]
-    assert noted == [f"{bfloat16.name} is left out: ONNX Runtime does not accept the graph 'probe'."]
+    assert told.notes == [f"{bfloat16.name} is left out: ONNX Runtime does not accept the graph 'probe'."]
 
 
 def test_float_nodes_that_a_device_would_leave_to_the_cpu_are_no_kernels() -> None:
-    device, noted = FakeDevice(), list[str]()
+    device, told = FakeDevice(), Told()
 
     def refuse(probe: Probe, settings: SessionSettings) -> Run:
         if probe.dtype == "float16":
             raise NoKernelError("a float node would run on the CPU", why="no kernel for MatMul")
         return device.open(probe, settings)
 
-    found = measure_device(CPU, (LAUNCHES, PRODUCTS), note=noted.append, open_probe=refuse, clock=device.clock)
+    found = measure_device(CPU, (LAUNCHES, PRODUCTS), reporter=told, open_probe=refuse, clock=device.clock)
 
     assert [each.series for each in found] == [LAUNCHES]
-    assert noted == [f"{PRODUCTS.name} is left out: no kernel for MatMul"]
+    assert told.notes == [f"{PRODUCTS.name} is left out: no kernel for MatMul"]
 
 
 def test_a_low_dtype_that_fails_while_it_runs_is_not_hidden() -> None:
@@ -161,11 +162,11 @@ def test_work_that_takes_no_time_is_refused() -> None:
 
 
 def test_each_series_is_announced() -> None:
-    device, said = FakeDevice(), list[str]()
+    device, told = FakeDevice(), Told()
 
-    measure_device(CPU, (LAUNCHES, PRODUCTS), say=said.append, open_probe=device.open, clock=device.clock)
+    measure_device(CPU, (LAUNCHES, PRODUCTS), reporter=told, open_probe=device.open, clock=device.clock)
 
-    assert said == [
+    assert told.stages == [
         "measuring kernel launch, float32, 1 x 64 (1 of 2)",
         "measuring square product, float16, 2048 x 2048 x 2048 (2 of 2)",
     ]

@@ -43,6 +43,7 @@ from tests.graphs import (
     tiny_feeds,
     tiny_t5_protos,
 )
+from tests.told import Told
 
 Protos = dict[GraphName, onnx.ModelProto]
 CONFIG: Mapping[str, Any] = {
@@ -353,11 +354,11 @@ def test_a_hub_id_is_fetched_without_pickles_or_said_to_fail(tmp_path: Path, mon
         raise OSError("offline\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    said: list[str] = []
+    told = Told()
     with pytest.raises(InputError, match="cannot be fetched from the hub") as caught:
-        open_bundle("someone/tiny-t5", tmp_path, say=said.append)
+        open_bundle("someone/tiny-t5", tmp_path, reporter=told)
     assert caught.value.why == "offline"
-    assert said == ["downloading someone/tiny-t5"]
+    assert told.stages == ["downloading someone/tiny-t5"]
     assert asked[0][0] == "someone/tiny-t5"
     assert "config.json" in asked[0][1]
     assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked[0][1])
@@ -376,10 +377,10 @@ def checkpoint(folder: Path) -> Path:
 def test_a_checkpoint_is_exported_once(
     checkpoint: Path, workers: list[ExportJob | GenerateJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    first = opened(checkpoint, say=said.append)
-    assert len(said) == 1
-    assert "exporting tiny" in said[0]
+    told = Told()
+    first = opened(checkpoint, reporter=told)
+    assert len(told.stages) == 1
+    assert "exporting tiny" in told.stages[0]
     assert sorted(job.graph for job in workers if isinstance(job, ExportJob)) == sorted(GRAPH_NAMES)
     assert first.checkpoint == checkpoint
     assert checkpoint.parent / "cache" in first.path.parents
@@ -390,9 +391,9 @@ def test_a_checkpoint_is_exported_once(
     }
     assert [entry.name for entry in first.path.parent.iterdir()] == [first.path.name]
     monkeypatch.setattr(bundle_module, "run_jobs", no_worker)
-    second = opened(checkpoint, say=said.append)
+    second = opened(checkpoint, reporter=told)
     assert (second.path, second.content_hash) == (first.path, first.content_hash)
-    assert len(said) == 1
+    assert len(told.stages) == 1
     elsewhere = checkpoint.parent / "elsewhere"
     shutil.copytree(checkpoint, elsewhere)
     assert opened(elsewhere).path == first.path

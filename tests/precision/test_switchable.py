@@ -4,6 +4,7 @@ graphs compute; where operations come in another order it does not, and a test s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precision_search.errors import InputError
-from precision_search.judging.screen import SampleScreen, Screener
+from precision_search.judging.screen import PreparedPlan, SampleScreen, Screener
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES, Graph, GraphName, NodeKind, compute_keys_by_op_type, is_float
 from precision_search.precision.convert import Converted, convert
@@ -258,12 +259,25 @@ def forced(demo_bundle: Bundle, demo_ids: Rows, demo_oracle_tokens: list[list[in
     return forced_batches(demo_ids[:4], demo_oracle_tokens[:4], demo_bundle.generation, 4)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Screeners:
+    """A screener for each low dtype, made when a plan asks for it."""
+
+    bundle: Bundle
+    made: dict[LowDtype, Screener] = field(default_factory=dict)
+
+    def prepare(self, plan: Plan) -> PreparedPlan:
+        if plan.dtype not in self.made:
+            self.made[plan.dtype] = Screener(self.bundle.graphs, plan.dtype, WeightCache(), SETTINGS)
+        return self.made[plan.dtype].prepare(plan)
+
+
 @pytest.fixture(scope="module")
-def screener(demo_bundle: Bundle) -> Screener:
-    return Screener(demo_bundle.graphs, WeightCache(), SETTINGS)
+def screener(demo_bundle: Bundle) -> Screeners:
+    return Screeners(demo_bundle)
 
 
-def check_the_demo(screener: Screener, bundle: Bundle, forced: ForcedBatch, plan: Plan) -> Arrays:
+def check_the_demo(screener: Screeners, bundle: Bundle, forced: ForcedBatch, plan: Plan) -> Arrays:
     """The screener's sessions against static emulation and the converted graphs."""
     prepared, weights = screener.prepare(plan), WeightCache()
     hidden = prepared.encoder.encode(forced, prepared.encoder_flags)
@@ -282,13 +296,13 @@ def check_the_demo(screener: Screener, bundle: Bundle, forced: ForcedBatch, plan
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(choice=CHOICES)
 def test_margins_and_hidden_states_of_the_demo_are_those_of_the_converted_graphs(
-    screener: Screener, demo_bundle: Bundle, forced: ForcedBatch, choice: Choice
+    screener: Screeners, demo_bundle: Bundle, forced: ForcedBatch, choice: Choice
 ) -> None:
     check_the_demo(screener, demo_bundle, forced, choice.plan(demo_bundle.graphs))
 
 
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
-def test_all_low_is_all_low(screener: Screener, demo_bundle: Bundle, forced: ForcedBatch, dtype: LowDtype) -> None:
+def test_all_low_is_all_low(screener: Screeners, demo_bundle: Bundle, forced: ForcedBatch, dtype: LowDtype) -> None:
     graphs = demo_bundle.graphs
     stuck = {n.key for g in graphs.values() for n in g.compute if kernel_for(n.op_type, dtype) is None}
     plan = Plan(dtype, "base", pinned_keys(graphs) | stuck)
@@ -301,7 +315,7 @@ def test_all_low_is_all_low(screener: Screener, demo_bundle: Bundle, forced: For
 
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_with_all_flags_off_it_is_the_plain_graph(
-    screener: Screener, demo_bundle: Bundle, forced: ForcedBatch, dtype: LowDtype
+    screener: Screeners, demo_bundle: Bundle, forced: ForcedBatch, dtype: LowDtype
 ) -> None:
     plain = Sessions(*(demo_bundle.graphs[name].model for name in ("encoder", "decoder"))).run(forced)
 
@@ -318,7 +332,7 @@ def rms(array: npt.NDArray[np.float32]) -> float:
 
 @pytest.mark.parametrize("kept", [(), WO], ids=["fp32", "norms and wo in fp32"])
 def test_with_a_past_the_order_of_operations_is_another_and_margins_differ_by_less_than_rounding_moves_them(
-    screener: Screener, demo_bundle: Bundle, demo_ids: Rows, kept: Collection[str]
+    screener: Screeners, demo_bundle: Bundle, demo_ids: Rows, kept: Collection[str]
 ) -> None:
     """Generation decodes one position at a time: its matrix products have other shapes, so that sums come in another
     order, and it reads keys and values from a cache. In fp32 that is noise of a few units in the last place of logits

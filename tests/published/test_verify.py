@@ -27,6 +27,7 @@ from precision_search.published.verify import VerifyReport, compare, make_report
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA
+from tests.told import Told
 
 SETTINGS = SessionSettings(threads=1)
 SAMPLES = 6
@@ -82,7 +83,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def test_a_careful_mixture_gives_the_tokens_of_fp32(demo_bundle: Bundle, careful: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    told = Told()
 
     report = compare(
         demo_bundle,
@@ -90,7 +91,7 @@ def test_a_careful_mixture_gives_the_tokens_of_fp32(demo_bundle: Bundle, careful
         few_samples(tmp_path),
         SETTINGS,
         batch_size=3,
-        say=told.append,
+        reporter=told,
     )
 
     assert (report.samples, report.exact, report.exact_match) == (SAMPLES, SAMPLES, 1.0)
@@ -98,7 +99,7 @@ def test_a_careful_mixture_gives_the_tokens_of_fp32(demo_bundle: Bundle, careful
     assert report.source == "emulated"
     assert 0.5 < report.low < report.high == 1.0
     assert report.warnings == ()
-    assert len(told) == 2
+    assert len(told.stages) == 2
 
 
 def test_all_fp16_is_caught_although_a_cpu_would_hide_it(demo_bundle: Bundle, careless: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def strategy_named(name: str) -> Strategy:
 
 @pytest.mark.parametrize("name", [*(strategy.name for strategy in STRATEGIES), "given"])
 def test_every_judged_plan_of_any_strategy_is_a_trial_of_the_study(name: str, tmp_path: Path) -> None:
-    study_file = StudyFile(tmp_path, SPACE, estimate)
+    study_file = StudyFile(tmp_path, [SPACE], estimate)
     outcome = run_search(
         strategy_named(name),
         Oracle(SPACE, frozenset({("encoder", "MatMul")})),
@@ -77,7 +77,7 @@ def test_a_plan_of_single_nodes_is_mixed_where_it_is() -> None:
 
 
 def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> None:
-    study_file = StudyFile(tmp_path, SPACE, lambda plan: 7.5)
+    study_file = StudyFile(tmp_path, [SPACE], lambda plan: 7.5)
     plan = PlanRecord.of(GIVEN, {})
     study_file.add(trial(0, plan=plan))
     study_file.add(trial(1, plan=plan, verdict="nonfinite", exact_match=0.0, latency=None, flip_risk=None))
@@ -90,7 +90,7 @@ def test_values_are_latency_and_the_upper_end_of_flip_risk(tmp_path: Path) -> No
 
 
 def test_a_dashboard_learns_what_is_not_stable_and_how_long_judging_took(tmp_path: Path) -> None:
-    study_file = StudyFile(tmp_path, SPACE, lambda plan: 7.5)
+    study_file = StudyFile(tmp_path, [SPACE], lambda plan: 7.5)
     study_file.add(trial(0, plan=PlanRecord.of(GIVEN, {}), seconds=2.5))
     study_file.add(trial(1, plan=PlanRecord.of(GIVEN, {}), verdict="mismatch", exact_match=0.25))
     stable, rejected = study_of(tmp_path).trials
@@ -101,7 +101,7 @@ def test_a_dashboard_learns_what_is_not_stable_and_how_long_judging_took(tmp_pat
 
 def test_timed_and_rejected_plans_are_on_one_scale(tmp_path: Path) -> None:
     """A device a hundred times as fast as the profile says: a rejected plan with a cheaper estimate stays cheaper."""
-    study_file = StudyFile(tmp_path, SPACE, estimate)
+    study_file = StudyFile(tmp_path, [SPACE], estimate)
     plans = [SPACE.plan_of(frozenset(chosen)) for chosen in (SPACE.choices, SPACE.choices[:1], ())]
     fp32, some, none = (estimate(plan) for plan in plans)
     measured = [TrialLatency(ms / 100, ms / 100, ms / 100, fp32 / ms, "measured", None) for ms in (fp32, some)]
@@ -119,14 +119,14 @@ def test_what_is_forced_low_is_fp32_in_fp32(tmp_path: Path) -> None:
 
 
 def test_a_session_writes_the_file_anew_whatever_a_kill_left_of_it(tmp_path: Path) -> None:
-    first = StudyFile(tmp_path, SPACE, estimate)
+    first = StudyFile(tmp_path, [SPACE], estimate)
     trials: list[Trial] = [trial(n, plan=PlanRecord.of(GIVEN, {})) for n in range(3)]
     for each in trials[:2]:
         first.add(each)
     path = tmp_path / STUDY_FILE
     path.write_bytes(path.read_bytes()[:-20])
     path.with_name(f"{STUDY_FILE}.lock").write_text("")
-    second = StudyFile(tmp_path, SPACE, estimate)
+    second = StudyFile(tmp_path, [SPACE], estimate)
     for each in trials:
         second.add(each)
     assert [t.user_attrs["id"] for t in study_of(tmp_path).trials] == [0, 1, 2]

@@ -27,6 +27,7 @@ from precision_search.run.prepare import Prepared
 from precision_search.runtime.timing import Comparison, Interval, Timing, TimingRules, compare_times
 from tests.search_models import trial
 from tests.tiny_model import write_tiny_config
+from tests.told import Told
 
 FIRST, SECOND = Timing(2.0, 1.5, 2.5, (2.0, 9.5), (30.0,)), Timing(1.0, 0.5, 1.5, (1.0, 1.0), (40.0,))
 COMPARISON = Comparison(FIRST, SECOND, Interval(2.0, 1.9, 2.1), stable=True, narrow=False)
@@ -114,10 +115,10 @@ class Judging:
 
 
 def judged(tmp_path: Path, judge: Judging, count: int) -> tuple[list[Trial], list[str], tuple[TimingRecord, ...]]:
-    path, warnings = tmp_path / "timings.jsonl", list[str]()
-    wrapped = with_timings(judge, judge.take, TimingLog(path, 0), warnings.append)
+    path, told = tmp_path / "timings.jsonl", Told()
+    wrapped = with_timings(judge, judge.take, TimingLog(path, 0), told)
     trials = [wrapped(Proposal(trial(number).plan.plan, "some stage"), number) for number in range(count)]
-    return trials, warnings, read_timings(path) if path.exists() else ()
+    return trials, told.warnings, read_timings(path) if path.exists() else ()
 
 
 def test_each_timed_plan_leaves_a_line_and_its_trial_as_it_is(tmp_path: Path) -> None:

@@ -23,28 +23,26 @@ from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.layout import graph_file
 from precision_search.model.samples import Sample, SampleSet
 from precision_search.precision.plan import all_compute_keys
+from precision_search.reporting import NOBODY
 from precision_search.run import prepare as module
-from precision_search.run.prepare import Prepared, prepare
+from precision_search.run.prepare import Prepared, open_inputs, prepare
 from precision_search.runtime import reference as reference_module
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference
 from precision_search.runtime.session import NO_LIMIT
 from tests.conftest import DEMO_DATA, DEMO_MODEL
+from tests.told import Told
 
 Rows = tuple[tuple[int, ...], ...]
 FEW = 5
 Make = Callable[..., Config]
 
 
-class Talk:
+class Talk(Told):
     """What a user would hear."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
     def prepare(self, config: Config) -> Prepared:
-        return prepare(config, self.said.append, self.warned.append)
+        return prepare(config, self)
 
 
 @pytest.fixture
@@ -111,7 +109,7 @@ def test_bad_samples_are_found_before_the_export(
         talk.prepare(make(f"{section}.path={path}"))
 
     assert section in caught.value.what
-    assert talk.said == []
+    assert talk.stages == []
 
 
 @pytest.mark.usefixtures("no_export")
@@ -138,10 +136,10 @@ def test_the_device_table_becomes_session_settings(make: Make) -> None:
 
 @pytest.mark.parametrize(("override", "warned"), [("use_tf32=true", 1), ("gemm_options=0", 1), ("gemm_options=2", 0)])
 def test_what_emulation_does_not_know_is_said(make: Make, override: str, warned: int) -> None:
-    said: list[str] = []
+    told = Told()
     settings = module._session_settings(make(f"device.{override}").device, "cpu")
-    backend_of(settings).check_process(settings, said.append)
-    assert len(said) == warned
+    backend_of(settings).check_process(settings, told.warn)
+    assert len(told.warnings) == warned
 
 
 @pytest.mark.usefixtures("no_export")
@@ -173,12 +171,7 @@ def test_a_pin_that_names_nothing_is_found_before_the_reference(make: Make, talk
 
 @pytest.mark.usefixtures("no_generator")
 def test_the_caller_may_look_at_the_bundle_before_the_reference(make: Make, demo_bundle: Bundle) -> None:
-    def refuse(bundle: Bundle) -> None:
-        assert bundle.content_hash == demo_bundle.content_hash
-        raise InputError("a blocklist of another model")
-
-    with pytest.raises(InputError, match="a blocklist of another model"):
-        prepare(make(), print, print, refuse)
+    assert open_inputs(make(), NOBODY).bundle.content_hash == demo_bundle.content_hash
 
 
 # What a search starts from.
@@ -204,9 +197,9 @@ def test_everything_a_search_needs_is_there(
     assert found.space.space.hard_choices
     assert (found.settings.device, found.settings.threads, found.settings.use_tf32) == ("cpu", 2, False)
     assert found.profile.name == "t4"
-    assert len(talk.warned) == 1
-    assert "line 2 is cut to 7 tokens" in talk.warned[0]
-    assert len(talk.said) == 4
+    assert len(talk.warnings) == 1
+    assert "line 2 is cut to 7 tokens" in talk.warnings[0]
+    assert len(talk.stages) == 4
 
 
 @pytest.mark.usefixtures("oracle", "no_ranges")
@@ -214,14 +207,14 @@ def test_the_test_set_is_read_early_and_judged_late(make: Make, talk: Talk) -> N
     found = talk.prepare(make(f"test.path={DEMO_DATA / 'test.txt'}"))
 
     assert set(found.sets) == {"calibration"}
-    assert not any("test" in line for line in talk.said)
+    assert not any("test" in line for line in talk.stages)
 
 
 @pytest.mark.usefixtures("oracle", "no_ranges")
 def test_op_types_without_a_kernel_are_named(make: Make, talk: Talk) -> None:
     found = talk.prepare(make("search.dtype=bfloat16", "latency.profile=a100"))
 
-    warned = [line for line in talk.warned if "Reciprocal" in line]
+    warned = [line for line in talk.warnings if "Reciprocal" in line]
     assert warned == ["Reciprocal stays in fp32: CUDA has no bfloat16 kernel for Reciprocal"]
     assert found.space.space.dtype == "bfloat16"
 
@@ -246,7 +239,7 @@ def test_the_demo_equals_its_checkpoint_on_all_samples(make: Make, talk: Talk, d
 
     assert found.parity == Parity("equal", len(demo_ids), ())
     assert found.near_ties == ()
-    assert talk.warned == []
+    assert talk.warnings == []
 
 
 # Parity.
@@ -291,7 +284,7 @@ def test_a_difference_at_a_near_tie_is_only_told(
     margin = float(found.sets["calibration"].data.reference.margins[2][1])
     difference = ParityDifference(2, 1, bundle_token, bundle_token + 1, margin)
     assert found.parity == Parity("near-ties", FEW, (difference,))
-    (warning,) = talk.warned
+    (warning,) = talk.warnings
     assert "calibration sample 3" in warning
     assert "near-tie" in warning
 
@@ -306,7 +299,7 @@ def test_without_a_checkpoint_parity_is_skipped_and_said(
 
     assert found.bundle.checkpoint is None
     assert found.parity == Parity("skipped", 0, ())
-    assert any("parity" in line and "skipped" in line for line in talk.warned)
+    assert any("parity" in line and "skipped" in line for line in talk.warnings)
 
 
 # Tokenizer and model.
@@ -363,19 +356,21 @@ def test_near_ties_are_listed_with_their_place() -> None:
 
 def test_a_sample_that_fp32_itself_decides_either_way_is_refused_by_its_line() -> None:
     samples = SampleSet("calibration", Path("data.txt"), (Sample("a", None, 3), Sample("b", None, 9)), "", ())
-    said: list[str] = []
+    told = Told()
 
     def loaded(*margins: Sequence[float]) -> LoadedSet:
         return LoadedSet(samples, SampleRows(((4,), (4,)), reference(*margins)), 0, DataSection(samples.path))
 
-    sample_sets.check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), said.append)
-    assert said == ["line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"]
-    said.clear()
-    sample_sets.check_ties(loaded([NEAR_TIE / 2] * 4, [NEAR_TIE / 4] * 4), said.append)
-    assert len(said) == sample_sets.MOST_TIES + 1
-    assert said[-1] == "3 more near-ties of fp32 in data.txt; run.json lists them all"
+    sample_sets.check_ties(loaded([1.0], [1.0, NEAR_TIE / 2]), told)
+    assert told.warnings == [
+        "line 9 of data.txt, token 2: a near-tie of fp32 (margin 0.0005), which any rounding may flip"
+    ]
+    told.warnings.clear()
+    sample_sets.check_ties(loaded([NEAR_TIE / 2] * 4, [NEAR_TIE / 4] * 4), told)
+    assert len(told.warnings) == sample_sets.MOST_TIES + 1
+    assert told.warnings[-1] == "3 more near-ties of fp32 in data.txt; run.json lists them all"
     with pytest.raises(InputError) as caught:
-        sample_sets.check_ties(loaded([NEAR_TIE / 2] * 7, [1.0, -1e-6]), said.append)
+        sample_sets.check_ties(loaded([NEAR_TIE / 2] * 7, [1.0, -1e-6]), told)
     assert caught.value.what.startswith("line 9 of data.txt, token 2: fp32 generates one token and prefers another")
     assert "its own rounding decides (margin -1e-06)" in caught.value.why
     assert "remove that line" in caught.value.fix

@@ -13,7 +13,7 @@ import pytest
 
 from precision_search import api
 from precision_search.config import load_config
-from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
+from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.layout import graph_file
@@ -181,7 +181,7 @@ def test_a_killed_run_can_be_exported_and_says_that_it_is_unfinished(tiny: Path,
 # What is there after each plan
 
 
-class Watcher:
+class Watcher(SearchReporter):
     """A reporter that looks into the run directory after each judged plan, as somebody else might."""
 
     def __init__(self, out: Path) -> None:

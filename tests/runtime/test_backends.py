@@ -106,7 +106,7 @@ def test_a_new_backend_judges_plans_from_screen_to_verdict(bundle: Bundle, count
     samples = sample_rows(bundle, ROWS)
 
     class NoLatency:
-        def latency(self, models: Graphs) -> None:
+        def latency(self, models: Graphs, variant: str) -> None:
             return None
 
     cpu, other = (
@@ -114,6 +114,7 @@ def test_a_new_backend_judges_plans_from_screen_to_verdict(bundle: Bundle, count
             bundle,
             samples,
             samples,
+            dtype="float16",
             latency=NoLatency(),
             weights=WeightCache(),
             settings=JudgeSettings(settings, batch_size=2, seed=0),

@@ -242,12 +242,12 @@ def test_a_pin_that_names_nothing_is_told_the_nearest(demo_bundle: Bundle, where
 
 
 def test_pins_can_be_checked_before_anything_is_measured(demo_bundle: Bundle) -> None:
-    check_pins(demo_bundle.graphs, ["Softmax"], [r".*wo/MatMul"])
+    check_pins(demo_bundle, ["Softmax"], [r".*wo/MatMul"])
 
     with pytest.raises(ConfigError, match=r"search\.keep_fp32 names the unknown"):
-        check_pins(demo_bundle.graphs, ["Sofmax"], [])
+        check_pins(demo_bundle, ["Sofmax"], [])
     with pytest.raises(ConfigError, match=r"search\.force_low names the unknown"):
-        check_pins(demo_bundle.graphs, [], ["Sofmax"])
+        check_pins(demo_bundle, [], ["Sofmax"])
 
 
 def test_a_broken_pattern_is_a_config_error(demo_bundle: Bundle) -> None:
