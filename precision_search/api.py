@@ -1,4 +1,4 @@
-"""The public functions: what the command line does, as typed calls.
+"""The public functions: what the command line does, as typed calls, all of them names of `precision_search` too.
 
 `search` runs everything and leaves a run directory; `pareto`, `report`, `publish` and `verify` work on it, and
 `Seq2SeqGenerator` runs it. `export_bundle` gives the fp32 graphs alone. `calibrate` measures a device for the estimates

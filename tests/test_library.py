@@ -25,7 +25,18 @@ from tests.tiny_model import write_tiny_config, write_tiny_model
 
 PLACE = "/home/alice/private/checkpoint-7"
 SECRET = "hf_" + "q9Z8" * 9
-FUNCTIONS = ("calibrate", "doctor", "dry_run", "export_bundle", "inspect", "pareto", "publish", "search", "verify")
+FUNCTIONS = (
+    "calibrate",
+    "doctor",
+    "dry_run",
+    "export_bundle",
+    "inspect",
+    "pareto",
+    "publish",
+    "report",
+    "search",
+    "verify",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_function_of_the_command_line_is_there_and_documented() -> None:
     assert set(FUNCTIONS) <= set(api.__all__)
+    assert set(api.__all__) <= set(precision_search.__all__)
     for name in FUNCTIONS:
         function = getattr(api, name)
+        assert getattr(precision_search, name) is function
         assert function.__doc__
         assert "return" in function.__annotations__
     assert api.Seq2SeqGenerator is precision_search.Seq2SeqGenerator

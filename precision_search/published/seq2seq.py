@@ -257,7 +257,7 @@ def _check_layout(path: Path) -> None:
             f"{path} is a checkpoint, not a published model",
             why=f"it has weights in safetensors and no {graph_file('encoder')}",
             fix="`precision-search run` makes a model of it; for fp32 alone, "
-            '`precision_search.api.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
+            '`precision_search.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
         )
 
 
