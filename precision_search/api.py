@@ -18,7 +18,8 @@ from precision_search.config import Config, default_cache, load_config
 from precision_search.device.profile import DeviceProfile
 from precision_search.display.html import write_report
 from precision_search.display.reporters import make_reporter
-from precision_search.errors import OutputExistsError, UsageError
+from precision_search.errors import UsageError
+from precision_search.files import refuse_existing
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
 from precision_search.judging.trial import Reporter
 from precision_search.machine.calibrate import write_profile
@@ -97,8 +98,7 @@ def export_bundle(
         EnvironmentProblemError: `out` cannot be written.
     """
     target = Path(out)
-    if target.exists() or target.is_symlink():
-        raise OutputExistsError(f"{target} exists already", why="an export never overwrites", fix="give another path")
+    refuse_existing(target)
     with _reporting(reporter) as told:
         return write_bundle(_open(source, cache, told), target)
 

@@ -250,7 +250,7 @@ def test_a_dry_run_shows_config_and_space_and_writes_nothing(config: Config, tmp
 
 def test_an_existing_output_directory_is_left_alone(config: Config, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(OutputExistsError, match="exists already"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         api.search(config, tmp_path, reporter=Silence())
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 

@@ -113,7 +113,7 @@ def test_an_export_overwrites_nothing(folder: Path, tmp_path: Path, kind: str) -
             out.write_text("mine")
         case "link":
             out.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputExistsError, match="exists already") as caught:
+    with pytest.raises(OutputExistsError, match="already exists") as caught:
         api.export_bundle(folder / "model", out)
     assert caught.value.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

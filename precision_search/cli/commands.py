@@ -29,7 +29,8 @@ from precision_search.cli.support import (
     say,
     tell_interrupted,
 )
-from precision_search.errors import OutputExistsError, VerificationError
+from precision_search.errors import VerificationError
+from precision_search.files import refuse_existing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,8 +204,7 @@ def report(run_directory: Path, out: Path | None) -> None:
 def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: Path) -> None:
     """Write the ONNX graphs of a stable plan of the run in the directory RUN; prints the model directory."""
     check_run(run_directory)
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(f"{out} exists already", why="an export never overwrites", fix="give another --out")
+    refuse_existing(out)
     from precision_search import api
 
     with open_reporter(ctx) as reporter:

@@ -25,6 +25,7 @@ from precision_search.errors import (
     EnvironmentProblemError,
     MissingPackageError,
     UsageError,
+    first_line,
 )
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -228,12 +229,6 @@ def cudnn_missing() -> MissingPackageError:
         why="ONNX Runtime needs it for some nodes.",
         fix=f"{_INSTALL} (or {_ON_CPU})",
     )
-
-
-def first_line(text: str) -> str:
-    """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    lines = text.strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def _refused(device_id: int, text: str) -> EnvironmentProblemError:

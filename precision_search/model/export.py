@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.model.graph import GraphName, describe
-from precision_search.model.onnx_files import first_line, write_model
+from precision_search.model.onnx_files import write_model
 
 MODEL_CLASSES: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
 """Model families by `model_type`: one line each."""

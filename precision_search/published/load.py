@@ -15,12 +15,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.device.cuda import process_gemm_options
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import read_file
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GRAPH_NAMES, GraphName
-from precision_search.model.onnx_files import first_line, load_model
+from precision_search.model.onnx_files import load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.runtime.session import OptimizationLevel, SessionSettings

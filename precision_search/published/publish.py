@@ -9,8 +9,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from precision_search.errors import EnvironmentProblemError, OutputExistsError
-from precision_search.files import check_name, reason, remedy
+from precision_search.errors import EnvironmentProblemError
+from precision_search.files import check_name, reason, refuse_existing, remedy
 from precision_search.model.bundle import Bundle, graph_file
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.onnx_files import write_model
@@ -56,7 +56,7 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
         InternalError: what was written is not what was meant; nothing is left of it.
     """
     check_name(out)
-    _refuse_existing(out)
+    refuse_existing(out)
     plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
     converted = convert(bundle.graphs, plan)
     try:
@@ -67,21 +67,14 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
             _write(work, bundle, plan, converted, facts)
             check_published(work, bundle.graphs, plan)
             bundle.files.check()  # weights are read when they are written
-            _refuse_existing(out)
+            refuse_existing(out)
             work.rename(out)
     except OSError as error:
-        _refuse_existing(out)
+        refuse_existing(out)
         raise EnvironmentProblemError(
             f"cannot write {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
     return out
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(
-            f"{out} exists already", why="a published model never overwrites anything", fix="give another directory"
-        )
 
 
 def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from precision_search.errors import DeviceMemoryError
+from precision_search.errors import DeviceMemoryError, first_line
 from precision_search.runtime.buffers import release_shared
-from precision_search.runtime.session import first_line, is_out_of_memory
+from precision_search.runtime.session import is_out_of_memory
 
 Result = TypeVar("Result")
 

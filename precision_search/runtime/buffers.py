@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceMemoryError
-from precision_search.runtime.session import SessionSettings, first_line, is_out_of_memory, run_error
+from precision_search.errors import DeviceMemoryError, first_line
+from precision_search.runtime.session import SessionSettings, is_out_of_memory, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue

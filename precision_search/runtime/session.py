@@ -26,6 +26,7 @@ from precision_search.errors import (
     MissingPackageError,
     NoKernelError,
     PrecisionSearchError,
+    first_line,
 )
 
 if TYPE_CHECKING:
@@ -235,11 +236,6 @@ def require_cuda(settings: SessionSettings) -> None:
         DeviceError: no usable driver, no such device, or no memory on it.
     """
     cuda.require(settings.device_id)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    return cuda.first_line(str(error)) or type(error).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -105,7 +105,7 @@ def test_export_gives_the_model_directory_on_stdout(tmp_path: Path, monkeypatch:
 def test_export_overwrites_nothing_and_wants_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 
-    assert "exists already" in fails(invoke("export", run, "--out", tmp_path), 2)
+    assert "already exists" in fails(invoke("export", run, "--out", tmp_path), 2)
     assert "not a run directory" in fails(invoke("export", tmp_path, "--out", tmp_path / "new"), 2)
 
 

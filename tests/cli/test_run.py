@@ -202,7 +202,7 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None
 
     message = fails(invoke("run", DEMO, "--out", tmp_path / "out"), 2)
 
-    assert "exists already" in message
+    assert "already exists" in message
     assert "--resume" in message
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

@@ -180,7 +180,7 @@ def test_what_exists_is_never_touched(bundle: Bundle, tmp_path: Path, kind: str)
         case "link":
             out.symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OutputExistsError, match="exists already") as caught:
+    with pytest.raises(OutputExistsError, match="already exists") as caught:
         publish(bundle, None, FACTS, out)
     assert caught.value.exit_code == 2
     assert sorted(tmp_path.iterdir()) == before

@@ -339,7 +339,7 @@ def test_a_report_replaces_its_own_and_no_other_file(tmp_path: Path) -> None:
     assert api.report(directory, other) == other
     assert other.read_bytes() == (directory / REPORT_FILE).read_bytes()
     other.write_text("precious")
-    with pytest.raises(OutputExistsError, match=r"mine\.html exists already"):
+    with pytest.raises(OutputExistsError, match=r"mine\.html already exists"):
         api.report(directory, other)
     assert other.read_text() == "precious"
 
@@ -358,7 +358,7 @@ def test_the_command_prints_the_path(tmp_path: Path) -> None:
 
     assert invoke("report", directory).stdout == f"{directory / REPORT_FILE}\n"
     assert invoke("report", directory, "--out", tmp_path / "a.html").stdout == f"{tmp_path / 'a.html'}\n"
-    assert "exists already" in fails(invoke("report", directory, "--out", tmp_path / "a.html"), 2)
+    assert "already exists" in fails(invoke("report", directory, "--out", tmp_path / "a.html"), 2)
     assert "is not a run directory" in fails(invoke("report", tmp_path / "nowhere"), 2)
 
 
