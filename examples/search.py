@@ -31,7 +31,7 @@ def main(config_file: str, run: str) -> int:
             calm, least = row.trial, risk.value
 
     sentences = config.calibration
-    model = publish(run, f"{run}-calm", candidate=calm.id)
+    model = publish(run, f"{run}-calm", plan=calm.id)
     report = verify(
         model,
         config.model.path,

@@ -163,7 +163,14 @@ def report(run: AnyPath, out: AnyPath | None = None) -> Path:
     return write_report(Path(run), None if out is None else Path(out))
 
 
-def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporter: Reporter | None = None) -> Path:
+def publish(
+    run: AnyPath,
+    out: AnyPath,
+    *,
+    plan: int | None = None,
+    candidate: int | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
     """Writes the model of a stable plan of a run, and gives its directory: what `precision-search export` does.
 
     The run may have been killed or still go on: then the best plan so far is what counts, and a warning says so.
@@ -171,26 +178,34 @@ def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporte
     Args:
         run: the run directory.
         out: the model directory to write; it must not exist.
-        candidate: id of a stable plan, None for the winner.
+        plan: the id of a stable plan, None for the winner.
+        candidate: the former name of `plan`.
         reporter: receives progress.
 
     Raises:
-        UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
+        UsageError: no such plan, or it is not stable; the model is no longer the one that was searched; `plan` and
+            `candidate` are given.
         OutputExistsError: `out` exists.
     """
+    if plan is not None and candidate is not None:
+        raise UsageError(
+            "plan and candidate are given",
+            why="`candidate` is the former name of `plan`",
+            fix="give `plan` alone",
+        )
     with _reporting(reporter) as told:
-        return _publish(Path(run), Path(out), candidate, told)
+        return _publish(Path(run), Path(out), candidate if plan is None else plan, told)
 
 
-def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) -> Path:
+def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path:
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
-    if candidate is None:
+    if plan is None:
         trial = choose_winner(found.trials, config.min_exact_match).trial
     else:
-        trial = next((trial for trial in found.trials if trial.id == candidate), None)
+        trial = next((trial for trial in found.trials if trial.id == plan), None)
     if trial is None or trial.verdict != "stable":
         raise UsageError(
-            f"{run} has no stable plan" + ("" if candidate is None else f" {candidate}"),
+            f"{run} has no stable plan" + ("" if plan is None else f" {plan}"),
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
@@ -203,7 +218,7 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
             fix="restore the model, or run the search again",
         )
     if found.info.status != "complete":
-        what = "the best of" if candidate is None else "one of"
+        what = "the best of" if plan is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
     return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial), out)

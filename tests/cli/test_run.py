@@ -117,10 +117,13 @@ def test_a_dry_run_prints_what_it_would_do_and_searches_nothing(
     assert not Path("artifacts").exists()
 
 
-def test_a_given_blocklist_is_passed_on(searched: dict[str, Any]) -> None:
-    invoke("run", DEMO, "--plan", "my.json")
+@pytest.mark.parametrize("option", ["--blocklist", "--plan"])
+def test_a_given_blocklist_is_passed_on(searched: dict[str, Any], option: str) -> None:
+    """`--plan` is the former name of `--blocklist`: it still works, and no help shows it."""
+    invoke("run", DEMO, option, "my.json")
 
     assert searched["blocklist"] == Path("my.json")
+    assert "--plan" not in invoke("run", "--help").stdout
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +133,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(api, "search", search)
 
-    message = fails(invoke("run", DEMO, "--out", "my run", "--set", "search.seed=1", "--plan", "b.json"), 130)
+    message = fails(invoke("run", DEMO, "--out", "my run", "--set", "search.seed=1", "--blocklist", "b.json"), 130)
 
-    expected = f"precision-search run {DEMO} --out 'my run' --resume --set search.seed=1 --plan b.json"
+    expected = f"precision-search run {DEMO} --out 'my run' --resume --set search.seed=1 --blocklist b.json"
     assert message == f"interrupted; go on with: {expected}\n"
 
 
