@@ -16,7 +16,7 @@ from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
-from precision_search.precision.plan import BASE_VARIANT, Plan, all_compute_keys
+from precision_search.precision.plan import Plan
 from precision_search.published.card import BaseModel, hub_id, model_card
 from precision_search.published.check import check_published
 from precision_search.published.facts import ModelFacts, PlanNumbers, PublishFacts, publish_facts
@@ -35,7 +35,7 @@ __all__ = ["PublishFacts", "publish", "publish_facts"]
 CARD_FILE = "README.md"
 
 
-def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -> Path:
+def publish(bundle: Bundle, plan: Plan, facts: PublishFacts, out: Path) -> Path:
     """Writes the bundle under `plan` to the new directory `out` and gives it back.
 
     Three ONNX files with their provenance, config, generation config and tokenizer as they are in the bundle,
@@ -44,7 +44,7 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
 
     Args:
         bundle: the fp32 model.
-        plan: what stays in fp32; None is everything.
+        plan: what stays in fp32.
         facts: what is known of the plan.
         out: must not exist; directories above it are made.
 
@@ -57,7 +57,6 @@ def publish(bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path) -
     """
     check_name(out)
     refuse_existing(out)
-    plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
     converted = convert(bundle.graphs, plan)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

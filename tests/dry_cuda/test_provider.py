@@ -20,7 +20,6 @@ from precision_search import api
 from precision_search.cli.commands import cli
 from precision_search.display.reporters import QuietReporter
 from precision_search.errors import DeviceError, DeviceMemoryError, PrecisionSearchError
-from precision_search.judging.confirm import confirm
 from precision_search.judging.damage import DamageFinder
 from precision_search.judging.inspect import measure
 from precision_search.judging.ranges import measure_ranges
@@ -38,6 +37,7 @@ from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import Reference, generate_all
 from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_session, require_cuda, run_session
 from precision_search.runtime.teacher_forcing import forced_batches
+from tests.confirming import confirm
 from tests.conftest import ROOT
 from tests.dry_cuda.build import build
 from tests.dry_cuda.host import DryCuda
