@@ -22,7 +22,7 @@ from precision_search.display.html import REPORT_FILE
 from precision_search.display.html import overview as facts
 from precision_search.display.html.content import bits, make_page
 from precision_search.display.html.page import Page
-from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script, plotly_js
+from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script
 from precision_search.errors import InputError, OutputExistsError
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records import run_files
@@ -380,7 +380,6 @@ def test_the_wheel_holds_the_parts_of_the_page(tmp_path: Path) -> None:
 def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_report_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    plotly_js.cache_clear()
     message = fails(invoke("report", run, "--out", tmp_path / "report.html"), 3)
     assert message.startswith("error: the report needs plotly\n  why: ")
     assert "fix: pip install plotly, then: precision-search report RUN" in message
