@@ -1,4 +1,4 @@
-"""Find the fastest mixed-precision version of an encoder-decoder transformer that generates the same tokens as fp32.
+"""Find the fastest fp16/fp32 version of a T5 that still generates the same tokens as fp32.
 
 Every command is a function here: `search`, `pareto`, `report`, `publish`, `verify`, `inspect`, `calibrate`, `doctor`,
 `dry_run`, and `export_bundle` for the fp32 graphs alone. `Seq2SeqGenerator` runs what they write. Importing the package

@@ -44,7 +44,7 @@ _FORMAT = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="For people or for programs.",
+    help="Output format.",
 )
 _DEVICE_ID = click.option(
     "--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device."
@@ -67,7 +67,7 @@ class _Commands(click.Group):
 @click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @common_options
 def cli() -> None:
-    """Find the fastest mixed-precision version of a T5 that still produces exactly the tokens of fp32.
+    """Find the fastest fp16/fp32 version of your T5 that still generates the same tokens as fp32.
 
     Exit codes: 0 done; 1 done, but no stable plan is faster than fp32, or a verification failed; 2 usage, config or
     input; 3 environment; 4 internal error; 130 interrupted.

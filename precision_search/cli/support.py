@@ -49,7 +49,7 @@ def common_options(command: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=_remember,
-        help="List every judged plan; on an internal error show where it happened.",
+        help="Print every plan; show tracebacks.",
     )
     return quiet(verbose(command))
 

@@ -286,7 +286,7 @@ class RunInfo:
         stopped: why the search ended.
         screen: how fast plans were screened.
         peak_rss_bytes: largest resident memory of the process.
-        near_ties: tokens of the reference where no plan can be trusted.
+        near_ties: tokens of the reference where no plan is reliable.
         best: the chosen plan.
         cut: how well the minimum cut knew what plans cost, None where none was made.
     """
