@@ -21,7 +21,11 @@ from precision_search.runtime.session import SessionSettings, create_session, ru
 
 Op = Literal["Tanh", "Neg", "MatMul"]
 
-DTYPES: dict[FloatName, ir.DataType] = {"float32": ir.DataType.FLOAT, **IR_DTYPES}
+DTYPES: dict[FloatName, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": IR_DTYPES["float16"],
+    "bfloat16": IR_DTYPES["bfloat16"],
+}
 _SEED = 20
 _OPSET, _IR_VERSION = 17, 9
 
