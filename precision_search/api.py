@@ -39,7 +39,8 @@ from precision_search.records.pareto_table import ParetoTable, pareto_table
 from precision_search.run.search import RunResult
 from precision_search.run.search import dry_run as dry_run_of
 from precision_search.run.search import search as run_search
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.backends import resolve_device
+from precision_search.runtime.session import SessionSettings
 from precision_search.strategies.pareto import choose_winner
 
 __all__ = [

@@ -64,23 +64,29 @@ _TRACE = """
 import sys, warnings
 from pathlib import Path
 import torch
-from precision_search.model import torch_export
+from precision_search.model import export
+from precision_search.model.families import FAMILIES
+from precision_search.model.layout import SEQ2SEQ
 
 warnings.simplefilter("ignore")
-model = torch_export.load_checkpoint(Path(sys.argv[1]), "t5")
+checkpoint = export.load_checkpoint(Path(sys.argv[1]), FAMILIES["t5"])
 
 class Flat(torch.nn.Module):
     # The TorchScript exporter wants tensors, not lists of them, and no wrapper's name in front of the modules'.
     def __init__(self, wrapper):
         super().__init__()
         self.decoder, self.lm_head, self.layers = wrapper.decoder, wrapper.lm_head, wrapper.layers
+        self.width = wrapper.width
         object.__setattr__(self, "step", type(wrapper).forward)
         object.__setattr__(self, "run", lambda *rest: type(wrapper).run(self, *rest))
     def forward(self, ids, mask, *past):
         return self.step(self, ids, mask, list(past))
 
 for name in ("encoder", "decoder", "decoder_with_past"):
-    module, arguments, inputs, outputs, axes = torch_export._trace_request(model, name)
+    graph, layers = SEQ2SEQ.graph(name), checkpoint.sizes.num_decoder_layers
+    inputs, outputs = (list(names(graph, layers)) for names in (SEQ2SEQ.input_names, SEQ2SEQ.output_names))
+    module = export._WRAPPERS[name](checkpoint)
+    arguments, axes = export._trace_request(checkpoint.sizes, name)
     if name == "decoder_with_past":
         module, arguments, axes = Flat(module), (*arguments[:2], *arguments[2]), (*axes[:2], *axes[2])
     dynamic = dict(zip(inputs, axes)) | {output: {0: "batch_size"} for output in outputs}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search import errors
+from precision_search.model.layout import SEQ2SEQ
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "precision_search"
@@ -60,7 +61,13 @@ class Site:
     @property
     def module(self) -> str:
         """Where a reader finds it."""
-        return (self.caller or self.place).file.removeprefix("precision_search/").removesuffix(".py").replace("/", ".")
+        return (
+            (self.caller or self.place)
+            .file.removeprefix("precision_search/")
+            .removesuffix(".py")
+            .removesuffix("/__init__")
+            .replace("/", ".")
+        )
 
     def __str__(self) -> str:
         where = self.caller or self.place
@@ -71,8 +78,26 @@ class Site:
 def sites() -> tuple[Site, ...]:
     """All places that make one of our errors, in the order of the files."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "errors")
-    modules = [_Module(path, ast.parse(path.read_text())) for path in paths]
+    modules = [_Module(path, _spelled(ast.parse(path.read_text()))) for path in paths]
     return tuple(site for module in modules for site in module.sites(modules))
+
+
+def _spelled(tree: ast.Module) -> ast.Module:
+    _Spelled().visit(tree)
+    return tree
+
+
+class _Spelled(ast.NodeTransformer):
+    """Puts the names that the layout has in the places that ask it: readers know files and tensors, not attributes."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        if isinstance(node, ast.Attribute | ast.Call) and names == {"SEQ2SEQ"}:
+            value = eval(compile(ast.Expression(node), "layout", "eval"), {"SEQ2SEQ": SEQ2SEQ})
+            if isinstance(value, str):
+                return ast.copy_location(ast.Constant(value), node)
+        visited: ast.AST = super().visit(node)
+        return visited
 
 
 class _Module:

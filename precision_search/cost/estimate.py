@@ -19,6 +19,7 @@ from precision_search.cost.shapes import Point, Shapes, infer_shapes
 from precision_search.device.profile import DeviceProfile
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.rewrites.sizes_on_device import VIEWS, place
 from precision_search.precision.low import DTYPE_NAMES, IR_DTYPES, LowDtype
 from precision_search.precision.wiring import wiring_of
@@ -342,7 +343,7 @@ def _interpolation(name: GraphName, workload: Workload) -> tuple[Sequence[Point]
     token. Sizes are polynomials in the length of the past, of degree one (the cache) or two (a position bias computed
     for all pairs), so that Lagrange interpolation through three points is exact.
     """
-    pasts = list(range(1, workload.target_length)) if name == "decoder_with_past" else [0]
+    pasts = SEQ2SEQ.graph(name).pasts(workload.target_length)
     sampled = sorted({pasts[0], pasts[len(pasts) // 2], pasts[-1]}) if pasts else [1]
     weights = np.ones((len(pasts), len(sampled)))
     for column, sample in enumerate(sampled):

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,9 @@ from precision_search.errors import (
     UsageError,
     first_line,
 )
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -189,6 +193,13 @@ def process_memory_limit(device_id: int, default: int) -> int:
 
 def _size(limit: int) -> str:
     return f"a limit of {limit / 2**30:g} GiB" if limit else "no limit"
+
+
+def arenas(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """The device memory that a session keeps for later runs, as ONNX Runtime names it in run options."""
+    if CUDA_PROVIDER not in session.get_providers():
+        return ()
+    return (f"gpu:{session.get_provider_options()[CUDA_PROVIDER]['device_id']}",)
 
 
 @contextlib.contextmanager

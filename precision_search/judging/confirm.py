@@ -14,8 +14,8 @@ from precision_search.judging.sample_sets import SampleRows
 from precision_search.judging.screen import Divergence
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
-from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
@@ -71,10 +71,10 @@ def open_generator(
     settings: SessionSettings,
     weights: WeightCache,
 ) -> Generator:
-    """A generator on converted graphs: as they are on CUDA, widened on a CPU.
+    """A generator on converted graphs as the backend runs them: as they are on CUDA, widened on a CPU.
 
     Raises:
         DeviceMemoryError: the device's memory does not hold the graphs.
     """
-    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
+    run = backend_of(settings).prepare(models, weights)
     return after_release(lambda: Generator(run, generation, settings))

@@ -35,6 +35,7 @@ from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
@@ -130,7 +131,7 @@ class PlanJudge:
     @property
     def source(self) -> VerdictSource:
         """Whether verdicts come from emulated or real kernels."""
-        return "cuda" if self._settings.session.device == "cuda" else "emulated"
+        return backend_of(self._settings.session).source
 
     def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
         """Judges the plan: the verdict is `stable` only if screen and confirm run both found nothing."""

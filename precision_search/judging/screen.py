@@ -18,6 +18,7 @@ import numpy.typing as npt
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import Graph, GraphName
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.dtypes import assign
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
@@ -165,8 +166,8 @@ class Screener:
         if plan.dtype not in self._sessions:
             self._sessions[plan.dtype] = after_release(lambda: self._build(plan.dtype))
         sessions = self._sessions[plan.dtype]
-        encoder_flags = sessions.encoder_switches.of(assignments["encoder"])
-        decoder_flags = sessions.decoder_switches.of(assignments["decoder"])
+        encoder_flags = sessions.encoder_switches.of(assignments[SEQ2SEQ.encoder.name])
+        decoder_flags = sessions.decoder_switches.of(assignments[SEQ2SEQ.decoder.name])
         return PreparedPlan(
             sessions.encoder,
             sessions.decoder,
@@ -178,7 +179,8 @@ class Screener:
         )
 
     def _build(self, dtype: LowDtype) -> _Sessions:
-        encoder, decoder = (switchable(self._graphs[name], dtype, self._weights) for name in ("encoder", "decoder"))
+        forced = self._graphs[SEQ2SEQ.encoder.name], self._graphs[SEQ2SEQ.decoder.name]
+        encoder, decoder = (switchable(graph, dtype, self._weights) for graph in forced)
         return _Sessions(
             ForcedEncoder(encoder.model, self._settings, consume=True),
             ForcedDecoder(decoder.model, self._settings, consume=True),

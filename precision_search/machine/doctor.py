@@ -213,9 +213,9 @@ def _cuda_build() -> str | None:
 def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
     name = driver.devices[0].name if driver is not None and driver.devices else None
     try:
-        from precision_search.runtime.session import SessionSettings, require_cuda
+        from precision_search.device import cuda
 
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     except EnvironmentProblemError as error:
         if not isinstance(error, MissingPackageError):
             return CudaState(False, name, error.what, error.why or None, error.fix or None, "driver")

@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from precision_search.device.profile import FloatName
 from precision_search.precision.low import IR_DTYPES
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.decoding import upload
-from precision_search.runtime.session import SessionSettings, create_session, run_error
+from precision_search.runtime.session import SessionSettings, run_error
 
 Op = Literal["Tanh", "Neg", "MatMul"]
 

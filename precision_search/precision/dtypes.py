@@ -14,9 +14,10 @@ from types import MappingProxyType
 
 from precision_search.errors import InputError
 from precision_search.model.graph import Graph, GraphName, NodeKind
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.low import BFLOAT16_OPSET, LowDtype
 from precision_search.precision.plan import Plan
-from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, crossing_name, wiring_of
+from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, wiring_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _all_low(keys: Ends, fp32: frozenset[str]) -> bool:
 
 def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> Assignment:
     low_nodes = set[str]()
-    low_values = {name for name in wiring.inputs if crossing.get(crossing_name(name) or "", False)}
+    low_values = {name for name in wiring.inputs if crossing.get(SEQ2SEQ.crossing(name) or "", False)}
     for node in wiring.nodes:
         if node.kind is NodeKind.COMPUTE:
             is_low = node.key not in plan.fp32
@@ -95,7 +96,7 @@ def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> A
         if is_low:
             low_nodes.add(node.key)
             low_values.update(node.writes)
-    low_outputs = {name for name in wiring.outputs if crossing.get(crossing_name(name) or name, name in low_values)}
+    low_outputs = {name for name in wiring.outputs if crossing.get(SEQ2SEQ.crossing(name) or name, name in low_values)}
     return Assignment(frozenset(low_nodes), frozenset(low_values), frozenset(low_outputs))
 
 

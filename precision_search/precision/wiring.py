@@ -12,10 +12,8 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from precision_search.model.graph import SHAPE_OPS, Graph, NodeKind, float_inputs, is_float
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.low import LowDtype, is_exact_or_mask
-
-PAST = "past_key_values."
-PRESENT = "present."
 
 Ends = frozenset[str | None]
 """Keys of compute nodes at one end of a tensor; None stands for whatever is fp32 in every plan."""
@@ -100,17 +98,6 @@ def crossing_ends(wirings: Iterable[Wiring]) -> tuple[Mapping[str, Ends], Mappin
     return makers, {crossing: readers.get(crossing, frozenset()) for crossing in makers}
 
 
-def crossing_name(value_name: str) -> str | None:
-    """The common name of a tensor that leaves one graph and enters another, or None for other inputs and outputs."""
-    if value_name in ("last_hidden_state", "encoder_hidden_states"):
-        return "encoder_hidden_states"
-    if value_name.startswith(PAST):
-        return value_name.removeprefix(PAST)
-    if value_name.startswith(PRESENT):
-        return value_name.removeprefix(PRESENT)
-    return None
-
-
 def sources(value: ir.Value, graph: Graph) -> Iterator[ir.Value]:
     """The values that `value` is made of, behind all data movement: node outputs, graph inputs and initializers."""
     stack, seen = [value], set[ir.Value]()
@@ -131,10 +118,10 @@ def _read(graph: Graph) -> Wiring:
     outputs = [value for value in graph.model.graph.outputs if is_float(value)]
     makers, readers = dict[str, Ends](), dict[str, Ends]()
     for value in outputs:
-        if (crossing := crossing_name(str(value.name))) is not None:
+        if (crossing := SEQ2SEQ.crossing(str(value.name))) is not None:
             makers[crossing] = _makers(value, crossing, graph)
     for value in inputs:
-        if (crossing := crossing_name(str(value.name))) is not None:
+        if (crossing := SEQ2SEQ.crossing(str(value.name))) is not None:
             readers[crossing] = _readers(value, crossing, graph)
     return Wiring(
         nodes=tuple(wired for node in graph.model.graph if (wired := _wire(node, graph)) is not None),
@@ -175,7 +162,7 @@ def _sinks(values: Iterable[ir.Value], graph: Graph) -> tuple[Ends, frozenset[st
             continue
         seen.add(current)
         if current.is_graph_output():
-            crossing = crossing_name(str(current.name))
+            crossing = SEQ2SEQ.crossing(str(current.name))
             if crossing is None:
                 nodes.add(None)
             else:
@@ -209,7 +196,8 @@ def _makers(value: ir.Value, crossing: str, graph: Graph) -> Ends:
     return frozenset(
         _choice(source.producer(), graph)
         for source in sources(value, graph)
-        if not source.is_initializer() and not (source.is_graph_input() and crossing_name(str(source.name)) == crossing)
+        if not source.is_initializer()
+        and not (source.is_graph_input() and SEQ2SEQ.crossing(str(source.name)) == crossing)
     )
 
 

@@ -21,6 +21,7 @@ from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
 from precision_search.records.run_json import Match, SampleFile
 from precision_search.records.wording import SHOWN_HASH, share
+from precision_search.runtime.backends import evidence
 
 MOST_NAMES = 20
 """Patterns and nodes that a card lists; `blocklist.json` has them all."""
@@ -126,14 +127,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _verdict(facts: ModelFacts) -> str:
-    if facts.verdict.source == "cuda":
-        how = "The graphs ran on a CUDA device as they are."
-    else:
-        how = (
-            "The graphs ran on a CPU with the rounding of the CUDA kernels emulated (ONNX Runtime's own CPU kernels "
-            "compute these graphs in fp32 instead, and hide overflow)."
-        )
-    return f"Verdict: {facts.verdict.verdict}. Greedy decoding was compared with the fp32 model, token by token. {how}"
+    verdict = facts.verdict
+    return (
+        f"Verdict: {verdict.verdict}. Greedy decoding was compared with the fp32 model, token by token. "
+        f"{evidence(verdict.source)}"
+    )
 
 
 def _matches(facts: ModelFacts) -> str:

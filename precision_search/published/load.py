@@ -17,9 +17,10 @@ import onnx_ir.passes.common as common_passes
 from precision_search.device.cuda import process_gemm_options
 from precision_search.errors import InputError, first_line
 from precision_search.files import read_file
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_model_config
-from precision_search.model.graph import GRAPH_NAMES, GraphName
+from precision_search.model.graph import GraphName
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
@@ -71,8 +72,8 @@ def open_candidate(path: Path, reference: Bundle) -> Candidate:
     """
     found = load_candidate(path)
     _check_sizes(path, reference)
-    last: GraphName = "decoder_with_past"
-    _check_cache(path / graph_file(last), found.graphs[last], reference.graphs[last].model)
+    last = SEQ2SEQ.decoder_with_past
+    _check_cache(path / last.file, found.graphs[last.name], reference.graphs[last.name].model)
     return found
 
 
@@ -84,7 +85,7 @@ def load_candidate(path: Path) -> Candidate:
     """
     if not path.is_dir():
         raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
-    graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
+    graphs = {each.name: _load_graph(path / each.file) for each in SEQ2SEQ.graphs}
     facts = _read_facts(path / FACTS_FILE)
     settings = _read_settings(path / FACTS_FILE, facts)
     level, tf32, gemm = (settings.get(name) for name in _SETTINGS)
@@ -163,7 +164,7 @@ def _check_sizes(path: Path, reference: Bundle) -> None:
 def _check_cache(path: Path, graph: ir.Model, reference: ir.Model) -> None:
     """The graph itself must keep the reference's cache: a config beside it proves nothing."""
     own, wanted = (
-        {str(value.name) for value in model.graph.inputs if str(value.name).startswith("past_key_values.")}
+        {str(value.name) for value in model.graph.inputs if SEQ2SEQ.is_past(str(value.name))}
         for model in (graph, reference)
     )
     if odd := sorted(own ^ wanted):

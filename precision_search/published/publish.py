@@ -11,8 +11,9 @@ from pathlib import Path
 
 from precision_search.errors import EnvironmentProblemError
 from precision_search.files import check_name, reason, refuse_existing, remedy
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert

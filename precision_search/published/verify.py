@@ -7,12 +7,11 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.device.cuda import process_memory_limit
 from precision_search.errors import InputError
@@ -21,12 +20,11 @@ from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.trial import VerdictSource
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_generation_settings
-from precision_search.model.graph import GraphName
 from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
 from precision_search.published.load import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
@@ -125,14 +123,18 @@ def compare(
     limit = BatchLimit(limited.append)
     wanted = _reference(reference, encoded.ids, batch_size, settings, limit=limit, progress=progress)
     say(f"generating with {candidate.path}")
-    generator = after_release(lambda: Generator(_runnable(candidate, settings), reference.generation, judged))
+    backend = backend_of(settings)
+    generator = after_release(
+        lambda: Generator(backend.prepare(candidate.graphs, WeightCache()), reference.generation, judged)
+    )
     pad = reference.generation.pad_token_id
     tokens, nonfinite = limit.fitting(
         batch_size, lambda size: generate_all(generator, encoded.ids, pad, size, progress)
     )
-    source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
     warnings = (*warnings, *limited)
-    return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
+    return make_report(
+        samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=backend.source, warnings=warnings
+    )
 
 
 def make_report(
@@ -180,13 +182,6 @@ def _reference(
     """On its own, so that the fp32 sessions are gone before the others are made."""
     generator = Generator(bundle.models, bundle.generation, settings)
     return make_reference(bundle, generator, rows, batch_size, settings, limit=limit, progress=progress)
-
-
-def _runnable(candidate: Candidate, settings: SessionSettings) -> Mapping[GraphName, ir.Model]:
-    if settings.device == "cuda":
-        return candidate.graphs
-    weights = WeightCache()
-    return {name: widen(model, weights) for name, model in candidate.graphs.items()}
 
 
 def _check_tokens(

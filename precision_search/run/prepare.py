@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from precision_search.config import Config, DataSection, DeviceSection
-from precision_search.device.cuda import apply_process_settings
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.judging.ranges import NodeRange, measure_ranges
 from precision_search.judging.sample_sets import (
@@ -21,11 +20,13 @@ from precision_search.judging.sample_sets import (
     open_fp32,
 )
 from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import load_samples
 from precision_search.precision.kernels import why_fp32
+from precision_search.runtime.backends import backend_of, resolve_device
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.progress import Progress, Say, no_progress
-from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, NO_LIMIT, Device, SessionSettings, resolve_device
+from precision_search.runtime.session import NO_LIMIT, Device, SessionSettings
 from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
 from precision_search.strategies.space import SpaceReport, check_pins, make_space
 
@@ -85,7 +86,7 @@ def prepare(
     """
     device = resolve_device(config.device.kind, config.device.id, warn=warn)
     settings = _session_settings(config.device, device)
-    _check_process(settings, warn)
+    backend_of(settings).check_process(settings, warn)
     profile = load_profile(config.latency.profile)
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
@@ -111,10 +112,8 @@ def prepare(
 
     def measure(size: int) -> Mapping[str, NodeRange]:
         batches = forced_batches(data.rows, data.reference.tokens, bundle.generation, size, order)
-        graphs = bundle.graphs
-        return measure_ranges(
-            graphs["encoder"], graphs["decoder"], batches, config.search.dtype, settings, progress=progress
-        )
+        encoder, decoder = bundle.graphs[SEQ2SEQ.encoder.name], bundle.graphs[SEQ2SEQ.decoder.name]
+        return measure_ranges(encoder, decoder, batches, config.search.dtype, settings, progress=progress)
 
     ranges = limit.fitting(size, measure)
     space = make_space(
@@ -140,17 +139,6 @@ def _session_settings(section: DeviceSection, device: Device) -> SessionSettings
         gemm_options=section.gemm_options,
         memory_limit=NO_LIMIT if section.memory_limit is None else int(section.memory_limit * 2**30),
     )
-
-
-def _check_process(settings: SessionSettings, warn: Say) -> None:
-    """Before the slow part: whether the process runs as the config asks, and whether emulation knows what it asks."""
-    if settings.device == "cuda":
-        apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
-    elif settings.use_tf32 or settings.gemm_options != DEFAULT_GEMM_OPTIONS:
-        warn(
-            "emulation on a CPU knows neither TF32 nor other GEMM options than "
-            f"{DEFAULT_GEMM_OPTIONS}: verdicts hold for a device without them"
-        )
 
 
 def _sections(config: Config) -> dict[SetName, DataSection]:

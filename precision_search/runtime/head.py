@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ
 
-INPUT_IDS = "input_ids"
-LOGITS = "logits"
-HIDDEN = "last_hidden_state"
+INPUT_IDS = SEQ2SEQ.decoder.input("decoder_ids")
+LOGITS = SEQ2SEQ.decoder.output
+HIDDEN = SEQ2SEQ.encoder.output
 
 FINISHED_IN = "finished_in"
 FORCED_TOKEN = "forced_token"

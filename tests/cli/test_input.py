@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from precision_search import Seq2SeqGenerator
 from precision_search.errors import InputError
-from precision_search.model.bundle import graph_file
+from precision_search.model.layout import graph_file
 from tests.cli_models import fails, invoke, write_run
 from tests.tiny_model import write_sentences, write_tiny_config, write_tiny_model
 

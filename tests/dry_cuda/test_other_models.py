@@ -14,9 +14,10 @@ from precision_search import Seq2SeqGenerator
 from precision_search.cost.estimate import CostModel, Workload
 from precision_search.cost.shapes import Point
 from precision_search.device.profile import load_profile
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.convert import convert
 from precision_search.published.load import FACTS_FILE

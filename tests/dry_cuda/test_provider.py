@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from precision_search import api
 from precision_search.cli.commands import cli
+from precision_search.device import cuda
 from precision_search.display.reporters import QuietReporter
 from precision_search.errors import DeviceError, DeviceMemoryError, PrecisionSearchError
 from precision_search.judging.damage import DamageFinder
@@ -31,11 +32,12 @@ from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.published import verify
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import Reference, generate_all
-from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_session, require_cuda, run_session
+from precision_search.runtime.session import NO_LIMIT, SessionSettings, run_session
 from precision_search.runtime.teacher_forcing import forced_batches
 from tests.confirming import confirm
 from tests.conftest import ROOT
@@ -158,7 +160,7 @@ def test_a_library_that_is_missing(
 
 def probe_without_cudnn() -> tuple[str, str]:
     with pytest.raises(PrecisionSearchError) as caught:
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     return type(caught.value).__name__, str(caught.value)
 
 

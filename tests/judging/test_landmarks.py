@@ -21,7 +21,7 @@ from precision_search.model.samples import Sample, SampleSet
 from precision_search.records.landmarks_json import LANDMARKS_FILE, are_there, read_landmarks, write_landmarks
 from precision_search.records.pareto_table import pareto_table
 from precision_search.records.run_files import read_run
-from precision_search.run.search import search as run_module
+from precision_search.run import search as run_module
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 from tests.cli_models import invoke

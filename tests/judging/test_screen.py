@@ -100,6 +100,8 @@ KNOWN_NORMS = Known(NORMS, (), "nonfinite", 0.26, 0.29)
 NORMS_AND_WO = Known(NORMS, WO, "exact", 1.0, None)
 KNOWN = (ALL_LOW, KNOWN_CLASSIC, KNOWN_NORMS, NORMS_AND_WO)
 NAMES = ("all-low", "classic", "norms", "norms and wo")
+STEP = {"float16": 2.0**-6, "bfloat16": 2.0**-3}
+"""From a logit of the demo, which is below 32, to the next number of the dtype."""
 
 
 def test_fp32_is_exact_with_the_margins_of_the_reference(demo: Demo) -> None:
@@ -149,11 +151,12 @@ def check_agreement(demo: Demo, plan: Plan, samples: SampleScreen) -> ScreenResu
         batch_size=BATCH_SIZE,
         weights=demo.weights,
     )
-    # Fp16 logits tie; generation breaks a tie in some way, the screen counts it as a mismatch.
-    ties = sum(float(np.min(margins)) == 0.0 for margins in result.margins.values()) / result.screened
-    assert result.exact_match <= found.exact_match <= result.exact_match + ties
+    # Generation adds the products up step by step, the screen all tokens at once. Where a sum ends in other bits, which
+    # depends on the processor, a logit rounds to the next number of its dtype: a sample this near to a tie may flip.
+    near = sum(abs(float(np.min(margins))) <= STEP[plan.dtype] for margins in result.margins.values()) / result.screened
+    assert abs(found.exact_match - result.exact_match) <= near + 1e-9
     assert (result.verdict == "nonfinite") == found.nonfinite
-    if not ties:
+    if not near:
         assert (result.verdict == "exact") == (found.divergence is None)
     return result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
+from precision_search.device import cuda as cuda_module
 from precision_search.device.driver import CudaDevice, CudaDriver
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.device.state import DeviceState
@@ -54,7 +55,7 @@ class Notes:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose CUDA works, as far as it is asked."""
-    monkeypatch.setattr(module, "require_cuda", lambda settings: None)
+    monkeypatch.setattr(cuda_module, "require", lambda device_id: None)
     monkeypatch.setattr(module, "read_driver", lambda: CudaDriver("580.65.06", "13.0", DEVICES, None))
 
 
@@ -243,11 +244,11 @@ def test_wrong_paths_are_wrong_usage_even_without_a_device(tmp_path: Path) -> No
 
 
 def test_a_machine_without_cuda_is_told_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(settings: SessionSettings) -> None:
-        assert settings == SessionSettings(device="cuda")
+    def missing(device_id: int) -> None:
+        assert device_id == 0
         raise EnvironmentProblemError("CUDA does not start", why="no driver", fix="install it")
 
-    monkeypatch.setattr(module, "require_cuda", missing)
+    monkeypatch.setattr(cuda_module, "require", missing)
 
     message = fails(invoke("calibrate", "--out", tmp_path / "lab.toml"), 3)
 

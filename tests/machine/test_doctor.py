@@ -16,33 +16,32 @@ from typing import Any
 
 import pytest
 
+from precision_search.device import cuda
 from precision_search.device import driver as cuda_driver
 from precision_search.device.driver import CudaDevice, CudaDriver
 from precision_search.device.state import DeviceState
 from precision_search.errors import DeviceError, MissingPackageError
 from precision_search.machine import doctor
 from precision_search.machine.libraries import find_libraries
-from precision_search.runtime import session
-from precision_search.runtime.session import SessionSettings
 from tests.conftest import ROOT
 
 T4 = CudaDriver("580.65", "13.0", (CudaDevice(0, "Tesla T4", "7.5", 2**34, 2**33, bfloat16=False),), None)
 
 
-def works(settings: SessionSettings) -> None:
-    assert settings.device == "cuda"
+def works(device_id: int) -> None:
+    assert device_id == 0
 
 
-def breaks(settings: SessionSettings) -> None:
+def breaks(device_id: int) -> None:
     raise DeviceError("CUDA device 0 does not start.", why="no memory", fix="close other programs")
 
 
-def lacks(settings: SessionSettings) -> None:
+def lacks(device_id: int) -> None:
     raise MissingPackageError("no libraries", fix="pip install them")
 
 
 def test_a_working_cuda_device_is_named_and_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", works)
+    monkeypatch.setattr(cuda, "require", works)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
     monkeypatch.setattr(doctor, "device_state", lambda number: DeviceState(temperature_c=40.0 + number))
 
@@ -57,7 +56,7 @@ def test_a_working_cuda_device_is_named_and_latency_is_measured(monkeypatch: pyt
 
 
 def test_a_device_that_does_not_start_brings_its_reason_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
 
     report = doctor.examine()
@@ -70,7 +69,7 @@ def test_a_device_that_does_not_start_brings_its_reason_and_its_fix(monkeypatch:
 
 
 def test_packages_are_what_is_missing_where_the_driver_would_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", lacks)
+    monkeypatch.setattr(cuda, "require", lacks)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
 
     report = doctor.examine()
@@ -89,7 +88,7 @@ def test_packages_are_what_is_missing_where_the_driver_would_run_them(monkeypatc
 def test_without_a_driver_nobody_is_sent_to_install_libraries_first(
     monkeypatch: pytest.MonkeyPatch, driver: CudaDriver | None, beginning: str
 ) -> None:
-    monkeypatch.setattr(session, "require_cuda", lacks)
+    monkeypatch.setattr(cuda, "require", lacks)
     monkeypatch.setattr(doctor, "read_driver", lambda: driver)
     monkeypatch.setattr(doctor, "_cuda_build", lambda: "13.0")
 
@@ -107,7 +106,7 @@ def test_versions_are_those_of_the_distribution_that_is_installed(monkeypatch: p
             raise importlib.metadata.PackageNotFoundError(name)
         return f"{name} 1.0"
 
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(importlib.metadata, "version", version)
 
     report = doctor.examine()
@@ -163,7 +162,7 @@ def test_it_knows_this_machine() -> None:
 
 
 def test_a_control_group_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(doctor, "_CGROUP_LIMIT", tmp_path / "memory.max")
     (tmp_path / "memory.max").write_text("max\n")
     whole = doctor.examine().memory_bytes

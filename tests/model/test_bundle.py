@@ -16,10 +16,12 @@ from onnx import TensorProto
 
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.families import FAMILIES
 from precision_search.model.graph import GRAPH_NAMES, GraphName, family_of
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import read_model
 from precision_search.precision.convert import convert
 from precision_search.precision.dtypes import assign
@@ -537,7 +539,7 @@ def test_half_precision_weights_are_exported_as_the_fp32_numbers_they_are(checkp
 
     checkpoint = checkpoints / "t5-float16"
     assert stored_dtypes(checkpoint) == {"F16"}
-    run_jobs([ExportJob(str(checkpoint), "t5", "encoder", str(tmp_path / graph_file("encoder")))])
+    run_jobs([ExportJob(str(checkpoint), FAMILIES["t5"], "encoder", str(tmp_path / graph_file("encoder")))])
     model = read_model(tmp_path / graph_file("encoder"))
     exported = [
         value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None

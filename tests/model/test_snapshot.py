@@ -13,8 +13,9 @@ import pytest
 from precision_search import Seq2SeqGenerator, api
 from precision_search.errors import EnvironmentProblemError, InputError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import open_bundle, oracle_tokens
 from precision_search.model.export_worker import ExportJob
+from precision_search.model.layout import graph_file
 from precision_search.model.snapshot import Snapshot, unchanged
 from precision_search.published import load as candidate
 from precision_search.published import publish as publish_module

@@ -18,8 +18,9 @@ import pytest
 from precision_search import PrecisionSearchError, Seq2SeqGenerator, Step
 from precision_search.device.cuda import GEMM_VARIABLE
 from precision_search.errors import InputError, UsageError
-from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
@@ -29,9 +30,10 @@ from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.published.load import FACTS_FILE, load_candidate
 from precision_search.published.seq2seq import Generated, _as_judged
+from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, first_difference
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.tiny_model import LOUD, write_tiny_model
 

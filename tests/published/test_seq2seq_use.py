@@ -22,8 +22,8 @@ import pytest
 
 from precision_search import Seq2SeqGenerator, Step
 from precision_search.errors import DeviceError, InputError, MissingPackageError, UsageError
-from precision_search.model.bundle import graph_file
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime import token_matrix
 from tests.tiny_model import WORDS, write_tiny_model

@@ -14,9 +14,10 @@ import pytest
 
 from precision_search.errors import InputError
 from precision_search.judging.differences import DifferingSample
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName, compute_keys_by_op_type
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.model.samples import Sample, SampleSet, load_samples
 from precision_search.precision.convert import convert

@@ -22,8 +22,8 @@ from precision_search.judging.trial import Proposal, Trial
 from precision_search.records import run_files
 from precision_search.records.timings import TIMINGS_FILE, TimingLog, TimingRecord, read_timings, with_timings
 from precision_search.records.trials import read_trials
+from precision_search.run import search as run_module
 from precision_search.run.prepare import Prepared
-from precision_search.run.search import search as run_module
 from precision_search.runtime.timing import Comparison, Interval, Timing, TimingRules, compare_times
 from tests.search_models import trial
 from tests.tiny_model import write_tiny_config

@@ -18,8 +18,9 @@ import pytest
 from precision_search import api
 from precision_search.config import load_config
 from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.records import run_files
 from precision_search.records.landmarks_json import LANDMARKS_FILE

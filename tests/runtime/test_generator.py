@@ -22,11 +22,12 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
 from precision_search.runtime import decoding
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache, cache_tensors
 from precision_search.runtime.generator import Generation, Generator
 from precision_search.runtime.head import with_margin_head
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings
 from tests.graphs import tiny_t5_protos
 from tests.toy_bundle import VOCABULARY, Toy
 
