@@ -226,7 +226,7 @@ def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
             False, name, error.what, error.why or None, fix or None, "package" if driver_first is None else "driver"
         )
     except ImportError as error:
-        return CudaState(False, name, "CUDA cannot be tried.", str(error), _INSTALL, "package")
+        return CudaState(False, name, "CUDA cannot be tried", str(error), _INSTALL, "package")
     return CudaState(True, name)
 
 

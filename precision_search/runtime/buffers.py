@@ -85,9 +85,9 @@ class Buffer:
             if not (is_out_of_memory(error) or beyond_any):
                 raise run_error(error) from error
             raise DeviceMemoryError(
-                f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
+                f"no memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}",
                 why=first_line(error),
-                fix="Use a smaller batch or fewer new tokens.",
+                fix="use a smaller batch or fewer new tokens",
             ) from error
         self._capacity = count
         self._address = self._value.data_ptr()

@@ -85,7 +85,7 @@ def check_nothing_happened(found: tuple[int, str], out: Path, *texts: str) -> No
 @pytest.mark.parametrize(
     ("failure", "texts"),
     [
-        ("35", ("NVIDIA driver is too old for CUDA 13", "CUDA failure 35", "Update the driver")),
+        ("35", ("NVIDIA driver is too old for CUDA 13", "CUDA failure 35", "update the driver")),
         ("100", ("NVIDIA driver finds no device", "CUDA failure 100", "container")),
         ("999", ("CUDA device 0 does not start", "CUDA failure 999", "nvidia-smi")),
     ],
@@ -100,7 +100,7 @@ def test_a_driver_that_refuses(dry_cuda: DryCuda, tmp_path: Path, failure: str, 
 def test_a_device_that_is_not_there(dry_cuda: DryCuda, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = dry_cuda.call(run_elsewhere, out=str(out))
-    check_nothing_happened(found, out, "There is no CUDA device 3", "sees 1, numbered from 0", "device.id")
+    check_nothing_happened(found, out, "there is no CUDA device 3", "sees 1, numbered from 0", "device.id")
 
 
 def verify_elsewhere(demo: Demo, data: str) -> str:
@@ -121,7 +121,7 @@ def verify_elsewhere(demo: Demo, data: str) -> str:
 def test_verification_asks_for_the_device_that_it_is_told(dry_cuda: DryCuda, demo: Demo, tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("A sentence.\n")
     text = dry_cuda.call(verify_elsewhere, demo=demo, data=str(tmp_path / "data.txt"))
-    assert "There is no CUDA device 3" in text and "--device-id" in text
+    assert "there is no CUDA device 3" in text and "--device-id" in text
 
 
 def without(dry_cuda: DryCuda, folder: Path, pattern: str) -> DryCuda:
@@ -155,7 +155,7 @@ def test_a_library_that_is_missing(
     assert found[0] == kind, found
     for text in texts:
         assert text in found[1]
-    assert ("Nor is there" in found[1]) is False
+    assert ("nor is there" in found[1]) is False
 
 
 def probe_without_cudnn() -> tuple[str, str]:
