@@ -32,7 +32,7 @@ from precision_search.precision.low import LowDtype
 from precision_search.published.publish import publish as publish_plan
 from precision_search.published.publish import publish_facts
 from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
-from precision_search.published.verify import VerifyReport, compare, open_candidate
+from precision_search.published.verify import VerifyReport, compare, open_published
 from precision_search.records import run_files
 from precision_search.records.nodes_json import NODES_FILE, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
@@ -263,7 +263,7 @@ def verify(
         with unchanged(directory):
             found = compare(
                 bundle,
-                open_candidate(directory, bundle),
+                open_published(directory, bundle),
                 samples,
                 settings,
                 prefix=prefix,

@@ -23,7 +23,7 @@ from precision_search.model.generation_config import read_generation_settings
 from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.weights import WeightCache
-from precision_search.published.load import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
+from precision_search.published.load import OTHER_REFERENCE, LoadedModel, judged_settings, open_published
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
@@ -32,13 +32,13 @@ from precision_search.runtime.reference import Reference, generate_all, make_ref
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 
 __all__ = [
-    "Candidate",
     "DifferingSample",
+    "LoadedModel",
     "VerifyReport",
     "compare",
     "describe_difference",
     "make_report",
-    "open_candidate",
+    "open_published",
 ]
 
 Say = Callable[[str], None]
@@ -80,7 +80,7 @@ class VerifyReport:
 
 def compare(
     reference: Bundle,
-    candidate: Candidate,
+    loaded: LoadedModel,
     samples: SampleSet,
     settings: SessionSettings,
     *,
@@ -94,7 +94,7 @@ def compare(
 
     Args:
         reference: the fp32 bundle; its tokenizer and generation settings hold for both.
-        candidate: the model to verify; it runs at the optimization level it was judged at.
+        loaded: the model to verify; it runs at the optimization level it was judged at.
         samples: the sentences.
         settings: session settings, for the reference as they are. Memory is always shared; a `memory_limit` of None is
             that of the process, or none.
@@ -110,22 +110,22 @@ def compare(
     """
     tokenizer = load_tokenizer(reference.path)
     encoded = encode(samples, tokenizer, prefix, max_length)
-    theirs = encode(samples, candidate.tokenizer, prefix, max_length)
-    _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
-    warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
+    theirs = encode(samples, loaded.tokenizer, prefix, max_length)
+    _check_tokens(reference, loaded, samples, encoded.ids, theirs.ids)
+    warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, loaded))
     say(f"generating with the fp32 reference, {len(encoded.ids)} samples")
     if settings.memory_limit is None:
         settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
-    judged = judged_settings(candidate, settings)
+    judged = judged_settings(loaded, settings)
     # They belong to the process, and fp32 products take no notice of them.
     settings = replace(settings, gemm_options=judged.gemm_options)
     limited: list[str] = []
     limit = BatchLimit(limited.append)
     wanted = _reference(reference, encoded.ids, batch_size, settings, limit=limit, progress=progress)
-    say(f"generating with {candidate.path}")
+    say(f"generating with {loaded.path}")
     backend = backend_of(settings)
     generator = after_release(
-        lambda: Generator(backend.prepare(candidate.graphs, WeightCache()), reference.generation, judged)
+        lambda: Generator(backend.prepare(loaded.graphs, WeightCache()), reference.generation, judged)
     )
     pad = reference.generation.pad_token_id
     tokens, nonfinite = limit.fitting(
@@ -186,7 +186,7 @@ def _reference(
 
 def _check_tokens(
     reference: Bundle,
-    candidate: Candidate,
+    loaded: LoadedModel,
     samples: SampleSet,
     ours: Sequence[Sequence[int]],
     theirs: Sequence[Sequence[int]],
@@ -202,17 +202,17 @@ def _check_tokens(
     differing = next((index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
     if differing is not None:
         raise InputError(
-            f"{candidate.path} has another tokenizer than the reference",
+            f"{loaded.path} has another tokenizer than the reference",
             why=f"line {samples.samples[differing].line} of {samples.path} becomes other tokens",
             fix=f"{OTHER_REFERENCE}, or restore its tokenizer files",
         )
 
 
-def _doubts(reference: Bundle, candidate: Candidate) -> tuple[str, ...]:
+def _doubts(reference: Bundle, loaded: LoadedModel) -> tuple[str, ...]:
     doubts = []
-    if candidate.content_hash is not None and candidate.content_hash != reference.content_hash:
-        doubts.append(f"{candidate.path} says that it was made from another fp32 model (or another export of it)")
-    own = read_generation_settings(candidate.path, reference.generation.max_new_tokens)
+    if loaded.content_hash is not None and loaded.content_hash != reference.content_hash:
+        doubts.append(f"{loaded.path} says that it was made from another fp32 model (or another export of it)")
+    own = read_generation_settings(loaded.path, reference.generation.max_new_tokens)
     different = [
         f"{field.name} {getattr(own, field.name)} instead of {getattr(reference.generation, field.name)}"
         for field in fields(own)
@@ -220,7 +220,7 @@ def _doubts(reference: Bundle, candidate: Candidate) -> tuple[str, ...]:
     ]
     if different:
         doubts.append(
-            f"{candidate.path} asks for other generation settings ({', '.join(different)}); "
+            f"{loaded.path} asks for other generation settings ({', '.join(different)}); "
             "both were run with the reference's"
         )
     return tuple(doubts)

@@ -368,7 +368,7 @@ def verified_within(demo: Demo, data: str, limit: int) -> tuple[int, str]:
         # What comes out is garbage, which no tokenizer reads.
         patch.setattr(verify, "make_report", lambda _, wanted, tokens, *__, **___: generated.append(len(tokens)))
         try:
-            verify.compare(bundle, verify.open_candidate(bundle.path, bundle), samples, SessionSettings(device="cuda"))
+            verify.compare(bundle, verify.open_published(bundle.path, bundle), samples, SessionSettings(device="cuda"))
         except PrecisionSearchError as error:
             return 0, f"{type(error).__name__}: {error}"
     return sum(generated), ""
