@@ -27,6 +27,8 @@ KINDS: Mapping[str, type[errors.PrecisionSearchError]] = {
 }
 LONGEST_PLACEHOLDER = 28
 ALTERNATIVES = " / "
+SUGGESTION = "did_you_mean"
+"""The helper of `errors` that names the nearest known word, empty where none is near."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Texts = Mapping[str, str]
@@ -165,6 +167,11 @@ class _Renderer:
                 found = [self._joined(left, seen) + self._joined(right, seen)]
             case ast.IfExp(body=one, orelse=other):
                 found = [text for each in (one, other) for text in self._texts_of(each, seen) if text]
+            case ast.BoolOp(op=ast.Or(), values=values) if _name(values[0]) == SUGGESTION:
+                found = [text for each in values for text in self._texts_of(each, seen)]
+            case ast.Call(keywords=keywords) if _name(node) == SUGGESTION:
+                also = [text for each in keywords if each.arg == "also" for text in self._texts_of(each.value, seen)]
+                found = [f"did you mean `{{nearest}}`? {text}" for text in also or [""]]
             case ast.Name(id=name) if name in self._texts:
                 found = [self._texts[name]]
             case ast.Name(id=name) if name in self._known and name not in seen:
@@ -205,8 +212,8 @@ def placeholder(node: ast.expr) -> str:
     return names[0].removeprefix("_").replace("_", " ") if names else "..."
 
 
-def _name(call: ast.Call) -> str:
-    return call.func.id if isinstance(call.func, ast.Name) else ""
+def _name(node: ast.expr) -> str:
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
 
 
 def _is_helper(function: Function, call: ast.Call) -> bool:

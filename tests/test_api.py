@@ -184,15 +184,15 @@ def test_the_same_file_converted_all_low_fails_verification(
 @pytest.mark.slow
 def test_any_other_stable_plan_can_be_exported_and_no_other(run: api.RunResult, tmp_path: Path) -> None:
     other = next(trial for trial in run.trials if trial.verdict == "stable" and trial is not run.choice.trial)
-    out = api.publish(run.directory, tmp_path / "other", candidate=other.id, reporter=Silence())
+    out = api.publish(run.directory, tmp_path / "other", plan=other.id, reporter=Silence())
     assert (out / "precision_search.json").is_file()
     assert read_blocklist(out / "blocklist.json").dtype == "float16"
     with pytest.raises(OutputExistsError):
-        api.publish(run.directory, out, candidate=other.id, reporter=Silence())
+        api.publish(run.directory, out, plan=other.id, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 1"):
-        api.publish(run.directory, tmp_path / "rejected", candidate=1, reporter=Silence())
+        api.publish(run.directory, tmp_path / "rejected", plan=1, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 99"):
-        api.publish(run.directory, tmp_path / "unknown", candidate=99, reporter=Silence())
+        api.publish(run.directory, tmp_path / "unknown", plan=99, reporter=Silence())
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_a_dry_run_shows_config_and_space_and_writes_nothing(config: Config, tmp
 
 def test_an_existing_output_directory_is_left_alone(config: Config, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(OutputExistsError, match="exists already"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         api.search(config, tmp_path, reporter=Silence())
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -272,6 +272,6 @@ def test_resuming_where_no_run_is_says_so(config: Config, tmp_path: Path) -> Non
 def test_a_strategy_that_does_not_fit_the_budget_leaves_nothing_behind(config: Config, tmp_path: Path) -> None:
     sets = [f"calibration.path={config.calibration.path}", f"model.cache={config.model.cache}"]
     exhaustive = load_config(config.path, [*sets, "search.strategy=exhaustive", "search.max_trials=5"])
-    with pytest.raises(ConfigError, match="needs 2097152 trials"):
+    with pytest.raises(ConfigError, match="judges 2097152 plans"):
         api.search(exhaustive, tmp_path / "run", reporter=Silence())
     assert not (tmp_path / "run").exists()

@@ -38,37 +38,6 @@ class ConfirmResult:
     divergence: Parting | None
 
 
-def confirm(
-    models: Mapping[GraphName, ir.Model],
-    samples: SampleRows,
-    generation: GenerationSettings,
-    settings: SessionSettings,
-    *,
-    batch_size: int,
-    weights: WeightCache,
-    limit: BatchLimit | None = None,
-    progress: Progress = no_progress,
-) -> ConfirmResult:
-    """Generates with converted graphs and compares with the reference.
-
-    Args:
-        models: the three converted graphs.
-        samples: sources and their reference.
-        generation: how to generate.
-        settings: device and optimization level.
-        batch_size: sources at once, if the device's memory holds them.
-        weights: shared rounded weights.
-        limit: of sources at once, shared with others.
-        progress: receives how many sources are done.
-
-    Raises:
-        DeviceMemoryError: the device's memory does not hold the graphs with one source.
-    """
-    generator = open_generator(models, generation, settings, weights)
-    pad = generation.pad_token_id
-    return confirm_with(generator, samples, pad, batch_size=batch_size, limit=limit, progress=progress)
-
-
 def confirm_with(
     generator: Generator,
     samples: SampleRows,

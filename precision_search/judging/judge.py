@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import DeviceMemoryError
@@ -45,8 +44,6 @@ from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
 from precision_search.runtime.teacher_forcing import forced_batches
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class LatencySource(Protocol):

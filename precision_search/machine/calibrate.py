@@ -15,8 +15,8 @@ from pathlib import Path
 from precision_search.device import cuda
 from precision_search.device.driver import read_driver
 from precision_search.device.profile import DeviceProfile, load_profile, profile_text
-from precision_search.errors import EnvironmentProblemError, InternalError, OutputExistsError, UsageError
-from precision_search.files import writing
+from precision_search.errors import EnvironmentProblemError, InternalError, UsageError
+from precision_search.files import refuse_existing, writing
 from precision_search.machine.fit import measured_profile
 from precision_search.machine.measure import CALIBRATION_RULES, Series, SeriesResult, default_series, measure_device
 from precision_search.records import run_files
@@ -105,12 +105,10 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
             fix=f"write --out {out.parent / 'gpu.toml' if out.name in {'', '.toml'} else out.with_suffix('.toml')}",
         )
     for path in (out, samples):
-        if path.exists() and (path.is_dir() or not force):
-            raise OutputExistsError(
-                f"{path} exists already",
-                why="it is a directory" if path.is_dir() else "a profile is not replaced unless that is asked for",
-                fix="give another --out" + ("" if path.is_dir() else ", or add --force to replace it"),
-            )
+        if path.is_dir():
+            refuse_existing(path)
+        if not force:
+            refuse_existing(path, "add --force to replace it")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise EnvironmentProblemError(
             f"{out} cannot be written",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import check_name, read_file, write_atomically, writing
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
@@ -31,7 +31,7 @@ from precision_search.model.generation_config import (
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe, float_inputs, is_weight
 from precision_search.model.hf_files import copy_hf_files, hf_files
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
-from precision_search.model.onnx_files import data_files, first_line, read_model, strip_notes, write_model
+from precision_search.model.onnx_files import data_files, read_model, strip_notes, write_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer

@@ -20,12 +20,12 @@ import torch
 from safetensors import SafetensorError
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.generation_config import ModelConfig, read_model_config
 from precision_search.model.graph import GraphName, describe
 from precision_search.model.layout import SEQ2SEQ, SYMBOLS, Axes, InputKind
-from precision_search.model.onnx_files import first_line, write_model
+from precision_search.model.onnx_files import write_model
 
 
 @dataclass(frozen=True, slots=True)

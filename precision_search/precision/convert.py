@@ -24,8 +24,8 @@ from precision_search.model.graph import (
     retype,
 )
 from precision_search.model.layout import SEQ2SEQ
-from precision_search.precision.dtypes import Assignment, assign, is_exact_or_mask
-from precision_search.precision.low import IR_DTYPES, LowDtype, low_max
+from precision_search.precision.dtypes import Assignment, assign
+from precision_search.precision.low import IR_DTYPES, LowDtype, is_exact_or_mask, low_max
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
 from precision_search.precision.wiring import sources

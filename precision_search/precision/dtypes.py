@@ -11,22 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-from weakref import WeakKeyDictionary
-
-import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.graph import Graph, GraphName, NodeKind
 from precision_search.model.layout import SEQ2SEQ
-from precision_search.precision.low import LowDtype, low_max, round_to
+from precision_search.precision.low import BFLOAT16_OPSET, LowDtype
 from precision_search.precision.plan import Plan
 from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, wiring_of
-
-BFLOAT16_OPSET = 16
-"""From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +117,4 @@ def _movement_is_low(node: WiredNode, plan: Plan, low_values: set[str], crossing
 
 def constants_survive(node: WiredNode, dtype: LowDtype) -> bool:
     """Whether the node moves constants only, each exact in the low dtype or so large that it saturates."""
-    return node.moved is not None and all(_survives(constant, dtype) for constant in node.moved)
-
-
-def _survives(constant: ir.TensorProtocol, dtype: LowDtype) -> bool:
-    found = _SURVIVES.setdefault(constant, {})
-    if dtype not in found:
-        found[dtype] = is_exact_or_mask(constant.numpy(), dtype)
-    return found[dtype]
-
-
-_SURVIVES: WeakKeyDictionary[ir.TensorProtocol, dict[LowDtype, bool]] = WeakKeyDictionary()
-
-
-def is_exact_or_mask(array: npt.NDArray[Any], dtype: LowDtype) -> bool:
-    """Whether each number is exact in the low dtype or so large that it can only be a mask, which saturates."""
-    exact = round_to(array, dtype, saturate=True) == array
-    return bool(np.all(exact | (np.abs(array) > low_max(dtype))))
+    return node.moved is not None and node.moved.survive(dtype)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.model.graph import Family
+from precision_search.precision.low import SHORT_NAMES
 from precision_search.precision.plan import FAMILIES
 from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
@@ -26,7 +27,6 @@ MOST_NAMES = 20
 """Patterns and nodes that a card lists; `blocklist.json` has them all."""
 
 _GRAPHS: dict[Family, str] = {"encoder": "the encoder", "decoder": "both decoder graphs"}
-_DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _HUB_CACHE = re.compile(r"models--([A-Za-z0-9][\w.-]*)")
 
 
@@ -40,7 +40,7 @@ class BaseModel:
 
 def model_card(facts: ModelFacts, base: BaseModel) -> str:
     """The card of a published model, as Markdown with a YAML header."""
-    dtypes = "fp32" if facts.numbers.is_fp32 else f"{_DTYPES[facts.plan.dtype]} and fp32"
+    dtypes = "fp32" if facts.numbers.is_fp32 else f"{SHORT_NAMES[facts.plan.dtype]} and fp32"
     parts = [
         _header(facts, base),
         f"# {escape(facts.model_name)}, {dtypes}",
@@ -69,7 +69,7 @@ def hub_id(path: Path) -> str | None:
 def _header(facts: ModelFacts, base: BaseModel) -> str:
     tags = ["onnx", base.model_type, "precision-search"]
     if not facts.numbers.is_fp32:
-        tags += ["mixed-precision", _DTYPES[facts.plan.dtype]]
+        tags += ["mixed-precision", SHORT_NAMES[facts.plan.dtype]]
     lines = ["---", "library_name: onnxruntime", "tags:", *(f"- {tag}" for tag in tags)]
     if base.hub_id is not None:
         # A JSON string is a YAML string.

@@ -100,7 +100,7 @@ def _check_loads(model: ir.Model, path: Path) -> None:
     import onnxruntime
 
     try:
-        if any(value.dtype == ir.DataType.BFLOAT16 for node in model.graph for value in node.outputs):
+        if any(value.dtype == IR_DTYPES["bfloat16"] for node in model.graph for value in node.outputs):
             create_session(widen(model, WeightCache()), SessionSettings())
             return
         options = onnxruntime.SessionOptions()

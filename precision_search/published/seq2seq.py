@@ -33,7 +33,7 @@ from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import Tokenizer
 from precision_search.precision.emulate import is_mixed
 from precision_search.precision.weights import WeightCache
-from precision_search.published.load import Candidate, judged_settings, load_candidate
+from precision_search.published.load import LoadedModel, judged_settings, load_published
 from precision_search.runtime.backends import backend_of, check_device_kind, resolve_device
 from precision_search.runtime.decoding import Step
 from precision_search.runtime.generator import Generation, Generator
@@ -160,7 +160,7 @@ class Seq2SeqGenerator:
     ) -> Seq2SeqGenerator:
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
-        model = load_candidate(path)
+        model = load_published(path)
         place = resolve_device(device, device_id, warn=lambda text: warnings.warn(text, RuntimeWarning, stacklevel=5))
         settings = SessionSettings(device=place, device_id=device_id, threads=threads)
         graphs, settings = _as_judged(model, settings)
@@ -255,11 +255,11 @@ def _check_layout(path: Path) -> None:
             f"{path} is a checkpoint, not a published model",
             why=f"it has weights in safetensors and no {SEQ2SEQ.encoder.file}",
             fix="`precision-search run` makes a model of it; for fp32 alone, "
-            '`precision_search.api.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
+            '`precision_search.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
         )
 
 
-def _as_judged(model: Candidate, settings: SessionSettings) -> tuple[Mapping[GraphName, ir.Model], SessionSettings]:
+def _as_judged(model: LoadedModel, settings: SessionSettings) -> tuple[Mapping[GraphName, ir.Model], SessionSettings]:
     """The graphs as they run on the device, and the settings the model was judged under."""
     graphs, level, mixed = model.graphs, model.optimization_level, any(map(is_mixed, model.graphs.values()))
     backend = backend_of(settings)

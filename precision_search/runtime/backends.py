@@ -254,6 +254,6 @@ def resolve_device(
     except (MissingPackageError, DeviceError) as error:
         driver = read_driver()
         if driver is not None and driver.devices:
-            warn(f"there is a CUDA device, and this runs on the CPU: {error.what} {error.why}")
+            warn(f"there is a CUDA device, and this runs on the CPU: {error.what} ({error.why})")
         return "cpu"
     return "cuda"

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceMemoryError
+from precision_search.errors import DeviceMemoryError, first_line
 from precision_search.runtime.backends import backend_of, in_host_memory
-from precision_search.runtime.session import SessionSettings, first_line, is_out_of_memory, run_error
+from precision_search.runtime.session import SessionSettings, is_out_of_memory, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -85,9 +85,9 @@ class Buffer:
             if not (is_out_of_memory(error) or beyond_any):
                 raise run_error(error) from error
             raise DeviceMemoryError(
-                f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
+                f"no memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}",
                 why=first_line(error),
-                fix="Use a smaller batch or fewer new tokens.",
+                fix="use a smaller batch or fewer new tokens",
             ) from error
         self._capacity = count
         self._address = self._value.data_ptr()

@@ -66,14 +66,14 @@ def cache_tensors(decoder: ir.Model, decoder_with_past: ir.Model) -> tuple[Cache
             giver = outputs.get(link.present)
             if giver is None or giver.dtype != value.dtype:
                 given = "does not give it" if giver is None else f"gives it as {giver.dtype}"
-                raise _mismatch(name, f"{_LATER} takes it as {value.dtype}, but {graph} {given}.")
+                raise _mismatch(name, f"{_LATER} takes it as {value.dtype}, but {graph} {given}")
         shape = value.shape if value.shape is not None and len(value.shape) == 4 else (None,) * 4
         heads, head_size = shape[1], shape[3]
         if value.dtype is None or not isinstance(heads, int) or not isinstance(head_size, int):
-            raise _mismatch(name, f"Its shape is {value.shape}; fixed heads and head size are needed.")
+            raise _mismatch(name, f"its shape is {value.shape}; fixed heads and head size are needed")
         found.append(CacheTensor(name, link.present, link.is_self, value.dtype, heads, head_size))
     if not any(tensor.is_self for tensor in found):
-        raise _mismatch(SEQ2SEQ.caches(1)[0].past, f"{_LATER} has no such input.")
+        raise _mismatch(SEQ2SEQ.caches(1)[0].past, f"{_LATER} has no such input")
     return tuple(found)
 
 
@@ -139,7 +139,7 @@ class Cache:
 
 def _mismatch(name: str, why: str) -> InputError:
     return InputError(
-        f"The decoder graphs do not fit together at {name!r}.",
+        f"the decoder graphs do not fit together at {name!r}",
         why=why,
-        fix="Export the three graphs together, in the usual layout with past and present names.",
+        fix="export the three graphs together, in the usual layout with past and present names",
     )

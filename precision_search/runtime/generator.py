@@ -148,9 +148,9 @@ class Generator:
     def _exclusive(self) -> Iterator[None]:
         if self._owner == threading.get_ident():
             raise UsageError(
-                "generate was called while it runs in the same thread.",
-                why="Its own callback called it, and the two would share buffers.",
-                fix="Let the callback only note what it is given, or use a second generator.",
+                "generate was called while it runs in the same thread",
+                why="its own callback called it, and the two would share buffers",
+                fix="let the callback only note what it is given, or use a second generator",
             )
         with self._lock:
             try:
@@ -182,17 +182,17 @@ def _check_inputs(models: Mapping[GraphName, ir.Model]) -> None:
     for layout in SEQ2SEQ.graphs:
         if layout.name not in models:
             raise InputError(
-                f"The graph {layout.name!r} is missing.",
-                why=f"Given: {', '.join(models) or 'none'}.",
-                fix=f"Export the three graphs {SEQ2SEQ.names}.",
+                f"the graph {layout.name!r} is missing",
+                why=f"given: {', '.join(models) or 'none'}",
+                fix=f"export the three graphs {SEQ2SEQ.names}",
             )
         names = {str(value.name) for value in models[layout.name].graph.inputs}
         names = {name for name in names if not SEQ2SEQ.is_past(name)}
         if layout.inputs[0].name not in names or not names <= layout.known_inputs:
             raise InputError(
-                f"The inputs of the graph {layout.name!r} are not as expected.",
-                why=f"It takes {', '.join(sorted(names))}; known are {', '.join(sorted(layout.known_inputs))}.",
-                fix="Export the model in the usual three-graph layout.",
+                f"the inputs of the graph {layout.name!r} are not as expected",
+                why=f"it takes {', '.join(sorted(names))}; known are {', '.join(sorted(layout.known_inputs))}",
+                fix="export the model in the usual three-graph layout",
             )
 
 
@@ -200,29 +200,29 @@ def _check_arrays(input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[
     for name, array in ((IDS, input_ids), (MASK, attention_mask)):
         if array.dtype != np.int64 or array.ndim != 2 or array.size == 0:
             raise InputError(
-                f"{name} cannot be generated from.",
-                why=f"It is {array.dtype} of shape {array.shape}; int64 [batch, positions] is needed, none of them 0.",
-                fix=f"Convert it: {name}.astype(numpy.int64), one row a sentence.",
+                f"{name} cannot be generated from",
+                why=f"it is {array.dtype} of shape {array.shape}; int64 [batch, positions] is needed, none of them 0",
+                fix=f"convert it: {name}.astype(numpy.int64), one row a sentence",
             )
     if input_ids.shape != attention_mask.shape:
         raise InputError(
-            f"{IDS} and {MASK} do not fit together.",
-            why=f"Their shapes are {input_ids.shape} and {attention_mask.shape}.",
-            fix="Take both from the same call of the tokenizer.",
+            f"{IDS} and {MASK} do not fit together",
+            why=f"their shapes are {input_ids.shape} and {attention_mask.shape}",
+            fix="take both from the same call of the tokenizer",
         )
     if input_ids.min() < 0:
         raise InputError(
-            f"{IDS} holds a negative id.",
-            why=f"The smallest is {input_ids.min()}.",
-            fix="Pad with the pad token and mask it, not with -100.",
+            f"{IDS} holds a negative id",
+            why=f"the smallest is {input_ids.min()}",
+            fix="pad with the pad token and mask it, not with -100",
         )
     if not np.isin(attention_mask, (0, 1)).all():
         raise InputError(
-            f"{MASK} holds other values than 0 and 1.",
-            why=f"It ranges from {attention_mask.min()} to {attention_mask.max()}.",
-            fix="Use 1 where a token counts and 0 where it is padding.",
+            f"{MASK} holds other values than 0 and 1",
+            why=f"it ranges from {attention_mask.min()} to {attention_mask.max()}",
+            fix="use 1 where a token counts and 0 where it is padding",
         )
     if limit < 1:
         raise InputError(
-            "Nothing to generate.", why=f"max_new_tokens is {limit}.", fix="Set max_new_tokens to at least 1."
+            "nothing to generate", why=f"max_new_tokens is {limit}", fix="set max_new_tokens to at least 1"
         )

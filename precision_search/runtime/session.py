@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.device import cuda
-from precision_search.errors import DeviceError, DeviceMemoryError, InputError, PrecisionSearchError
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, PrecisionSearchError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -136,15 +136,15 @@ def explained(name: str, device: str, require: Callable[[], object] = lambda: No
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
         if is_out_of_memory(error):
             raise DeviceMemoryError(
-                f"No memory for the graph {name!r} on {device}.",
+                f"no memory for the graph {name!r} on {device}",
                 why=first_line(error),
-                fix="Free memory there, or run on another device.",
+                fix="free memory there, or run on another device",
             ) from error
         require()
         raise InputError(
-            f"ONNX Runtime does not accept the graph {name!r}.",
+            f"ONNX Runtime does not accept the graph {name!r}",
             why=first_line(error),
-            fix="Check the ONNX files with onnx.checker, or export them again.",
+            fix="check the ONNX files with onnx.checker, or export them again",
         ) from error
 
 
@@ -187,21 +187,16 @@ def run_error(error: Exception) -> PrecisionSearchError:
     failed, else InputError.
     """
     if is_out_of_memory(error):
-        return DeviceMemoryError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
+        return DeviceMemoryError("a graph ran out of memory", why=first_line(error), fix="use a smaller batch")
     if cuda.lacks_cudnn(str(error)):
         return cuda.cudnn_missing()
     if failure := cuda.failure_in(str(error)):
         return DeviceError(
-            "The CUDA device failed while a graph ran.",
+            "the CUDA device failed while a graph ran",
             why=failure,
-            fix="Check the device with nvidia-smi; start again, since a process whose device failed cannot go on.",
+            fix="check the device with nvidia-smi; start again, since a process whose device failed cannot go on",
         )
-    return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    return cuda.first_line(str(error)) or type(error).__name__
+    return InputError("a graph failed to run", why=first_line(error), fix="check the token ids and the graph")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from precision_search.model.bundle import Bundle, write_bundle
 from precision_search.model.generation_config import read_generation_settings
 from precision_search.model.samples import TokenBatch, batches
 from precision_search.precision.plan import Plan
-from precision_search.published.load import load_candidate
+from precision_search.published.load import load_published
 from precision_search.published.publish import publish
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
@@ -51,7 +51,7 @@ class Case:
     def ours(self) -> Tokens:
         """What our generator makes of the stored graphs."""
         settings = read_generation_settings(self.directory, None)
-        generator = Generator(load_candidate(self.directory).graphs, settings, SessionSettings(threads=1))
+        generator = Generator(load_published(self.directory).graphs, settings, SessionSettings(threads=1))
         made = generator.generate(self.batch.input_ids, self.batch.attention_mask, max_new_tokens=self.max_new_tokens)
         return [tuple(row[:length].tolist()) for row, length in zip(made.tokens, made.lengths, strict=True)]
 

@@ -82,7 +82,7 @@ def exported(run: Path) -> Path:
     assert int(str(best["low_nodes"])) > 100
     out = run.parent / "exported"
     if not out.exists():
-        result = invoke("export", run, "--candidate", str(best["id"]), "--out", out)
+        result = invoke("export", run, "--plan", str(best["id"]), "--out", out)
         assert result.exit_code == 0, result.output
     return out
 

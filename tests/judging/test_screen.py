@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_search.errors import InputError
-from precision_search.judging.confirm import confirm
 from precision_search.judging.ranges import measure_ranges
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.judging.screen import FIRST_BATCH, FP32_ENCODER, Parting, SampleScreen, Screener, ScreenResult
@@ -28,6 +27,7 @@ from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pi
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.reference import Reference
 from precision_search.strategies.space import make_space
+from tests.confirming import confirm
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.plans import CLASSIC, NORMS, SETTINGS, WO, keeping, lowering, sample_rows
 from tests.screen_models import SOURCE, FakeEncoder, plan_with, samples_with

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib.metadata
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from precision_search.device.state import DeviceState
 from precision_search.errors import DeviceError, MissingPackageError
 from precision_search.machine import doctor
 from precision_search.machine.libraries import find_libraries
+from tests.conftest import ROOT
 
 T4 = CudaDriver("580.65", "13.0", (CudaDevice(0, "Tesla T4", "7.5", 2**34, 2**33, bfloat16=False),), None)
 
@@ -111,6 +115,28 @@ def test_versions_are_those_of_the_distribution_that_is_installed(monkeypatch: p
     assert report.missing == ("torch",)
     assert "missing: torch" in report.fixes[0]
     assert len(report.fixes) == 1  # one thing at a time: CUDA can wait
+
+
+def test_what_a_run_needs_is_what_the_project_depends_on() -> None:
+    """`onnxruntime` and `onnxruntime-gpu` are one package, by platform."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^\w-]", dependency)[0].removesuffix("-gpu") for dependency in dependencies}
+
+    assert set(doctor.REQUIRED) == names
+
+
+def imported(root: Path) -> set[str]:
+    """Top-level packages that the modules under `root` import, wherever in them."""
+    nodes = [node for path in root.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_what_the_package_imports_is_what_it_depends_on() -> None:
+    foreign = imported(ROOT / "precision_search") - set(sys.stdlib_module_names) - {"precision_search"}
+
+    assert foreign == {name.replace("-", "_") for name in doctor.REQUIRED} - {"onnxscript"}  # torch's exporter needs it
 
 
 def test_it_works_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_a_generator_is_not_made_of_a_mixture(
 
 
 def test_weights_that_change_before_they_are_mapped_are_noticed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    after(monkeypatch, generate, "load_candidate", lambda: replaced(model / "encoder.data"))
+    after(monkeypatch, generate, "load_published", lambda: replaced(model / "encoder.data"))
     assert refusal(lambda: Seq2SeqGenerator.from_pretrained(model, device="cpu")).why == "encoder.data changed"
 
 

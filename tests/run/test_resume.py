@@ -300,14 +300,14 @@ def test_a_run_of_another_machine_or_version_is_refused(
 @pytest.mark.slow
 def test_a_search_and_a_given_plan_are_not_one_run(changeable: Path) -> None:
     blocklist = changeable / "run" / run_files.BLOCKLIST_FILE
-    assert "a search, or a given plan" in refusal(changeable, "--plan", blocklist)
+    assert "a search, or a given plan" in refusal(changeable, "--blocklist", blocklist)
     shutil.copy(blocklist, changeable / "mine.json")
     shutil.rmtree(changeable / "run")
-    run(changeable / "tiny.toml", changeable / "run", "--plan", str(changeable / "mine.json"))
+    run(changeable / "tiny.toml", changeable / "run", "--blocklist", str(changeable / "mine.json"))
     assert "a search, or a given plan" in refusal(changeable)
     (changeable / "other.json").write_text('{"op_types": {"encoder": ["MatMul", "Pow"]}}')
-    assert "the given plan changed since it began" in refusal(changeable, "--plan", changeable / "other.json")
-    run(changeable / "tiny.toml", changeable / "run", "--plan", str(changeable / "mine.json"))
+    assert "the given plan changed since it began" in refusal(changeable, "--blocklist", changeable / "other.json")
+    run(changeable / "tiny.toml", changeable / "run", "--blocklist", str(changeable / "mine.json"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 
 from precision_search.errors import UsageError
-from precision_search.judging.confirm import confirm
 from precision_search.judging.judge import JudgeSettings, PlanJudge
 from precision_search.judging.trial import Proposal
 from precision_search.model.bundle import Bundle, open_bundle
@@ -33,6 +32,7 @@ from precision_search.runtime.backends import (
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, Device, SessionSettings
 from precision_search.runtime.token_matrix import TokenMatrix
+from tests.confirming import confirm
 from tests.conftest import ROOT
 from tests.plans import keeping, lowering, sample_rows
 from tests.tiny_model import write_tiny_model

@@ -228,7 +228,7 @@ MEMORY = [
 @pytest.mark.parametrize("text", MEMORY)
 def test_no_memory_for_the_weights_is_its_own_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", failing(text))
-    with pytest.raises(DeviceMemoryError, match="No memory for the graph 'lookup' on cuda"):
+    with pytest.raises(DeviceMemoryError, match="no memory for the graph 'lookup' on cuda"):
         create_session(lookup_model(table_of(np.float32)), CUDA)
 
 
