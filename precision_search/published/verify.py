@@ -111,25 +111,12 @@ def compare(
     _check_tokens(reference, loaded, samples, encoded.ids, theirs.ids)
     warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, loaded))
     limited: list[str] = []
+    limit = BatchLimit(limited.append)
     wanted, tokens, nonfinite = _generate_both(
-        reference,
-        loaded,
-        encoded.ids,
-        settings,
-        batch_size=batch_size,
-        limit=BatchLimit(limited.append),
-        reporter=reporter,
+        reference, loaded, encoded.ids, settings, batch_size=batch_size, limit=limit, reporter=reporter
     )
-    warnings = (*warnings, *limited)
-    return make_report(
-        samples,
-        wanted,
-        tokens,
-        nonfinite,
-        decode=tokenizer.decode,
-        source=backend_of(settings).source,
-        warnings=warnings,
-    )
+    warnings, source = (*warnings, *limited), backend_of(settings).source
+    return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
 
 
 def _generate_both(
@@ -142,7 +129,7 @@ def _generate_both(
     limit: BatchLimit,
     reporter: Reporter,
 ) -> tuple[Reference, tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
-    """The reference, and what `generate_all` gives of the loaded."""
+    """The reference, and what `generate_all` gives of the loaded model."""
     reporter.stage(f"generating with the fp32 reference, {len(rows)} samples")
     if settings.memory_limit is None:
         settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
