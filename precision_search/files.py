@@ -104,9 +104,10 @@ def refuse_existing(path: Path, or_else: str = "") -> None:
         or_else: what can be done instead of giving another path.
     """
     if path.exists() or path.is_symlink():
+        kind = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "a file"
         raise OutputExistsError(
             f"{path} already exists",
-            why="this never overwrites what is there",
+            why=f"it is {kind}, and this never overwrites what is there",
             fix=f"give another path, or {or_else}" if or_else else "give another path",
         )
 
