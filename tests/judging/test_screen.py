@@ -47,7 +47,9 @@ class Demo:
     calibration: SampleScreen
 
     def screen(self, plan: Plan, samples: SampleScreen) -> ScreenResult:
-        return self.screener.prepare(plan).screen(samples, to_the_end=True)
+        shared = plan.dtype == "float16"
+        screener = self.screener if shared else Screener(self.bundle.graphs, plan.dtype, self.weights, SETTINGS)
+        return screener.prepare(plan).screen(samples, to_the_end=True)
 
     def part(self, numbers: Sequence[int]) -> SampleScreen:
         rows, known = self.calibration.samples.rows, self.calibration.samples.reference
