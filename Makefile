@@ -5,17 +5,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := artifacts/runs/demo-$(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test lint fast gpu docs constraints clean
+.PHONY: install demo test tests lint fast gpu docs constraints clean
 
 demo: $(STAMP)
 	$(BIN)/precision-search run configs/demo.toml --out $(RUN)
 
 install: $(STAMP)
 
-# Two workers: most tests wait for one core, and more of them would each take gigabytes. A file's tests stay together,
-# since they share what its fixtures made. At the end every error of docs/reference/errors.md must have happened.
-test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --every-error
+# Side by side: mypy keeps one core busy for a minute, and the tests wait here and there.
+test: $(STAMP)
+	$(MAKE) --jobs=2 lint tests
+
+# Two workers: most tests wait for one core, and more of them would each take gigabytes. tests/longest_first.py says which
+# tests stay together and which come first. At the end every error of docs/reference/errors.md must have happened.
+tests: $(STAMP)
+	$(BIN)/pytest -n 2 --every-error
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -35,11 +39,13 @@ gpu: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W -n --keep-going -d build/doctrees docs build/site
 
-# torch is installed first and by its exact version: a range may take a CUDA build of several gigabytes.
+# torch is installed first and by its exact version: a range may take a CUDA build of several gigabytes. pip would compile
+# 17,000 files on one core; compileall takes all cores, and ends with 1 for templates that are no Python.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 constraints: $(STAMP)

@@ -21,7 +21,6 @@ from precision_search.judging.sample_sets import LoadedSet, load_set, open_fp32
 from precision_search.judging.screen import SampleScreen, ScreenResult
 from precision_search.judging.trial import Proposal, Trial
 from precision_search.model.samples import load_samples
-from precision_search.precision.convert import convert
 from precision_search.precision.dtypes import assign
 from precision_search.precision.plan import Plan, all_compute_keys
 from precision_search.precision.weights import WeightCache
@@ -131,7 +130,7 @@ class Bench:
             trial = self._judge(Proposal(plan, "given"), 0)
             judged = [trial]
         seconds = time.perf_counter() - started
-        confirmed = self._judge.confirm(convert(self._graphs, plan, WeightCache()), self._test.data)
+        confirmed = self._judge.confirm(plan, self._test.data)
         return make_row(
             self._label,
             method,

@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from statistics import median
 from precision_search.errors import PrecisionSearchError
 from precision_search.machine.doctor import examine
 from precision_search.reporting import Nobody
-from precision_search.runtime.timing import interleave
+from precision_search.runtime.timing import RULES, compare_times
 
 NAMED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx-ir", "torch", "transformers")
 
@@ -45,7 +45,8 @@ class Ratio:
 
 def ratio(unit: Callable[[], object], measured: Callable[[], object], rounds: int) -> Ratio:
     """Times both in the order unit, measured, measured, unit, after a warm-up; a round gives one ratio."""
-    first, second = interleave(unit, measured, rounds=rounds)
+    times = compare_times(unit, measured, rules=replace(RULES, least_rounds=rounds, most_rounds=rounds))
+    first, second = times.first, times.second
     pairs = zip(_by_round(first.samples_ms), _by_round(second.samples_ms), strict=True)
     found = [measured_ms / unit_ms for unit_ms, measured_ms in pairs]
     return Ratio(median(found), min(found), max(found), first.p50_ms, second.p50_ms)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from precision_search import api
+from precision_search import inspect
 from precision_search.judging.inspect import NodeFacts
 from precision_search.precision.low import low_max
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--data", default="configs/demo/calibration.txt")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/residual-stream.svg"))
     arguments = parser.parse_args()
-    report = api.inspect(arguments.model, data=arguments.data)
+    report = inspect(arguments.model, data=arguments.data)
     arguments.plot.write_text(draw_plot(report.nodes))
 
 

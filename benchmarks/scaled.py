@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from precision_search.errors import InputError
-from precision_search.model.hf_files import HF_FILES
+from precision_search.model.hf_files import hf_files
 
 WEIGHTS = "model.safetensors"
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -46,7 +46,7 @@ def scaled_checkpoint(source: Path, power: int, work: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             fresh = Path(folder) / target.name
             fresh.mkdir()
-            for name in HF_FILES:
+            for name in hf_files():
                 if (source / name).is_file():
                     shutil.copyfile(source / name, fresh / name)
             save_file(dict(scaled), fresh / WEIGHTS, metadata={"format": "pt"})

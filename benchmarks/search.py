@@ -38,8 +38,9 @@ from precision_search.errors import ConfigError
 from precision_search.judging.sample_sets import load_set, open_fp32
 from precision_search.model.bundle import open_bundle
 from precision_search.model.samples import load_samples
+from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.reference import Reference
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.session import SessionSettings
 from precision_search.strategies import STRATEGIES
 
 NAME = "search"

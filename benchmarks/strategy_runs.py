@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Label, Row, make_row
-from precision_search.api import search
+from precision_search import search
 from precision_search.config import Config
 from precision_search.display.reporters import QuietReporter
 from precision_search.judging.screen import FIRST_BATCH

@@ -11,7 +11,7 @@ config=$1 blocklist=$2 model=$3 data=$4 least=$5
 shift 5
 
 # 1 where the plan is not stable on the calibration sentences, or is not faster than fp32.
-precision-search --quiet run "$config" --plan "$blocklist" --out gate-run
+precision-search --quiet run "$config" --blocklist "$blocklist" --out gate-run
 
 # 1 where fewer of the other sentences are kept.
 precision-search --quiet verify gate-run/model --reference "$model" --data "$data" --min-exact-match "$least" "$@"

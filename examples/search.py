@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import sys
 
-from precision_search import Seq2SeqGenerator, api, load_config
+from precision_search import Seq2SeqGenerator, load_config, make_reporter, pareto, publish, search, verify
 
 
 def main(config_file: str, run: str) -> int:
     """Runs the whole way; the exit code is that of `precision-search run`."""
     config = load_config(config_file)
-    result = api.search(config, run, reporter=api.make_reporter())
+    result = search(config, run, reporter=make_reporter())
     print(f"chosen: {result.choice.reason}")
     if not result.choice.faster or result.choice.trial is None:
         return result.exit_code
 
     calm, least = result.choice.trial, float("inf")
-    for row in api.pareto(run).rows:
+    for row in pareto(run).rows:
         latency, risk = row.trial.latency, row.trial.flip_risk
         if not row.on_front or latency is None or latency.speedup < 1.01:
             continue
@@ -31,8 +31,8 @@ def main(config_file: str, run: str) -> int:
             calm, least = row.trial, risk.value
 
     sentences = config.calibration
-    model = api.publish(run, f"{run}-calm", candidate=calm.id)
-    report = api.verify(
+    model = publish(run, f"{run}-calm", plan=calm.id)
+    report = verify(
         model,
         config.model.path,
         sentences.path,

@@ -1,7 +1,8 @@
-"""Finds the fastest mixed-precision version of an encoder-decoder transformer that gives exactly the tokens of fp32.
+"""Find the fastest fp16/fp32 version of a T5 that still generates the same tokens as fp32.
 
-The functions are in `precision_search.api`: `search`, `pareto`, `report`, `publish`, `verify`, `export_bundle` ...
-What they leave is run with `Seq2SeqGenerator`. What is named here is loaded when it is first used.
+Every command is a function here: `search`, `pareto`, `report`, `publish`, `verify`, `inspect`, `calibrate`, `doctor`,
+`dry_run`, and `export_bundle` for the fp32 graphs alone. `Seq2SeqGenerator` runs what they write. Importing the package
+loads none of it: a name is loaded when it is first used. `precision_search.api` is the module of the functions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from precision_search import api
+    from precision_search.api import (
+        DeviceProfile,
+        DoctorReport,
+        InspectReport,
+        ParetoTable,
+        Reporter,
+        RunResult,
+        SearchReporter,
+        VerifyReport,
+        calibrate,
+        doctor,
+        dry_run,
+        export_bundle,
+        inspect,
+        make_reporter,
+        pareto,
+        publish,
+        report,
+        search,
+        verify,
+    )
     from precision_search.config import Config, load_config
     from precision_search.errors import PrecisionSearchError
     from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
@@ -19,16 +41,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "DeviceProfile",
+    "DoctorReport",
     "Generated",
+    "InspectReport",
+    "ParetoTable",
     "PrecisionSearchError",
+    "Reporter",
+    "RunResult",
+    "SearchReporter",
     "Seq2SeqGenerator",
     "Step",
+    "VerifyReport",
     "__version__",
     "api",
+    "calibrate",
+    "doctor",
+    "dry_run",
+    "export_bundle",
+    "inspect",
     "load_config",
+    "make_reporter",
+    "pareto",
+    "publish",
+    "report",
+    "search",
+    "verify",
 ]
 
-_HOMES = {
+_LIGHT_HOMES = {
     "Config": "precision_search.config",
     "Generated": "precision_search.published.seq2seq",
     "PrecisionSearchError": "precision_search.errors",
@@ -36,6 +77,7 @@ _HOMES = {
     "Step": "precision_search.published.seq2seq",
     "load_config": "precision_search.config",
 }
+"""Where names are that need less than `precision_search.api`, the home of all others, imports."""
 
 
 def __getattr__(name: str) -> Any:
@@ -43,11 +85,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("precision-search")
-    if name == "api":
-        return importlib.import_module("precision_search.api")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(_LIGHT_HOMES.get(name, "precision_search.api"))
+    return home if name == "api" else getattr(home, name)
 
 
 def __dir__() -> list[str]:

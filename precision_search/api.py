@@ -1,4 +1,4 @@
-"""The public functions: what the command line does, as typed calls.
+"""The public functions: what the command line does, as typed calls, all of them names of `precision_search` too.
 
 `search` runs everything and leaves a run directory; `pareto`, `report`, `publish` and `verify` work on it, and
 `Seq2SeqGenerator` runs it. `export_bundle` gives the fp32 graphs alone. `calibrate` measures a device for the estimates
@@ -17,7 +17,8 @@ from precision_search.config import Config, default_cache, load_config
 from precision_search.device.profile import DeviceProfile
 from precision_search.display.html import write_report
 from precision_search.display.reporters import make_reporter
-from precision_search.errors import OutputExistsError, UsageError
+from precision_search.errors import UsageError
+from precision_search.files import refuse_existing
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
 from precision_search.judging.trial import SearchReporter
 from precision_search.machine.calibrate import write_profile
@@ -31,7 +32,7 @@ from precision_search.precision.low import LowDtype
 from precision_search.published.publish import publish as publish_plan
 from precision_search.published.publish import publish_facts
 from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
-from precision_search.published.verify import VerifyReport, compare, open_candidate
+from precision_search.published.verify import VerifyReport, compare, open_published
 from precision_search.records import run_files
 from precision_search.records.nodes_json import nodes_file, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
@@ -39,7 +40,8 @@ from precision_search.reporting import Reporter
 from precision_search.run.search import RunResult
 from precision_search.run.search import dry_run as dry_run_of
 from precision_search.run.search import search as run_search
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.backends import resolve_device
+from precision_search.runtime.session import SessionSettings
 from precision_search.strategies.pareto import choose_winner
 
 __all__ = [
@@ -99,8 +101,7 @@ def export_bundle(
         EnvironmentProblemError: `out` cannot be written.
     """
     target = Path(out)
-    if target.exists() or target.is_symlink():
-        raise OutputExistsError(f"{target} exists already", why="an export never overwrites", fix="give another path")
+    refuse_existing(target)
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         return write_bundle(_open(source, cache, told), target)
 
@@ -165,7 +166,14 @@ def report(run: AnyPath, out: AnyPath | None = None) -> Path:
     return write_report(Path(run), None if out is None else Path(out))
 
 
-def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporter: Reporter | None = None) -> Path:
+def publish(
+    run: AnyPath,
+    out: AnyPath,
+    *,
+    plan: int | None = None,
+    candidate: int | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
     """Writes the model of a stable plan of a run, and gives its directory: what `precision-search export` does.
 
     The run may have been killed or still go on: then the best plan so far is what counts, and a warning says so.
@@ -173,26 +181,34 @@ def publish(run: AnyPath, out: AnyPath, *, candidate: int | None = None, reporte
     Args:
         run: the run directory.
         out: the model directory to write; it must not exist.
-        candidate: id of a stable plan, None for the winner.
+        plan: the id of a stable plan, None for the winner.
+        candidate: the former name of `plan`.
         reporter: receives progress.
 
     Raises:
-        UsageError: no such plan, it is not stable, or the model is no longer the one that was searched.
+        UsageError: no such plan, or it is not stable; the model is no longer the one that was searched; `plan` and
+            `candidate` are given.
         OutputExistsError: `out` exists.
     """
+    if plan is not None and candidate is not None:
+        raise UsageError(
+            "plan and candidate are given",
+            why="`candidate` is the former name of `plan`",
+            fix="give `plan` alone",
+        )
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
-        return _publish(Path(run), Path(out), candidate, told)
+        return _publish(Path(run), Path(out), candidate if plan is None else plan, told)
 
 
-def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) -> Path:
+def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path:
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
-    if candidate is None:
+    if plan is None:
         trial = choose_winner(found.trials, config.min_exact_match).trial
     else:
-        trial = next((trial for trial in found.trials if trial.id == candidate), None)
+        trial = next((trial for trial in found.trials if trial.id == plan), None)
     if trial is None or trial.verdict != "stable":
         raise UsageError(
-            f"{run} has no stable plan" + ("" if candidate is None else f" {candidate}"),
+            f"{run} has no stable plan" + ("" if plan is None else f" {plan}"),
             why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
@@ -206,7 +222,7 @@ def _publish(run: Path, out: Path, candidate: int | None, reporter: Reporter) ->
             fix="restore the model, or run the search again",
         )
     if found.info.status != "complete":
-        what = "the best of" if candidate is None else "one of"
+        what = "the best of" if plan is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
     bundle = with_variants(bundle, [variant])
@@ -251,7 +267,7 @@ def verify(
         with unchanged(directory):
             found = compare(
                 bundle,
-                open_candidate(directory, bundle),
+                open_published(directory, bundle),
                 samples,
                 settings,
                 prefix=prefix,

@@ -133,7 +133,7 @@ class DeviceSection:
     """Where sessions run.
 
     Attributes:
-        kind: `auto` is CUDA where one node runs on it, else the CPU; with `cuda` nothing runs on the CPU in silence.
+        kind: `auto` is CUDA where one node runs on it, else the CPU; with `cuda` there is never a silent CPU fallback.
         id: which CUDA device, of those that `CUDA_VISIBLE_DEVICES` leaves.
         use_tf32: whether fp32 products on CUDA may round their factors to TF32. It keeps 10 mantissa bits, as fp16
             does, and is no reference.

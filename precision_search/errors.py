@@ -4,7 +4,7 @@
     ├── UsageError                      2  what the user gave cannot be used
     │   ├── ConfigError                 2  the config file or a `--set` override
     │   ├── InputError                  2  a data, model or plan file
-    │   └── OutputExistsError           2  the output directory is already there
+    │   └── OutputExistsError           2  the output already exists
     ├── EnvironmentProblemError         3  this machine cannot do what was asked
     │   ├── MissingPackageError         3  a Python package or a system library is not installed
     │   └── DeviceError                 3  a device is absent, does not start, or broke down
@@ -16,6 +16,7 @@
 Every error says what happened, why, and what to do about it.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -67,7 +68,7 @@ class InputError(UsageError):
 
 
 class OutputExistsError(UsageError):
-    """The output directory exists already and would be overwritten."""
+    """The output already exists and would be overwritten."""
 
 
 class EnvironmentProblemError(PrecisionSearchError):
@@ -103,3 +104,27 @@ class VerificationError(PrecisionSearchError):
 
 class InternalError(PrecisionSearchError):
     """A postcondition of our own does not hold: a bug in this project, never the user's fault."""
+
+
+def first_line(said: Exception | str) -> str:
+    """What a library says of its trouble, without stack traces and the like on further lines.
+
+    Of an exception that says nothing, the name of its class.
+    """
+    lines = str(said).strip().splitlines()
+    return lines[0] if lines else type(said).__name__ if isinstance(said, Exception) else ""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, also: str = "", cutoff: float = 0.6) -> str:
+    """Asks whether the nearest of the known words was meant; nothing where none is near.
+
+    Args:
+        word: what was given.
+        known: what could have been.
+        also: what can be done in any case, told behind the question.
+        cutoff: how near it must be, from 0 (anything) to 1 (equal), as `difflib` measures.
+    """
+    import difflib  # here, because nearly nobody mistypes
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean `{near[0]}`? {also}".rstrip() if near else also

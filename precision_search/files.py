@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from precision_search.errors import EnvironmentProblemError, UsageError
+from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
 
 LARGEST_TEXT = 1 << 30
 """Bytes of the largest file that is read as text: sentences, configs, logs."""
@@ -94,6 +94,22 @@ def append(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):  # a part of a line is dropped when it is read, too
                 os.truncate(path, before)
             raise
+
+
+def refuse_existing(path: Path, or_else: str = "") -> None:
+    """Raises OutputExistsError where anything is at `path`, be it a link that leads nowhere.
+
+    Args:
+        path: where something is to be written.
+        or_else: what can be done instead of giving another path.
+    """
+    if path.exists() or path.is_symlink():
+        kind = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "a file"
+        raise OutputExistsError(
+            f"{path} already exists",
+            why=f"it is {kind}, and this never overwrites what is there",
+            fix=f"give another path, or {or_else}" if or_else else "give another path",
+        )
 
 
 def check_name(path: Path) -> None:

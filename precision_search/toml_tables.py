@@ -7,7 +7,6 @@ relative paths mean. Everything wrong is a ConfigError that names the place, the
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -18,7 +17,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from precision_search.errors import ConfigError
+from precision_search.errors import ConfigError, did_you_mean
 from precision_search.files import read_file, reason
 
 _LARGEST = 1 << 20
@@ -225,9 +224,12 @@ def _override_value(raw: str) -> object:
 def _check_known(word: str, known: Iterable[str], what: str, tables: Mapping[str, _Table]) -> None:
     if word in known:
         return
-    near = difflib.get_close_matches(word, known, n=1) or [f"{t}.{word}" for t in tables if word in tables[t].keys]
-    fix = f"did you mean `{near[0]}`?" if near else "remove it"
-    raise ConfigError(what, why=f"known here: {', '.join(known)}", fix=fix)
+    elsewhere = (f"{table}.{word}" for table in tables if word in tables[table].keys)
+    raise ConfigError(
+        what,
+        why=f"known here: {', '.join(known)}",
+        fix=did_you_mean(word, known) or did_you_mean(word, elsewhere, cutoff=0.0) or "remove it",
+    )
 
 
 def _section(name: str, table: _Table, entries: Mapping[tuple[str, str], _Entry], parent: str, path: Path) -> object:
@@ -255,11 +257,10 @@ def _value(name: str, spec: "dataclasses.Field[Any]", hint: object, entry: _Entr
     except (ValueError, OSError, RuntimeError) as error:
         # Stricter than for names, so that nobody who writes gpu is sent to cpu.
         choices = [word for word in words if isinstance(word, str)]
-        near = difflib.get_close_matches(str(entry.value), choices, n=1, cutoff=0.7)
         raise ConfigError(
             f"`{name}` cannot be {entry.value!r} (in {entry.origin})",
             why=f"it must be {error}" if isinstance(error, ValueError) else str(error),
-            fix=f"did you mean `{near[0]}`?" if near else _how_to_set(spec),
+            fix=did_you_mean(str(entry.value), choices, cutoff=0.7) or _how_to_set(spec),
         ) from error
     return value
 

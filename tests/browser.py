@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from tests.conftest import HANGS_S
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page, Route
 
@@ -34,8 +36,6 @@ ARGUMENTS = (
 )
 DESKTOP, PHONE = (1280, 900), (390, 844)
 """Window sizes in CSS pixels."""
-_START_SECONDS = 60
-"""How long a server may take to answer; on a busy machine Python itself takes seconds to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ def launch() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=ARGUMENTS, timeout=HANGS_S * 1e3
+        )
         try:
             yield browser
         finally:
@@ -114,6 +116,7 @@ def open_file(
         has_touch=phone,
         is_mobile=phone,
     )
+    context.set_default_timeout(HANGS_S * 1e3)
     url = path.resolve().as_uri()
     opened = Opened(context.new_page())
     page = opened.page
@@ -134,6 +137,7 @@ def open_page(width: int = 1280, height: int = 900) -> Iterator[Page]:
     require_browser()
     with launch() as browser:
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(HANGS_S * 1e3)
         page.route("**/*", _only_here)
         yield page
 
@@ -160,7 +164,7 @@ def _dismiss(opened: Opened, dialog: Dialog) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, command: Sequence[str]) -> None:
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + HANGS_S
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

@@ -1,4 +1,7 @@
-"""Tiny checkpoints for the bundle tests. Torch stays in child processes, as it does in the package."""
+"""Tiny checkpoints for the bundle tests, and exports that the workers of one test run share.
+
+Torch stays in child processes, as it does in the package.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from precision_search.model.bundle import Bundle, open_bundle
 
 _SAVE = """
 import json, sys, warnings
@@ -64,23 +72,29 @@ _TRACE = """
 import sys, warnings
 from pathlib import Path
 import torch
-from precision_search.model import torch_export
+from precision_search.model import export
+from precision_search.model.families import FAMILIES
+from precision_search.model.layout import SEQ2SEQ
 
 warnings.simplefilter("ignore")
-model = torch_export.load_checkpoint(Path(sys.argv[1]), "t5")
+checkpoint = export.load_checkpoint(Path(sys.argv[1]), FAMILIES["t5"])
 
 class Flat(torch.nn.Module):
     # The TorchScript exporter wants tensors, not lists of them, and no wrapper's name in front of the modules'.
     def __init__(self, wrapper):
         super().__init__()
         self.decoder, self.lm_head, self.layers = wrapper.decoder, wrapper.lm_head, wrapper.layers
+        self.width = wrapper.width
         object.__setattr__(self, "step", type(wrapper).forward)
         object.__setattr__(self, "run", lambda *rest: type(wrapper).run(self, *rest))
     def forward(self, ids, mask, *past):
         return self.step(self, ids, mask, list(past))
 
 for name in ("encoder", "decoder", "decoder_with_past"):
-    module, arguments, inputs, outputs, axes = torch_export._trace_request(model, name)
+    graph, layers = SEQ2SEQ.graph(name), checkpoint.sizes.num_decoder_layers
+    inputs, outputs = (list(names(graph, layers)) for names in (SEQ2SEQ.input_names, SEQ2SEQ.output_names))
+    module = export._WRAPPERS[name](checkpoint)
+    arguments, axes = export._trace_request(checkpoint.sizes, name)
     if name == "decoder_with_past":
         module, arguments, axes = Flat(module), (*arguments[:2], *arguments[2]), (*axes[:2], *axes[2])
     dynamic = dict(zip(inputs, axes)) | {output: {0: "batch_size"} for output in outputs}
@@ -95,19 +109,27 @@ def saved_checkpoints(cache: Path) -> Path:
     """The folder that holds all of `SPECS`, made if it is not in the cache; named by what makes them."""
     name = hashlib.sha256(json.dumps([_SAVE, TOKENIZER, SPECS]).encode()).hexdigest()[:16]
     target = cache / "checkpoints" / name
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            work = Path(folder) / name
-            _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
-            for spec, *_ in SPECS:
-                (work / spec / "tokenizer.json").write_text(TOKENIZER)
-            try:
+    with _one_at_a_time(cache):
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                work = Path(folder) / name
+                _run(_SAVE, json.dumps([(str(work / spec), *rest) for spec, *rest in SPECS]))
+                for spec, *_ in SPECS:
+                    (work / spec / "tokenizer.json").write_text(TOKENIZER)
                 work.rename(target)
-            except OSError:
-                if not target.is_dir():  # otherwise another worker made the same ones first
-                    raise
     return target
+
+
+def open_once(source: Path, cache: Path, **options: Any) -> Bundle:
+    """`open_bundle` for pytest's workers: if two want the same export, one makes it and the other waits."""
+    with _one_at_a_time(cache):
+        return open_bundle(str(source), cache, **options)
+
+
+def _one_at_a_time(cache: Path) -> FileLock:
+    cache.mkdir(parents=True, exist_ok=True)
+    return FileLock(cache / "exporting.lock")
 
 
 def trace(checkpoint: Path, target: Path) -> None:

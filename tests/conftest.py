@@ -8,17 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.device import cuda
 from precision_search.errors import EnvironmentProblemError
-from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.runtime.session import SessionSettings, require_cuda
+from tests.checkpoints import open_once
 
-pytest_plugins = ("tests.every_error",)
+pytest_plugins = ("tests.every_error", "tests.longest_first")
+
 
 ROOT = Path(__file__).parent.parent
 DEMO_MODEL = ROOT / "artifacts/models/t5-debian-en-de"
 DEMO_DATA = ROOT / "configs/demo"
+
+HANGS_S = 600.0
+"""Seconds after which what takes some tens on an idle machine is taken to hang; no test waits for less."""
 
 GPU_VARIABLE = "PRECISION_SEARCH_GPU"
 """Set where there is a GPU to test on: then a test that finds none fails."""
@@ -30,10 +35,18 @@ Rows = tuple[tuple[int, ...], ...]
 def why_no_cuda() -> str | None:
     """Why CUDA does not start here, in one line; None where it does."""
     try:
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     except EnvironmentProblemError as error:
         return " ".join(part for part in (error.what, error.why, f"Fix: {error.fix}" if error.fix else "") if part)
     return None
+
+
+def pytest_configure() -> None:
+    """No property fails because a machine is slow: neither its examples nor how long they take to make are timed."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any-machine")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,7 +67,7 @@ def export_cache() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bundle(export_cache: Path) -> Bundle:
-    return open_bundle(str(DEMO_MODEL), export_cache)
+    return open_once(DEMO_MODEL, export_cache)
 
 
 @pytest.fixture(scope="session")

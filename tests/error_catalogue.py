@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search import errors
+from precision_search.model.layout import SEQ2SEQ
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "precision_search"
@@ -26,6 +27,8 @@ KINDS: Mapping[str, type[errors.PrecisionSearchError]] = {
 }
 LONGEST_PLACEHOLDER = 28
 ALTERNATIVES = " / "
+SUGGESTION = "did_you_mean"
+"""The helper of `errors` that names the nearest known word, empty where none is near."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Texts = Mapping[str, str]
@@ -58,7 +61,13 @@ class Site:
     @property
     def module(self) -> str:
         """Where a reader finds it."""
-        return (self.caller or self.place).file.removeprefix("precision_search/").removesuffix(".py").replace("/", ".")
+        return (
+            (self.caller or self.place)
+            .file.removeprefix("precision_search/")
+            .removesuffix(".py")
+            .removesuffix("/__init__")
+            .replace("/", ".")
+        )
 
     def __str__(self) -> str:
         where = self.caller or self.place
@@ -69,8 +78,26 @@ class Site:
 def sites() -> tuple[Site, ...]:
     """All places that make one of our errors, in the order of the files."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "errors")
-    modules = [_Module(path, ast.parse(path.read_text())) for path in paths]
+    modules = [_Module(path, _spelled(ast.parse(path.read_text()))) for path in paths]
     return tuple(site for module in modules for site in module.sites(modules))
+
+
+def _spelled(tree: ast.Module) -> ast.Module:
+    _Spelled().visit(tree)
+    return tree
+
+
+class _Spelled(ast.NodeTransformer):
+    """Puts the names that the layout has in the places that ask it: readers know files and tensors, not attributes."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        if isinstance(node, ast.Attribute | ast.Call) and names == {"SEQ2SEQ"}:
+            value = eval(compile(ast.Expression(node), "layout", "eval"), {"SEQ2SEQ": SEQ2SEQ})
+            if isinstance(value, str):
+                return ast.copy_location(ast.Constant(value), node)
+        visited: ast.AST = super().visit(node)
+        return visited
 
 
 class _Module:
@@ -140,6 +167,11 @@ class _Renderer:
                 found = [self._joined(left, seen) + self._joined(right, seen)]
             case ast.IfExp(body=one, orelse=other):
                 found = [text for each in (one, other) for text in self._texts_of(each, seen) if text]
+            case ast.BoolOp(op=ast.Or(), values=values) if _name(values[0]) == SUGGESTION:
+                found = [text for each in values for text in self._texts_of(each, seen)]
+            case ast.Call(keywords=keywords) if _name(node) == SUGGESTION:
+                also = [text for each in keywords if each.arg == "also" for text in self._texts_of(each.value, seen)]
+                found = [f"did you mean `{{nearest}}`? {text}" for text in also or [""]]
             case ast.Name(id=name) if name in self._texts:
                 found = [self._texts[name]]
             case ast.Name(id=name) if name in self._known and name not in seen:
@@ -180,8 +212,8 @@ def placeholder(node: ast.expr) -> str:
     return names[0].removeprefix("_").replace("_", " ") if names else "..."
 
 
-def _name(call: ast.Call) -> str:
-    return call.func.id if isinstance(call.func, ast.Name) else ""
+def _name(node: ast.expr) -> str:
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
 
 
 def _is_helper(function: Function, call: ast.Call) -> bool:

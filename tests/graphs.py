@@ -392,7 +392,8 @@ def random_feeds(seed: int) -> Arrays:
 
 def run(model: ir.Model, feeds: Mapping[str, Array], level: Literal["disabled", "basic", "all"] = "basic") -> Arrays:
     """All outputs of a model on the CPU, by name; feeds that the model does not take are left out."""
-    from precision_search.runtime.session import SessionSettings, create_session
+    from precision_search.runtime.backends import create_session
+    from precision_search.runtime.session import SessionSettings
 
     session = create_session(model, SessionSettings(optimization_level=level, threads=1))
     names = [value.name for value in session.get_outputs()]

@@ -22,7 +22,7 @@ CLASSIC = ("Pow", "ReduceMean", "Sqrt", "Softmax", "Relu")
 WO = tuple(f"encoder.block.{layer}.layer.1.DenseReluDense.wo/MatMul" for layer in range(4))
 """The encoder's matrix products that overflow in fp16."""
 
-SETTINGS = SessionSettings(threads=2)
+SETTINGS = SessionSettings(threads=1)
 
 
 def keeping(bundle: Bundle, op_types: Collection[str] = (), nodes: Collection[str] = ()) -> Plan:

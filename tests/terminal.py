@@ -16,12 +16,9 @@ from types import TracebackType
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import HANGS_S, ROOT
 
 PROMPT = "$ "
-LIMIT_S = 240.0
-"""How long a screen may take to show what is waited for: long, because the machine may be busy."""
-
 HEIGHT = 50
 
 
@@ -109,7 +106,7 @@ class Terminal:
 
     def wait(self, seen: Callable[[str], object]) -> str:
         """The screen as soon as it is what is waited for."""
-        end = time.monotonic() + LIMIT_S
+        end = time.monotonic() + HANGS_S
         while not seen(screen := self.screen()):
             if time.monotonic() > end:
                 pytest.fail(f"the screen never showed what was waited for:\n{screen}")

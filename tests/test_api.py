@@ -13,14 +13,16 @@ import pytest
 from precision_search import api
 from precision_search.config import Config, load_config
 from precision_search.errors import ConfigError, OutputExistsError, UsageError
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.judging.trial import SearchReporter
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.records.trials import read_trials
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
 
 
-class Silence:
+class Silence(SearchReporter):
     """A reporter that keeps the warnings."""
 
     def __init__(self) -> None:
@@ -51,9 +53,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(small_data: Path, export_cache: Path, demo_bundle: Bundle) -> Config:
+def small(small_data: Path, export_cache: Path) -> list[str]:
+    """What makes a config that of a small search."""
     sets = [f"{name}.path={small_data / name}.txt" for name in ("calibration", "validation", "test")]
-    return load_config(ROOT / "configs/demo.toml", [*sets, f"model.cache={export_cache}", "search.max_trials=12"])
+    return [*sets, f"model.cache={export_cache}", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def config(small: list[str], demo_bundle: Bundle) -> Config:
+    return load_config(ROOT / "configs/demo.toml", [*small, "search.max_trials=12"])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,8 @@ def test_a_search_rejects_the_known_lists_and_finds_something_faster_that_is_sta
 @pytest.mark.slow
 def test_plans_of_the_cut_cost_what_the_cut_expected(run: api.RunResult) -> None:
     expected = {trial.id: trial.expected_ms for trial in run.trials if trial.expected_ms is not None}
-    assert len(expected) >= 5
+    # How many there are hangs on near-ties; the cut itself is always one.
+    assert "cut" in {trial.stage for trial in run.trials if trial.id in expected}
     for trial in run.trials:
         if trial.id in expected and trial.latency is not None:
             assert trial.latency.p50_ms == pytest.approx(expected[trial.id], rel=0.01)
@@ -175,15 +184,15 @@ def test_the_same_file_converted_all_low_fails_verification(
 @pytest.mark.slow
 def test_any_other_stable_plan_can_be_exported_and_no_other(run: api.RunResult, tmp_path: Path) -> None:
     other = next(trial for trial in run.trials if trial.verdict == "stable" and trial is not run.choice.trial)
-    out = api.publish(run.directory, tmp_path / "other", candidate=other.id, reporter=Silence())
+    out = api.publish(run.directory, tmp_path / "other", plan=other.id, reporter=Silence())
     assert (out / "precision_search.json").is_file()
     assert read_blocklist(out / "blocklist.json").dtype == "float16"
     with pytest.raises(OutputExistsError):
-        api.publish(run.directory, out, candidate=other.id, reporter=Silence())
+        api.publish(run.directory, out, plan=other.id, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 1"):
-        api.publish(run.directory, tmp_path / "rejected", candidate=1, reporter=Silence())
+        api.publish(run.directory, tmp_path / "rejected", plan=1, reporter=Silence())
     with pytest.raises(UsageError, match="no stable plan 99"):
-        api.publish(run.directory, tmp_path / "unknown", candidate=99, reporter=Silence())
+        api.publish(run.directory, tmp_path / "unknown", plan=99, reporter=Silence())
 
 
 @pytest.mark.slow
@@ -221,12 +230,11 @@ def test_resuming_judges_nothing_twice_and_refuses_another_config(
 
 
 @pytest.mark.slow
-def test_pins_hold_in_every_plan(config: Config, tmp_path: Path) -> None:
+def test_pins_hold_in_every_plan(small: list[str], config: Config, tmp_path: Path) -> None:
     pinned = load_config(
         config.path,
         [
-            f"calibration.path={config.calibration.path}",
-            f"model.cache={config.model.cache}",
+            *small,
             'search.keep_fp32=["lm_head/.*"]',
             'search.force_low=["decoder\\\\..*/Relu"]',
             "search.max_trials=4",
@@ -250,7 +258,7 @@ def test_a_dry_run_shows_config_and_space_and_writes_nothing(config: Config, tmp
 
 def test_an_existing_output_directory_is_left_alone(config: Config, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(OutputExistsError, match="exists already"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         api.search(config, tmp_path, reporter=Silence())
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -264,6 +272,6 @@ def test_resuming_where_no_run_is_says_so(config: Config, tmp_path: Path) -> Non
 def test_a_strategy_that_does_not_fit_the_budget_leaves_nothing_behind(config: Config, tmp_path: Path) -> None:
     sets = [f"calibration.path={config.calibration.path}", f"model.cache={config.model.cache}"]
     exhaustive = load_config(config.path, [*sets, "search.strategy=exhaustive", "search.max_trials=5"])
-    with pytest.raises(ConfigError, match="needs 2097152 trials"):
+    with pytest.raises(ConfigError, match="judges 2097152 plans"):
         api.search(exhaustive, tmp_path / "run", reporter=Silence())
     assert not (tmp_path / "run").exists()

@@ -50,3 +50,17 @@ def test_pickling_keeps_all_parts(kind: type[PrecisionSearchError]) -> None:
     copy = pickle.loads(pickle.dumps(kind("a", why="b", fix="c")))
     assert type(copy) is kind
     assert str(copy) == "a\n  why: b\n  fix: c"
+
+
+def test_the_first_line_of_what_a_library_says() -> None:
+    assert errors.first_line(ValueError("\nno such node\n  at 0x1\n")) == "no such node"
+    assert errors.first_line(MemoryError()) == "MemoryError"
+    assert errors.first_line("  ") == ""
+
+
+def test_the_nearest_known_word_is_suggested() -> None:
+    known = ["float16", "bfloat16"]
+    assert errors.did_you_mean("flaot16", known) == "did you mean `float16`?"
+    assert errors.did_you_mean("flaot16", known, also="see the form") == "did you mean `float16`? see the form"
+    assert errors.did_you_mean("int8", known, also="see the form") == "see the form"
+    assert errors.did_you_mean("int8", known) == ""

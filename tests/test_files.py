@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import files
-from precision_search.errors import EnvironmentProblemError
+from precision_search.errors import EnvironmentProblemError, OutputExistsError
 from precision_search.files import append, read_file, write_atomically, writing
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -91,3 +91,14 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         append(path, b"three\n")
     assert caught.value.what == f"cannot write {path}"
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_what_is_there_is_told_with_what_it_is(tmp_path: Path) -> None:
+    files.refuse_existing(tmp_path / "out")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for path, kind in ((tmp_path, "directory"), (tmp_path / "file", "file"), (tmp_path / "link", "link")):
+        with pytest.raises(OutputExistsError, match="already exists") as caught:
+            files.refuse_existing(path, "add --force")
+        assert f"it is a {kind}" in caught.value.why
+        assert caught.value.fix == "give another path, or add --force"

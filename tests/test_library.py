@@ -14,10 +14,11 @@ import precision_search
 from precision_search import api, load_config
 from precision_search.config import default_cache
 from precision_search.display.reporters import QuietReporter
-from precision_search.errors import EnvironmentProblemError, InputError, OutputExistsError
+from precision_search.errors import EnvironmentProblemError, InputError, OutputExistsError, UsageError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.published.facts import read_model_facts
 from precision_search.records.nodes_json import NODES_FILE, read_nodes
@@ -25,7 +26,18 @@ from tests.tiny_model import write_tiny_config, write_tiny_model
 
 PLACE = "/home/alice/private/checkpoint-7"
 SECRET = "hf_" + "q9Z8" * 9
-FUNCTIONS = ("calibrate", "doctor", "dry_run", "export_bundle", "inspect", "pareto", "publish", "search", "verify")
+FUNCTIONS = (
+    "calibrate",
+    "doctor",
+    "dry_run",
+    "export_bundle",
+    "inspect",
+    "pareto",
+    "publish",
+    "report",
+    "search",
+    "verify",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_function_of_the_command_line_is_there_and_documented() -> None:
     assert set(FUNCTIONS) <= set(api.__all__)
+    assert set(api.__all__) <= set(precision_search.__all__)
     for name in FUNCTIONS:
         function = getattr(api, name)
+        assert getattr(precision_search, name) is function
         assert function.__doc__
         assert "return" in function.__annotations__
     assert api.Seq2SeqGenerator is precision_search.Seq2SeqGenerator
@@ -62,7 +76,7 @@ def test_the_steps_of_a_run_take_plain_paths(folder: Path, tmp_path: Path) -> No
     table = api.pareto(run)
     winner = table.choice.trial
     assert winner is not None
-    model = api.publish(run, str(tmp_path / "model"), candidate=winner.id)
+    model = api.publish(run, str(tmp_path / "model"), plan=winner.id)
     assert model == tmp_path / "model"
     report = api.verify(str(model), str(folder / "model"), data, cache=str(tmp_path / "cache"))
     stored = json.loads((folder / "run/run.json").read_text())
@@ -75,6 +89,14 @@ def test_the_steps_of_a_run_take_plain_paths(folder: Path, tmp_path: Path) -> No
     fp32 = api.Seq2SeqGenerator.from_pretrained(api.export_bundle(folder / "model", tmp_path / "fp32"), device="cpu")
     pairs = zip(generator.generate(lines).ids, fp32.generate(lines).ids, strict=True)
     assert {index for index, (low, full) in enumerate(pairs) if low != full} == differing
+
+
+def test_a_plan_to_publish_is_named_once(folder: Path, tmp_path: Path) -> None:
+    """`candidate` is the former name of `plan`."""
+    with pytest.raises(UsageError, match="plan and candidate are given"):
+        api.publish(folder / "run", tmp_path / "model", plan=0, candidate=0)
+    with pytest.raises(UsageError, match="has no stable plan 99"):
+        api.publish(folder / "run", tmp_path / "model", candidate=99)
 
 
 def test_a_bundle_is_exported_with_keyed_nodes_and_opens_as_the_same(folder: Path, tmp_path: Path) -> None:
@@ -100,7 +122,7 @@ def test_an_export_overwrites_nothing(folder: Path, tmp_path: Path, kind: str) -
             out.write_text("mine")
         case "link":
             out.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputExistsError, match="exists already") as caught:
+    with pytest.raises(OutputExistsError, match="already exists") as caught:
         api.export_bundle(folder / "model", out)
     assert caught.value.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 import tomllib
@@ -57,6 +58,23 @@ def test_public_names_load_when_they_are_used() -> None:
     assert all(hasattr(precision_search, name) for name in precision_search.__all__)
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         _ = precision_search.nothing_of_that_name
+
+
+def test_no_module_hides_a_public_function() -> None:
+    """Python binds the name of each imported submodule in its package, over whatever had it before."""
+    modules = {module.name for module in pkgutil.iter_modules(precision_search.__path__)}
+    code = (
+        "import importlib, pkgutil, types, precision_search as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'precision_search.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "public = {name: getattr(package, name) for name in package.__all__}\n"
+        "print(*(name for name, value in public.items() if isinstance(value, types.ModuleType)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert modules & set(precision_search.__all__) == {"api"}
+    assert done.stdout.split() == ["api"]
 
 
 def test_the_module_runs_as_the_command() -> None:

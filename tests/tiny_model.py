@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from precision_search.model.bundle import graph_file
+from precision_search.model.layout import graph_file
 from tests.checkpoints import word_tokenizer
 from tests.graphs import HEAD_WIDTH, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, tiny_t5_protos
 

@@ -29,7 +29,8 @@ from precision_search.cli.support import (
     say,
     tell_interrupted,
 )
-from precision_search.errors import OutputExistsError, VerificationError
+from precision_search.errors import VerificationError
+from precision_search.files import refuse_existing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,7 @@ _FORMAT = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="For people or for programs.",
+    help="Output format.",
 )
 _DEVICE_ID = click.option(
     "--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device."
@@ -66,7 +67,7 @@ class _Commands(click.Group):
 @click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @common_options
 def cli() -> None:
-    """Find the fastest mixed-precision version of a T5 that still produces exactly the tokens of fp32.
+    """Find the fastest fp16/fp32 version of your T5 that still generates the same tokens as fp32.
 
     Exit codes: 0 done; 1 done, but no stable plan is faster than fp32, or a verification failed; 2 usage, config or
     input; 3 environment; 4 internal error; 130 interrupted.
@@ -88,7 +89,8 @@ def cli() -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run of this config.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and the search space; judge nothing.")
-@click.option("--plan", type=_PATH, metavar="BLOCKLIST", help="Judge this blocklist.json instead of searching.")
+@click.option("--blocklist", type=_PATH, metavar="FILE", help="Judge this blocklist.json instead of searching.")
+@click.option("--plan", "former", type=_PATH, hidden=True, help="The former name of --blocklist.")
 @common_options
 @click.pass_context
 def run(
@@ -99,7 +101,8 @@ def run(
     out: Path | None,
     resume: bool,
     dry_run: bool,
-    plan: Path | None,
+    blocklist: Path | None,
+    former: Path | None,
 ) -> None:
     """Search for the fastest stable plan of the model that CONFIG names, and write a run directory.
 
@@ -108,6 +111,7 @@ def run(
     """
     from precision_search.config import load_config
 
+    blocklist = blocklist or former
     resolved = load_config(config, overrides)
     if out is None:
         out = latest_run(resolved.name) if resume else new_run(resolved.name)
@@ -118,11 +122,11 @@ def run(
             click.echo(api.dry_run(resolved, reporter=reporter), nl=False)
             return
         try:
-            with resumable(config, overrides, out, plan):
-                result = api.search(resolved, out, resume=resume, blocklist=plan, reporter=reporter)
+            with resumable(config, overrides, out, blocklist):
+                result = api.search(resolved, out, resume=resume, blocklist=blocklist, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
-            tell_interrupted(config, overrides, out, plan)
+            tell_interrupted(config, overrides, out, blocklist)
             ctx.exit(INTERRUPTED)
     if result.trials:
         _print_table(result.table, result.directory)
@@ -130,7 +134,7 @@ def run(
     if result.report is not None:
         say(ctx, f"report: {result.report}")
     if result.interrupted:
-        tell_interrupted(config, overrides, out, plan)
+        tell_interrupted(config, overrides, out, blocklist)
     else:
         say(ctx, f"model:  {result.directory / 'model'}{'' if result.choice.faster else ' (fp32: nothing is faster)'}")
     ctx.exit(result.exit_code)
@@ -191,24 +195,31 @@ def report(run_directory: Path, out: Path | None) -> None:
 @cli.command(short_help="Write the model of a stable plan of a run.")
 @click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=completion.runs)
 @click.option(
-    "--candidate",
+    "--plan",
     type=int,
     metavar="ID",
-    help="A stable plan of the Pareto table. [default: the winner]",
-    shell_complete=completion.candidates,
+    help="The id of a stable plan in the Pareto table. [default: the winner]",
+    shell_complete=completion.plans,
+)
+@click.option(
+    "--candidate",
+    "former",
+    type=int,
+    hidden=True,
+    help="The former name of --plan.",
+    shell_complete=completion.plans,
 )
 @click.option("--out", type=_PATH, required=True, help="The model directory to write; it must not exist.")
 @common_options
 @click.pass_context
-def export(ctx: click.Context, run_directory: Path, candidate: int | None, out: Path) -> None:
+def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former: int | None, out: Path) -> None:
     """Write the ONNX graphs of a stable plan of the run in the directory RUN; prints the model directory."""
     check_run(run_directory)
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(f"{out} exists already", why="an export never overwrites", fix="give another --out")
+    refuse_existing(out)
     from precision_search import api
 
     with open_reporter(ctx) as reporter:
-        written = api.publish(run_directory, out, candidate=candidate, reporter=reporter)
+        written = api.publish(run_directory, out, plan=former if plan is None else plan, reporter=reporter)
     click.echo(written)
 
 

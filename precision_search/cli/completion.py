@@ -70,8 +70,8 @@ def runs(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Ite
 
 
 @_forgiving
-def candidates(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
-    """The stable plans of the run that was named before."""
+def plans(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The ids of the stable plans of the run that was named before."""
     with (_run(ctx) / "trials.jsonl").open(encoding="utf-8") as lines:
         return _starting(incomplete, _stable(lines))
 

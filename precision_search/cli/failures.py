@@ -18,7 +18,13 @@ from pathlib import Path
 
 import click
 
-from precision_search.errors import EnvironmentProblemError, InternalError, MissingPackageError, PrecisionSearchError
+from precision_search.errors import (
+    EnvironmentProblemError,
+    InternalError,
+    MissingPackageError,
+    PrecisionSearchError,
+    first_line,
+)
 from precision_search.files import reason, remedy
 from precision_search.private import hide_secrets
 
@@ -102,10 +108,9 @@ def _one_line(told: InternalError, report: Path | None) -> str:
 def _text(error: Exception) -> str:
     """The first line of what an error says of itself, as far as it can say anything."""
     try:
-        lines = str(error).strip().splitlines()
+        return first_line(str(error))
     except Exception:  # an error whose own text cannot be made is no reason to lose it
         return "its message cannot be shown"
-    return lines[0] if lines else ""
 
 
 def _traceback(error: Exception) -> str:

@@ -49,7 +49,7 @@ def common_options(command: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=_remember,
-        help="List every judged plan; on an internal error show where it happened.",
+        help="Print every plan; show tracebacks.",
     )
     return quiet(verbose(command))
 
@@ -119,29 +119,29 @@ def check_run(path: Path) -> None:
     raise InputError(f"{path} is not a run directory", why=why, fix=fix)
 
 
-def tell_interrupted(config: Path, overrides: Sequence[str], out: Path, plan: Path | None) -> None:
+def tell_interrupted(config: Path, overrides: Sequence[str], out: Path, blocklist: Path | None) -> None:
     """Says how to go on with a run that was interrupted."""
     if not out.is_dir():
         click.echo("interrupted; nothing was written", err=True)
         return
-    click.echo(f"interrupted; go on with: {_resume_command(config, overrides, out, plan)}", err=True)
+    click.echo(f"interrupted; go on with: {_resume_command(config, overrides, out, blocklist)}", err=True)
 
 
 @contextlib.contextmanager
-def resumable(config: Path, overrides: Sequence[str], out: Path, plan: Path | None) -> Iterator[None]:
+def resumable(config: Path, overrides: Sequence[str], out: Path, blocklist: Path | None) -> Iterator[None]:
     """Trouble of the machine leaves a run that can go on: its message says how, once there is something to resume."""
     try:
         yield
     except EnvironmentProblemError as error:
         if not (out / "run.json").is_file():
             raise
-        then = f"then go on with: {_resume_command(config, overrides, out, plan)}"
+        then = f"then go on with: {_resume_command(config, overrides, out, blocklist)}"
         error.fix = f"{error.fix.rstrip('.')}; {then}" if error.fix else then
         raise
 
 
-def _resume_command(config: Path, overrides: Sequence[str], out: Path, plan: Path | None) -> str:
+def _resume_command(config: Path, overrides: Sequence[str], out: Path, blocklist: Path | None) -> str:
     command = [PROGRAM, "run", str(config), "--out", str(out), "--resume"]
     command += [part for override in overrides for part in ("--set", override)]
-    command += [] if plan is None else ["--plan", str(plan)]
+    command += [] if blocklist is None else ["--blocklist", str(blocklist)]
     return shlex.join(command)

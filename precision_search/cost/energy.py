@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from precision_search.cost.mincut import FP32, Floats
 from precision_search.model.graph import GraphName, NodeKind
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.dtypes import constants_survive
 from precision_search.precision.low import LowDtype
-from precision_search.precision.wiring import WiredNode, Wiring, crossing_ends, crossing_name
+from precision_search.precision.wiring import WiredNode, Wiring, crossing_ends
 
 Choice = NDArray[np.bool_]
 """For each variable whether it is low."""
@@ -146,7 +147,9 @@ class Energy:
         duplicates: Mapping[str, float],
     ) -> Iterator[tuple[int, float, float]]:
         """Adds the graph's followers and shared values; yields the variable of each node with its two costs."""
-        makers: dict[str, int] = {name: self._crossings.get(crossing_name(name) or "", FP32) for name in wiring.inputs}
+        makers: dict[str, int] = {
+            name: self._crossings.get(SEQ2SEQ.crossing(name) or "", FP32) for name in wiring.inputs
+        }
         moved: dict[str, WiredNode] = {}
         readers: dict[str, set[int]] = {}
         stored: dict[str, set[int]] = {}
@@ -165,7 +168,7 @@ class Energy:
             for name in node.constants:
                 stored.setdefault(name, set()).add(variable)
         for name in wiring.outputs:
-            if (crossing := crossing_name(name)) is not None:
+            if (crossing := SEQ2SEQ.crossing(name)) is not None:
                 readers.setdefault(name, set()).add(self._crossings[crossing])
         for name, ends in readers.items():
             self._share(makers[name], ends - {makers[name]}, cast_costs[name])

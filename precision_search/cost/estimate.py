@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from precision_search.cost.energy import PlacementCosts
 from precision_search.cost.launches import Work, node_work
 from precision_search.cost.shapes import Point, Shapes, infer_shapes
-from precision_search.device.profile import DeviceProfile, FloatName
+from precision_search.device.profile import DeviceProfile
 from precision_search.errors import ConfigError, InternalError
 from precision_search.model.graph import FLOATS, Graph, GraphName, is_weight
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.rewrites.sizes_on_device import VIEWS, place
-from precision_search.precision.low import IR_DTYPES, LowDtype
+from precision_search.precision.low import DTYPE_NAMES, IR_DTYPES, LowDtype
 from precision_search.precision.wiring import wiring_of
 
 Floats = NDArray[np.float64]
 DTypes = tuple[ir.DataType | None, ...]
-
-_RATES: Mapping[ir.DataType, FloatName] = {dtype: name for name, dtype in IR_DTYPES.items()}
 
 STORING = 1e-15
 """Seconds that a byte of an initializer counts for if it is stored in both dtypes. Nobody waits for it: at hundreds of
@@ -170,7 +169,7 @@ class CostModel:
         Nothing for constants, which are stored converted. Either direction and either low dtype cost the same.
         """
         graph = self._graphs[graph_name]
-        return graph.cast(value_name, ir.DataType.FLOAT, ir.DataType.FLOAT16).total
+        return graph.cast(value_name, ir.DataType.FLOAT, IR_DTYPES["float16"]).total
 
 
 def placement_costs(model: CostModel, graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> PlacementCosts:
@@ -277,7 +276,7 @@ class _GraphCost:
     def _roofline(self, cost: _NodeCost, dtypes: DTypes) -> _Seconds:
         """Launches, plus in each run the larger of FLOPs over their rate and bytes over bandwidth."""
         operand = next((dtype for dtype in dtypes if dtype in FLOATS), ir.DataType.FLOAT)
-        rate = self._profile.flops_per_second(_RATES.get(operand, "float32"))
+        rate = self._profile.flops_per_second(DTYPE_NAMES.get(operand, "float32"))
         # An absent input moves nothing whatever its size; a value of unknown dtype counts as fp32.
         item_sizes = np.array([4 if dtype is None else dtype.itemsize for dtype in dtypes], np.float64)
         working = np.maximum(cost.flops / rate, cost.moved @ item_sizes / self._profile.bytes_per_second)
@@ -344,7 +343,7 @@ def _interpolation(name: GraphName, workload: Workload) -> tuple[Sequence[Point]
     token. Sizes are polynomials in the length of the past, of degree one (the cache) or two (a position bias computed
     for all pairs), so that Lagrange interpolation through three points is exact.
     """
-    pasts = list(range(1, workload.target_length)) if name == "decoder_with_past" else [0]
+    pasts = SEQ2SEQ.graph(name).pasts(workload.target_length)
     sampled = sorted({pasts[0], pasts[len(pasts) // 2], pasts[-1]}) if pasts else [1]
     weights = np.ones((len(pasts), len(sampled)))
     for column, sample in enumerate(sampled):

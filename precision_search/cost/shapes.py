@@ -9,8 +9,7 @@ is evaluated; where that fails too, a value is taken to be as large as its node'
 import ast
 import contextlib
 import operator
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,6 +20,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from precision_search.errors import InputError
+from precision_search.model.layout import SEQ2SEQ, Axis
 
 Dims = tuple[int, ...]
 
@@ -48,6 +48,16 @@ class Point:
     source: int
     target: int = 1
     past: int = 0
+
+    def size(self, axis: Axis | None) -> int | None:
+        """How long an axis of an input is; None where the model decides it."""
+        match axis:
+            case None:
+                return None
+            case "total":
+                return self.past + self.target
+            case "batch" | "source" | "target" | "past":
+                return int(getattr(self, axis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +115,10 @@ class _Inference:
 
     def bind_inputs(self) -> None:
         inputs = [value for value in self._model.graph.inputs if value.name not in self._model.graph.initializers]
-        decoder = any(re.match(r"encoder_|past_key_values|decoder_", str(value.name)) for value in inputs)
+        axes = SEQ2SEQ.axes(str(value.name) for value in inputs)
         # An input with named dimensions first: its symbols then explain those of the others.
-        for value in sorted(inputs, key=lambda value: not _roles(str(value.name), self._point, decoder)):
-            roles = _roles(str(value.name), self._point, decoder)
+        for value in sorted(inputs, key=lambda value: str(value.name) not in axes):
+            roles = [self._point.size(axis) for axis in axes.get(str(value.name), ())]
             declared = list(value.shape) if value.shape is not None else [None] * len(roles)
             dims = [
                 self._input_dim(str(value.name), axis, dim, roles[axis] if axis < len(roles) else None)
@@ -223,23 +233,6 @@ class _Inference:
                 evaluator = onnx.reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets=self._opsets)
                 results = evaluator.run(None, {name: self._known[name] for name in inputs})
                 self._known[name] = np.asarray(results[0])  # type: ignore[index]
-
-
-def _roles(name: str, point: Point, decoder: bool) -> Sequence[int | None]:
-    """The sizes a graph input must have by its name, None where the name says nothing; empty for unknown names."""
-    batch, source, target, past = point.batch, point.source, point.target, point.past
-    if name.startswith("past_key_values"):
-        return (batch, None, source if ".encoder." in name else past, None)
-    known: Mapping[str, Sequence[int | None]] = {
-        "input_ids": (batch, target if decoder else source),
-        "attention_mask": (batch, source),
-        "encoder_hidden_states": (batch, source, None),
-        "encoder_attention_mask": (batch, source),
-        "decoder_input_ids": (batch, target),
-        "decoder_attention_mask": (batch, past + target),
-        "cache_position": (target,),
-    }
-    return known.get(name, ())
 
 
 def _size_by_symbol(symbol: str, point: Point) -> int | None:

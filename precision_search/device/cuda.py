@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +26,11 @@ from precision_search.errors import (
     EnvironmentProblemError,
     MissingPackageError,
     UsageError,
+    first_line,
 )
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -93,8 +98,8 @@ def check_provider_offered() -> None:
     offered = onnxruntime.get_available_providers()
     if CUDA_PROVIDER not in offered:
         raise MissingPackageError(
-            "CUDA was asked for, but the installed ONNX Runtime has no CUDA provider.",
-            why=f"onnxruntime {onnxruntime.__version__} offers {', '.join(offered)}.",
+            "CUDA was asked for, but the installed ONNX Runtime has no CUDA provider",
+            why=f"onnxruntime {onnxruntime.__version__} offers {', '.join(offered)}",
             fix=f"pip uninstall onnxruntime onnxruntime-gpu, then {_INSTALL} (or {_ON_CPU})",
         )
 
@@ -190,6 +195,13 @@ def _size(limit: int) -> str:
     return f"a limit of {limit / 2**30:g} GiB" if limit else "no limit"
 
 
+def arenas(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """The device memory that a session keeps for later runs, as ONNX Runtime names it in run options."""
+    if CUDA_PROVIDER not in session.get_providers():
+        return ()
+    return (f"gpu:{session.get_provider_options()[CUDA_PROVIDER]['device_id']}",)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps what ONNX Runtime says while CUDA fails to start off stderr: the error we raise says it.
@@ -224,16 +236,10 @@ def lacks_cudnn(text: str) -> bool:
 def cudnn_missing() -> MissingPackageError:
     """What to raise where a node needs cuDNN and cuDNN does not load."""
     return MissingPackageError(
-        "CUDA was asked for, but cuDNN (libcudnn.so.9) does not load.",
-        why="ONNX Runtime needs it for some nodes.",
+        "CUDA was asked for, but cuDNN (libcudnn.so.9) does not load",
+        why="ONNX Runtime needs it for some nodes",
         fix=f"{_INSTALL} (or {_ON_CPU})",
     )
-
-
-def first_line(text: str) -> str:
-    """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    lines = text.strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def _refused(device_id: int, text: str) -> EnvironmentProblemError:
@@ -245,54 +251,54 @@ def _refused(device_id: int, text: str) -> EnvironmentProblemError:
     why = failure.group() if failure else first_line(text)
     if code == _OUT_OF_MEMORY or (code is None and is_out_of_memory(text)):
         return DeviceMemoryError(
-            f"CUDA device {device_id} has no memory left to start with.", why=why, fix="Free memory on it."
+            f"CUDA device {device_id} has no memory left to start with", why=why, fix="free memory on it"
         )
     if absent is not None or code == _WRONG_DEVICE:
-        there = "" if absent is None else f"ONNX Runtime sees {absent[1]}, numbered from 0. "
+        there = "" if absent is None else f"ONNX Runtime sees {absent[1]}, numbered from 0; "
         return DeviceError(
-            f"There is no CUDA device {device_id}.",
-            why=f"{there}CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}.",
-            fix="Name one of those that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES leaves, by device.id in a "
-            "config or by --device-id where a command has it.",
+            f"there is no CUDA device {device_id}",
+            why=f"{there}CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}",
+            fix="name one of those that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES leaves, by device.id in a "
+            "config or by --device-id where a command has it",
         )
     what, fix = {
         _OLD_DRIVER: (
-            "The NVIDIA driver is too old",
-            "Update the driver; `nvidia-smi` shows up to which CUDA it goes.",
+            "the NVIDIA driver is too old",
+            "update the driver; `nvidia-smi` shows up to which CUDA it goes",
         ),
         _NO_DEVICE: (
-            "The NVIDIA driver finds no device",
-            "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES; a container must be started with access to the GPU.",
+            "the NVIDIA driver finds no device",
+            "check `nvidia-smi` and CUDA_VISIBLE_DEVICES; a container must be started with access to the GPU",
         ),
-        _NO_KERNELS: ("The installed ONNX Runtime has no kernels for that GPU", f"Take another GPU, or {_ON_CPU}."),
-    }.get(code or 0, (f"CUDA device {device_id} does not start", f"Check the driver with nvidia-smi, or {_ON_CPU}."))
+        _NO_KERNELS: ("the installed ONNX Runtime has no kernels for that GPU", f"take another GPU, or {_ON_CPU}"),
+    }.get(code or 0, (f"CUDA device {device_id} does not start", f"check the driver with nvidia-smi, or {_ON_CPU}"))
     if code in _MISMATCH:
-        what, fix = "The NVIDIA driver's parts do not fit together", "Restart the machine: its driver was updated."
+        what, fix = "the NVIDIA driver's parts do not fit together", "restart the machine: its driver was updated"
     if code == _OLD_DRIVER:
         what = f"{what} for CUDA {_cuda_version()}"
-    return DeviceError(f"{what}.", why=why, fix=fix)
+    return DeviceError(what, why=why, fix=fix)
 
 
 def _not_loaded(unloaded: tuple[tuple[str, str], ...]) -> EnvironmentProblemError:
     """Why ONNX Runtime gave a session on the CPU without a word."""
     driver = _loads(cuda_driver.LIBRARY)
     if unloaded:
-        also = "" if driver else f" Nor is there an NVIDIA driver ({cuda_driver.LIBRARY})."
+        also = "" if driver else f"; nor is there an NVIDIA driver ({cuda_driver.LIBRARY})"
         return MissingPackageError(
-            f"CUDA was asked for, but its libraries do not load: {', '.join(name for name, _ in unloaded)}.",
-            why=f"{'; '.join(dict.fromkeys(reason for _, reason in unloaded))}.{also}",
+            f"CUDA was asked for, but its libraries do not load: {', '.join(name for name, _ in unloaded)}",
+            why=f"{'; '.join(dict.fromkeys(reason for _, reason in unloaded))}{also}",
             fix=f"{_INSTALL}{'' if driver else ', and install the driver of the GPU'} (or {_ON_CPU})",
         )
     if not driver:
         return DeviceError(
-            "CUDA was asked for, but there is no NVIDIA driver.",
-            why=f"CUDA's libraries are there, {cuda_driver.LIBRARY} does not load.",
-            fix="Install the driver of the GPU (no Python package brings it); a container must be started with "
-            f"access to the GPU. Or {_ON_CPU}.",
+            "CUDA was asked for, but there is no NVIDIA driver",
+            why=f"CUDA's libraries are there, {cuda_driver.LIBRARY} does not load",
+            fix="install the driver of the GPU (no Python package brings it); a container must be started with "
+            f"access to the GPU; or {_ON_CPU}",
         )
     return MissingPackageError(
-        "CUDA was asked for, but ONNX Runtime cannot load its CUDA provider.",
-        why=f"Every library that it names for CUDA {_cuda_version()} loads.",
+        "CUDA was asked for, but ONNX Runtime cannot load its CUDA provider",
+        why=f"every library that it names for CUDA {_cuda_version()} loads",
         fix=f"pip install --force-reinstall onnxruntime-gpu, then {_INSTALL} (or {_ON_CPU})",
     )
 

@@ -5,14 +5,13 @@ ones lie in `profiles/`. One that `precision-search calibrate` measured has the 
 and a third one, `[measurement]`, which says so.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from precision_search.errors import ConfigError
+from precision_search.errors import ConfigError, did_you_mean
 from precision_search.toml_tables import absolute_path, at_least, between, more_than, read_tables, write_tables
 
 FloatName = Literal["float32", "float16", "bfloat16"]
@@ -156,11 +155,10 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     known = available_profiles()
     name = name_or_path.lower()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             f"unknown device profile `{name_or_path}`",
             why=f"built in are {', '.join(known)}",
-            fix=f"did you mean `{near[0]}`?" if near else "take one of these, or the path of a profile's .toml file",
+            fix=did_you_mean(name, known) or "take one of these, or the path of a profile's .toml file",
         )
     with resources.as_file(resources.files(__package__).joinpath("profiles", f"{name}.toml")) as path:
         return _read(path)

@@ -109,7 +109,7 @@ def _main_columns(table: ParetoTable) -> tuple[_Shown, ...]:
 def _rejected_columns(table: ParetoTable) -> tuple[_Shown, ...]:
     return (
         _Shown("id", lambda row: str(row.trial.id)),
-        _Shown("plan", lambda row: row.trial.stage),
+        _Shown("stage", lambda row: row.trial.stage),
         _Shown("stays in fp32", lambda row: row.kept, 2, is_text=True, least=16),
         _Shown("exact match", lambda row: share(row.trial.exact_match), 1),
         _Shown("why", lambda row: row.reason, is_text=True, least=24),

@@ -14,8 +14,8 @@ from precision_search.judging.sample_sets import SampleRows
 from precision_search.judging.screen import Parting
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
-from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
@@ -36,37 +36,6 @@ class ConfirmResult:
     exact_match: float
     nonfinite: bool
     divergence: Parting | None
-
-
-def confirm(
-    models: Mapping[GraphName, ir.Model],
-    samples: SampleRows,
-    generation: GenerationSettings,
-    settings: SessionSettings,
-    *,
-    batch_size: int,
-    weights: WeightCache,
-    limit: BatchLimit | None = None,
-    progress: Progress = no_progress,
-) -> ConfirmResult:
-    """Generates with converted graphs and compares with the reference.
-
-    Args:
-        models: the three converted graphs.
-        samples: sources and their reference.
-        generation: how to generate.
-        settings: device and optimization level.
-        batch_size: sources at once, if the device's memory holds them.
-        weights: shared rounded weights.
-        limit: of sources at once, shared with others.
-        progress: receives how many sources are done.
-
-    Raises:
-        DeviceMemoryError: the device's memory does not hold the graphs with one source.
-    """
-    generator = open_generator(models, generation, settings, weights)
-    pad = generation.pad_token_id
-    return confirm_with(generator, samples, pad, batch_size=batch_size, limit=limit, progress=progress)
 
 
 def confirm_with(
@@ -110,10 +79,10 @@ def open_generator(
     settings: SessionSettings,
     weights: WeightCache,
 ) -> Generator:
-    """A generator on converted graphs: as they are on CUDA, widened on a CPU.
+    """A generator on converted graphs as the backend runs them: as they are on CUDA, widened on a CPU.
 
     Raises:
         DeviceMemoryError: the device's memory does not hold the graphs.
     """
-    run = models if settings.device == "cuda" else {name: widen(model, weights) for name, model in models.items()}
+    run = backend_of(settings).prepare(models, weights)
     return after_release(lambda: Generator(run, generation, settings))

@@ -14,13 +14,15 @@ import onnx_ir as ir
 
 from precision_search.judging.ranges import mask_threshold
 from precision_search.model.graph import Graph, GraphName, NodeKind, is_float
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.dtypes import assign
 from precision_search.precision.emulate import emulate
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.head import HIDDEN
-from precision_search.runtime.session import SessionSettings, create_session, run_session
-from precision_search.runtime.teacher_forcing import ForcedBatch
+from precision_search.runtime.session import SessionSettings, run_session
+from precision_search.runtime.teacher_forcing import ForcedBatch, feed_of
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,7 +31,7 @@ THRESHOLD = 0.25
 and hundreds of roundings in a row stay below a few percent; an overflow or a zeroed norm is an error of 1 or more.
 """
 
-FORCED_GRAPHS: tuple[GraphName, GraphName] = ("encoder", "decoder")
+FORCED_GRAPHS: tuple[GraphName, GraphName] = (SEQ2SEQ.encoder.name, SEQ2SEQ.decoder.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class DamageFinder:
         if this != self._exact_of:
             self._exact, self._exact_of = {}, this
         if name not in self._exact:
-            hidden = None if name == "encoder" else self._fp32("encoder", batch).hidden
+            hidden = None if name == FORCED_GRAPHS[0] else self._fp32(FORCED_GRAPHS[0], batch).hidden
             graph = self._graphs[name]
             self._exact[name] = _trace(graph, graph.model.clone(), batch, hidden, self._settings)
         return self._exact[name]
@@ -105,16 +107,7 @@ def _trace(
     present = {str(value.name) for value in model.graph.outputs}
     outputs = sorted({*names.values(), *({HIDDEN} & present)})
     model.graph.outputs.extend(values[name] for name in outputs if name not in present)
-    feed: dict[str, npt.NDArray[np.generic]] = {
-        "input_ids": batch.source.input_ids,
-        "attention_mask": batch.source.attention_mask,
-    }
-    if hidden is not None:
-        feed = {
-            "input_ids": batch.decoder_input_ids,
-            "encoder_hidden_states": hidden,
-            "encoder_attention_mask": batch.source.attention_mask,
-        }
+    feed = feed_of(SEQ2SEQ.graph(graph.name), batch, hidden)
     session = create_session(model, settings, consume=True)
     arrays = dict(zip(outputs, run_session(session, outputs, feed), strict=True))
     return _Trace({key: arrays[name] for key, name in names.items()}, arrays.get(HIDDEN))

@@ -1,6 +1,6 @@
 """Samples on which two models part, for people to read.
 
-In: reference and candidate tokens. Out: texts with the place where they part, and the margins there.
+In: tokens of the reference and of the model. Out: texts with the place where they part, and the margins there.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from precision_search.judging.ranges import NodeRange, hard_set, measure_ranges
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import ModelConfig
 from precision_search.model.graph import Family, Graph, GraphName, NodeKind
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import weight_bytes
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.low import LowDtype, low_max
@@ -158,7 +159,7 @@ def measure(
     generator = Generator(bundle.models, bundle.generation, settings)
     reference = make_reference(bundle, generator, rows, batch_size, settings, progress=reporter.progress)
     batches = forced_batches(rows, reference.tokens, bundle.generation, batch_size, by_target_length(reference.tokens))
-    encoder, decoder = bundle.graphs["encoder"], bundle.graphs["decoder"]
+    encoder, decoder = bundle.graphs[SEQ2SEQ.encoder.name], bundle.graphs[SEQ2SEQ.decoder.name]
     return measure_ranges(encoder, decoder, batches, dtype, settings, progress=reporter.progress)
 
 

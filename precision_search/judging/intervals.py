@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval for a share seen as `successes` of `n` independent trials.
@@ -27,12 +24,8 @@ def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple
     """
     if not 0 <= successes <= n or n < 1 or not 0.0 < confidence < 1.0:
         raise ValueError(f"no interval for {successes} of {n} at confidence {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / n
-    scale = 1.0 / (1.0 + z * z / n)
-    center = scale * (share + z * z / (2 * n))
-    half = scale * z * math.sqrt(share * (1.0 - share) / n + z * z / (4 * n * n))
-    # At both ends the formula gives the end itself; what rounding leaves of it would read as "nearly certain".
-    low = 0.0 if successes == 0 else center - half
-    high = 1.0 if successes == n else center + half
-    return low, high
+    from scipy.stats import binomtest  # here, because it takes long to load
+
+    found = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
+    # What rounding leaves of the ends would read as "nearly certain".
+    return 0.0 if successes == 0 else float(found.low), 1.0 if successes == n else float(found.high)

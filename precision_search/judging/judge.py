@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import DeviceMemoryError
@@ -39,13 +38,12 @@ from precision_search.precision.convert import Converted, convert
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress, no_progress
 from precision_search.runtime.session import SessionSettings
 from precision_search.runtime.teacher_forcing import forced_batches
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class LatencySource(Protocol):
@@ -173,7 +171,7 @@ class PlanJudge:
     @property
     def source(self) -> VerdictSource:
         """Whether verdicts come from emulated or real kernels."""
-        return "cuda" if self._settings.session.device == "cuda" else "emulated"
+        return backend_of(self._settings.session).source
 
     def __call__(self, proposal: Proposal, trial_id: int) -> Trial:
         """Judges the plan: the verdict is `stable` only if screen and confirm run both found nothing."""

@@ -59,7 +59,7 @@ class Landmark:
     """A rejected landmark.
 
     Attributes:
-        id: of its trial.
+        id: of its plan.
         generated: how many samples it generated, in the order of the file, until enough of them differed.
         samples: the first of these that differ.
     """

@@ -13,12 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from precision_search.model.graph import Graph, NodeKind, float_inputs, is_float, is_weight
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.kernels import Internals, kernel_for
 from precision_search.precision.low import LowDtype, low_max, smallest_normal
 from precision_search.precision.lowering import sum_node
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.progress import Progress, no_progress
-from precision_search.runtime.session import SessionSettings, create_session, run_session
-from precision_search.runtime.teacher_forcing import ForcedBatch
+from precision_search.runtime.session import SessionSettings, run_session
+from precision_search.runtime.teacher_forcing import ForcedBatch, feed_of
 
 LARGEST = "range/largest/"
 INSIDE = "range/inside/"
@@ -76,6 +78,7 @@ def measure_ranges(
     Returns:
         The range of every compute node of both families, by key.
     """
+    first, then = SEQ2SEQ.encoder, SEQ2SEQ.decoder
     probes: dict[str, _Probe] = {}
     found: dict[str, NodeRange] = {}
     done, total = 0, sum(len(batch.source.indices) for batch in batches)
@@ -86,16 +89,8 @@ def measure_ranges(
             probes = {
                 graph.name: _Probe(graph, dtype, settings, count_tiny=number == 0) for graph in (encoder, decoder)
             }
-        source = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask}
-        hidden = probes["encoder"].run(source, "last_hidden_state")
-        probes["decoder"].run(
-            {
-                "input_ids": batch.decoder_input_ids,
-                "encoder_hidden_states": hidden,
-                "encoder_attention_mask": batch.source.attention_mask,
-            },
-            "logits",
-        )
+        hidden = probes[first.name].run(feed_of(first, batch), first.output)
+        probes[then.name].run(feed_of(then, batch, hidden), then.output)
         done += len(batch.source.indices)
         progress(done, total, "samples")
     return _merge(found, probes)

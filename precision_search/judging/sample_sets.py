@@ -104,7 +104,7 @@ class Fp32Model:
 
 @dataclass(frozen=True, slots=True)
 class NearTie:
-    """A token of the fp32 reference that won by so little that no plan can be trusted there.
+    """A token of the fp32 reference that won by so little that no plan is reliable there.
 
     Attributes:
         set: the sample set.

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.dtypes import assign
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
@@ -178,8 +179,8 @@ class Screener:
         start = time.perf_counter()
         assignments = assign(self._graphs, plan)
         sessions = self._sessions
-        encoder_flags = sessions.encoder_switches.of(assignments["encoder"])
-        decoder_flags = sessions.decoder_switches.of(assignments["decoder"])
+        encoder_flags = sessions.encoder_switches.of(assignments[SEQ2SEQ.encoder.name])
+        decoder_flags = sessions.decoder_switches.of(assignments[SEQ2SEQ.decoder.name])
         return PreparedPlan(
             sessions.encoder,
             sessions.decoder,
@@ -210,7 +211,8 @@ class _Sessions:
 def _open_sessions(
     graphs: Mapping[GraphName, Graph], dtype: LowDtype, weights: WeightCache, settings: SessionSettings
 ) -> _Sessions:
-    encoder, decoder = (switchable(graphs[name], dtype, weights) for name in ("encoder", "decoder"))
+    names = SEQ2SEQ.encoder.name, SEQ2SEQ.decoder.name
+    encoder, decoder = (switchable(graphs[name], dtype, weights) for name in names)
     return _Sessions(
         ForcedEncoder(encoder.model, settings, consume=True),
         ForcedDecoder(decoder.model, settings, consume=True),

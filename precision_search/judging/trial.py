@@ -117,7 +117,7 @@ class Trial:
 
     Attributes:
         id: number in the log, from 0.
-        parent: id of the trial the plan was derived from.
+        parent: id of the plan it was derived from.
         stage: the step of the strategy that proposed it.
         plan: the plan.
         verdict: `stable` only after the confirm run.

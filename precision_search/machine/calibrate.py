@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from precision_search.device import cuda
 from precision_search.device.driver import read_driver
 from precision_search.device.profile import DeviceProfile, load_profile, profile_text
-from precision_search.errors import EnvironmentProblemError, InternalError, OutputExistsError, UsageError
-from precision_search.files import writing
+from precision_search.errors import EnvironmentProblemError, InternalError, UsageError
+from precision_search.files import refuse_existing, writing
 from precision_search.machine.fit import measured_profile
 from precision_search.machine.measure import CALIBRATION_RULES, Series, SeriesResult, default_series, measure_device
 from precision_search.records import run_files
 from precision_search.records.run_json import Versions, tool_version
 from precision_search.reporting import Reporter
-from precision_search.runtime.session import SessionSettings, require_cuda
+from precision_search.runtime.session import SessionSettings
 
 Measure = Callable[..., tuple[SeriesResult, ...]]
 
@@ -54,7 +55,7 @@ def write_profile(
     series: Sequence[Series] | None = None,
     measure: Measure = measure_device,
 ) -> DeviceProfile:
-    """Measures the device of `settings` and writes `out` and, beside it, `<out>.samples.json`.
+    """Measures the CUDA device of `settings` and writes `out` and, beside it, `<out>.samples.json`.
 
     Args:
         out: a path that ends in .toml.
@@ -75,8 +76,7 @@ def write_profile(
     """
     samples = out.parent / f"{out.stem}.samples.json"
     _check(out, samples, force=force)
-    if settings.device == "cuda":
-        require_cuda(settings)
+    cuda.require(settings.device_id)
     name, memory = _device(settings)
     results = measure(settings, default_series() if series is None else series, reporter=reporter)
     date = datetime.now(UTC).date().isoformat()
@@ -105,12 +105,10 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
             fix=f"write --out {out.parent / 'gpu.toml' if out.name in {'', '.toml'} else out.with_suffix('.toml')}",
         )
     for path in (out, samples):
-        if path.exists() and (path.is_dir() or not force):
-            raise OutputExistsError(
-                f"{path} exists already",
-                why="it is a directory" if path.is_dir() else "a profile is not replaced unless that is asked for",
-                fix="give another --out" + ("" if path.is_dir() else ", or add --force to replace it"),
-            )
+        if path.is_dir():
+            refuse_existing(path)
+        if not force:
+            refuse_existing(path, "add --force to replace it")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise EnvironmentProblemError(
             f"{out} cannot be written",
@@ -121,7 +119,7 @@ def _check(out: Path, samples: Path, *, force: bool) -> None:
 
 def _device(settings: SessionSettings) -> tuple[str, int]:
     """Name and memory in bytes."""
-    driver = read_driver() if settings.device == "cuda" else None
+    driver = read_driver()
     for device in () if driver is None else driver.devices:
         if device.number == settings.device_id:
             return device.name, device.memory_bytes

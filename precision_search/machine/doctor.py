@@ -20,17 +20,25 @@ from precision_search.errors import EnvironmentProblemError, MissingPackageError
 from precision_search.machine.libraries import CudaLibrary, find_libraries
 
 REQUIRED = (
+    "click",
+    "huggingface_hub",
+    "jinja2",
+    "ml-dtypes",
+    "numpy",
     "onnx",
     "onnx-ir",
-    "onnxscript",
     "onnxruntime",
-    "numpy",
-    "ml-dtypes",
+    "onnxscript",
     "optuna",
+    "plotly",
+    "rich",
+    "safetensors",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",
 )
+"""Distributions that a run needs: the project's dependencies."""
 _INSTALL = "pip install precision-search"
 _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 """Distributions that bring the same package."""
@@ -205,9 +213,9 @@ def _cuda_build() -> str | None:
 def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
     name = driver.devices[0].name if driver is not None and driver.devices else None
     try:
-        from precision_search.runtime.session import SessionSettings, require_cuda
+        from precision_search.device import cuda
 
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     except EnvironmentProblemError as error:
         if not isinstance(error, MissingPackageError):
             return CudaState(False, name, error.what, error.why or None, error.fix or None, "driver")
@@ -218,7 +226,7 @@ def _cuda_state(driver: CudaDriver | None, cuda_build: str | None) -> CudaState:
             False, name, error.what, error.why or None, fix or None, "package" if driver_first is None else "driver"
         )
     except ImportError as error:
-        return CudaState(False, name, "CUDA cannot be tried.", str(error), _INSTALL, "package")
+        return CudaState(False, name, "CUDA cannot be tried", str(error), _INSTALL, "package")
     return CudaState(True, name)
 
 

@@ -19,6 +19,7 @@ from precision_search.device.profile import FloatName
 from precision_search.device.state import DeviceState, device_state
 from precision_search.errors import DeviceError, DeviceMemoryError, InputError, NoKernelError
 from precision_search.machine.microbenchmarks import Probe, ProbeRun
+from precision_search.precision.low import LOW_DTYPES
 from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.session import SessionSettings
 from precision_search.runtime.timing import (
@@ -116,7 +117,7 @@ def product_series(role: Role, dtype: FloatName, rows: int, width: int, inner: i
 
 def default_series() -> tuple[Series, ...]:
     """What a device is measured with."""
-    dtypes: tuple[FloatName, ...] = ("float32", "float16", "bfloat16")
+    dtypes: tuple[FloatName, ...] = ("float32", *LOW_DTYPES)
     found = [
         Series("kernel launch", "float32", "kernel", tuple(Probe("Tanh", "float32", n, 1, 64) for n in _LAUNCHES)),
         Series(

@@ -14,16 +14,18 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.device.profile import FloatName
+from precision_search.precision.low import IR_DTYPES
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.decoding import upload
-from precision_search.runtime.session import SessionSettings, create_session, run_error
+from precision_search.runtime.session import SessionSettings, run_error
 
 Op = Literal["Tanh", "Neg", "MatMul"]
 
 DTYPES: dict[FloatName, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
+    "float16": IR_DTYPES["float16"],
+    "bfloat16": IR_DTYPES["bfloat16"],
 }
 _SEED = 20
 _OPSET, _IR_VERSION = 17, 9

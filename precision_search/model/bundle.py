@@ -18,25 +18,25 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import check_name, read_file, write_atomically, writing
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.families import FAMILIES
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
     read_generation_settings,
     read_model_config,
 )
-from precision_search.model.graph import BASE_VARIANT, GRAPH_NAMES, Graph, GraphName, describe, float_inputs, is_weight
-from precision_search.model.hf_files import HF_FILES, copy_hf_files
-from precision_search.model.onnx_files import data_files, first_line, read_model, strip_notes, write_model
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.hf_files import copy_hf_files, hf_files
+from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
+from precision_search.model.onnx_files import data_files, read_model, strip_notes, write_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.work_folder import work_folder
 from precision_search.reporting import NOBODY, Reporter
-
-INTEGER_INPUTS = frozenset({"input_ids", "attention_mask", "encoder_attention_mask"})
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
@@ -83,11 +83,6 @@ class Bundle:
         return self.graphs if variant == BASE_VARIANT else self.variants[variant]
 
 
-def graph_file(name: GraphName) -> str:
-    """The file name of a graph in the layout that optimum and the Hub use."""
-    return f"{name}_model.onnx"
-
-
 def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter = NOBODY) -> Bundle:
     """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
 
@@ -111,14 +106,13 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
 def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, reporter: Reporter) -> Bundle:
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
-    if (directory / graph_file("encoder")).is_file():
+    if (directory / SEQ2SEQ.encoder.file).is_file():
         return _load(directory, config, max_new_tokens, directory if has_weights else None)
     if not has_weights:
         raise InputError(
             f"{directory} holds neither ONNX graphs nor model.safetensors",
             why=f"found: {', '.join(sorted(p.name for p in directory.iterdir())[:10]) or 'nothing'}",
-            fix="give a checkpoint saved with save_pretrained (safetensors), or a directory with encoder_model.onnx, "
-            "decoder_model.onnx and decoder_with_past_model.onnx",
+            fix=f"give a checkpoint saved with save_pretrained (safetensors), or a directory with {SEQ2SEQ.files}",
         )
     # Asked before the slow export: what we refuse should not cost a minute first.
     read_generation_settings(directory, max_new_tokens)
@@ -173,9 +167,8 @@ def oracle_tokens(
     if stored.is_file():
         with contextlib.suppress(OSError, ValueError, TypeError):  # a broken answer is asked for again
             return [list(map(int, row)) for row in json.loads(read_file(stored))]
-    job = GenerateJob(
-        str(bundle.checkpoint), bundle.config.model_type, rows, bundle.generation.max_new_tokens, batch_size
-    )
+    family = FAMILIES[bundle.config.model_type]
+    job = GenerateJob(str(bundle.checkpoint), family, rows, bundle.generation.max_new_tokens, batch_size)
     tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
     bundle.source.check()
     with writing(stored):
@@ -215,14 +208,14 @@ def _read(
     directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None, found: Snapshot
 ) -> Bundle:
     graphs = {}
-    for name in GRAPH_NAMES:
-        path = directory / graph_file(name)
+    for layout in SEQ2SEQ.graphs:
+        path = directory / layout.file
         model = read_model(path)
-        _check_names(name, model, config, path)
+        _check_names(layout, model, config, path)
         compute_sizes_on_device(model)
-        graphs[name] = describe(name, model)
-    check_shared_keys(graphs["decoder"], graphs["decoder_with_past"])
-    paths = [directory / graph_file(name) for name in GRAPH_NAMES]
+        graphs[layout.name] = describe(layout.name, model)
+    check_shared_keys(graphs[SEQ2SEQ.decoder.name], graphs[SEQ2SEQ.decoder_with_past.name])
+    paths = [directory / layout.file for layout in SEQ2SEQ.graphs]
     files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
     return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint, files=found)
@@ -235,8 +228,9 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot,
     reporter.stage(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
     with writing(target), work_folder(target.parent, ".export-") as work:
         # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
-        order: tuple[GraphName, ...] = ("decoder_with_past", "decoder", "encoder")
-        jobs = [ExportJob(str(checkpoint), config.model_type, name, str(work / graph_file(name))) for name in order]
+        order = reversed(SEQ2SEQ.graphs)
+        family = FAMILIES[config.model_type]
+        jobs = [ExportJob(str(checkpoint), family, each.name, str(work / each.file)) for each in order]
         run_jobs(jobs)
         copy_hf_files(checkpoint, work)
         found.check()  # what the key stands for must be what was exported
@@ -250,7 +244,7 @@ def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot,
 
 def _checkpoint_key(checkpoint: Path) -> str:
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnxscript")]
-    files = [checkpoint / name for name in HF_FILES if (checkpoint / name).is_file()]
+    files = [checkpoint / name for name in hf_files() if (checkpoint / name).is_file()]
     weights = (*checkpoint.glob(WEIGHTS), *checkpoint.glob(INDEX))
     return _hash_files([*files, *sorted(weights)], EXPORT_VERSION, *versions)
 
@@ -273,7 +267,7 @@ def _download(source: str, reporter: Reporter) -> Path:
 
     reporter.stage(f"downloading {source}")
     try:
-        patterns = ["*.safetensors", "*.safetensors.index.json", *HF_FILES]
+        patterns = ["*.safetensors", "*.safetensors.index.json", *hf_files()]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # the hub client raises its own, the HTTP library's and OS errors alike
         raise InputError(
@@ -283,23 +277,11 @@ def _download(source: str, reporter: Reporter) -> Path:
         ) from error
 
 
-def _expected_names(name: GraphName, config: ModelConfig) -> tuple[set[str], set[str]]:
-    """Input and output names that a graph of the usual layout has at least."""
-    layers = range(config.num_decoder_layers)
-    own = {f"{layer}.decoder.{part}" for layer in layers for part in ("key", "value")}
-    cross = {f"{layer}.encoder.{part}" for layer in layers for part in ("key", "value")}
-    if name == "encoder":
-        return {"input_ids", "attention_mask"}, {"last_hidden_state"}
-    if name == "decoder":
-        inputs = {"input_ids", "encoder_hidden_states", "encoder_attention_mask"}
-        return inputs, {"logits", *(f"present.{part}" for part in own | cross)}
-    inputs = {"input_ids", "encoder_attention_mask", *(f"past_key_values.{part}" for part in own | cross)}
-    return inputs, {"logits", *(f"present.{part}" for part in own)}
-
-
-def _check_names(name: GraphName, model: ir.Model, config: ModelConfig, path: Path) -> None:
-    wanted_inputs, wanted_outputs = _expected_names(name, config)
-    optional_inputs = {"encoder_hidden_states"} if name == "decoder_with_past" else set[str]()
+def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path: Path) -> None:
+    wanted_inputs = set(SEQ2SEQ.input_names(layout, config.num_decoder_layers))
+    wanted_outputs = set(SEQ2SEQ.output_names(layout, config.num_decoder_layers))
+    optional_inputs = layout.known_inputs - wanted_inputs
+    integers = {each.name for each in layout.inputs if each.is_integer}
     inputs = {str(value.name) for value in model.graph.inputs}
     outputs = {str(value.name) for value in model.graph.outputs}
     problems = []
@@ -311,14 +293,14 @@ def _check_names(name: GraphName, model: ir.Model, config: ModelConfig, path: Pa
         problems.append(f"without the outputs {', '.join(missing[:4])}")
     known = wanted_inputs | optional_inputs | wanted_outputs
     for value in (value for value in (*model.graph.inputs, *model.graph.outputs) if value.name in known):
-        wanted = ir.DataType.INT64 if str(value.name) in INTEGER_INPUTS else ir.DataType.FLOAT
+        wanted = ir.DataType.INT64 if str(value.name) in integers else ir.DataType.FLOAT
         if value.dtype != wanted:
             problems.append(f"{value.name} is {value.dtype.name if value.dtype else 'of no type'}, not {wanted.name}")
         elif value.is_graph_input() and value.shape and isinstance(value.shape[0], int):
             problems.append(f"{value.name} has the fixed batch size {value.shape[0]}")
     if problems:
         raise InputError(
-            f"{path.name} is not the {name} of the usual layout",
+            f"{path.name} is not the {layout.name} of the usual layout",
             why="; ".join(problems[:4]),
             fix="export with the names, types and dynamic axes that optimum uses, or start from the checkpoint",
         )
@@ -340,7 +322,8 @@ def check_shared_keys(decoder: Graph, with_past: Graph) -> None:
         strange = [str(node.name) for node in others if not _read_equal_weights(node, known[str(node.name)])]
     if strange:
         raise InputError(
-            f"{len(strange)} compute nodes of decoder_with_past have no partner in decoder, the first is {strange[0]}",
+            f"{len(strange)} compute nodes of {SEQ2SEQ.decoder_with_past.name} have no partner in "
+            f"{SEQ2SEQ.decoder.name}, the first is {strange[0]}",
             why="the two graphs were exported differently, so one decision cannot be made for both",
             fix="export both graphs with the same exporter and options, or start from the checkpoint",
         )

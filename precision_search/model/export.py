@@ -1,4 +1,4 @@
-"""Runs inside the torch worker: a T5 checkpoint in, ONNX graphs and transformers' own greedy tokens out.
+"""Runs inside the torch worker: a checkpoint in, ONNX graphs and transformers' own greedy tokens out.
 
 Nothing else of the package imports torch or transformers. The wrappers give each of the three graphs its usual inputs
 and outputs; their module names become node keys.
@@ -7,36 +7,51 @@ and outputs; their module names become node keys.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from safetensors import SafetensorError
-from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
+from precision_search.model.families.base import ModelFamily
+from precision_search.model.generation_config import ModelConfig, read_model_config
 from precision_search.model.graph import GraphName, describe
-from precision_search.model.onnx_files import first_line, write_model
-
-MODEL_CLASSES: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
-"""Model families by `model_type`: one line each."""
-
-CACHE_PARTS = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
+from precision_search.model.layout import SEQ2SEQ, SYMBOLS, Axes, InputKind
+from precision_search.model.onnx_files import write_model
 
 
-def load_checkpoint(path: Path, model_type: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint: transformers' model, its family, and its sizes as we read them."""
+
+    model: Any
+    family: ModelFamily
+    sizes: ModelConfig
+
+    def part(self, path: str) -> Any:
+        """The module or buffer at a dotted path."""
+        found = self.model
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found
+
+
+def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     """Loads a checkpoint in fp32 whatever it is stored in, from safetensors only (a pickle can run code).
 
     Raises:
         InputError: the weights are missing, broken or not safetensors.
     """
     try:
-        model, report = MODEL_CLASSES[model_type].from_pretrained(
+        model, report = _class_of(family).from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -48,8 +63,8 @@ def load_checkpoint(path: Path, model_type: str) -> Any:
         raise InputError(
             f"cannot load the checkpoint in {path}",
             why=first_line(error),
-            fix="the directory needs config.json and model.safetensors of one T5 model; convert .bin weights with "
-            "`model.save_pretrained(dir, safe_serialization=True)` where you trust them",
+            fix=f"the directory needs config.json and model.safetensors of one {family.title} model; convert .bin "
+            "weights with `model.save_pretrained(dir, safe_serialization=True)` where you trust them",
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
@@ -57,19 +72,25 @@ def load_checkpoint(path: Path, model_type: str) -> Any:
             why=f"it lacks {len(missing)} weights, the first is {missing[0]}; transformers would make them up",
             fix="copy all of its safetensors files, and the config.json that belongs to them",
         )
-    return model.eval()
+    return Checkpoint(model.eval(), family, read_model_config(path, family))
 
 
-def export(model: Any, name: GraphName, target: Path) -> None:
+def _class_of(family: ModelFamily) -> Any:
+    module, _, name = family.model_class.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def export(checkpoint: Checkpoint, name: GraphName, target: Path) -> None:
     """Exports one of the three graphs, names its nodes by their keys and writes it to `target`."""
-    module, arguments, inputs, outputs, dynamic_shapes = _trace_request(model, name)
+    layout, layers = SEQ2SEQ.graph(name), checkpoint.sizes.num_decoder_layers
+    arguments, dynamic_shapes = _trace_request(checkpoint.sizes, name)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            module,
+            _WRAPPERS[name](checkpoint),
             arguments,
             dynamo=True,
-            input_names=inputs,
-            output_names=outputs,
+            input_names=list(SEQ2SEQ.input_names(layout, layers)),
+            output_names=list(SEQ2SEQ.output_names(layout, layers)),
             dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
@@ -79,9 +100,12 @@ def export(model: Any, name: GraphName, target: Path) -> None:
     write_model(graph, target)
 
 
-def greedy_tokens(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+def greedy_tokens(
+    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
     """What `model.generate(num_beams=1)` gives for each row of input ids: token ids with EOS, without start and pad."""
-    generation, layers = model.generation_config, model.config.num_decoder_layers
+    model, layers = checkpoint.model, checkpoint.sizes.num_decoder_layers
+    generation = model.generation_config
     eos = generation.eos_token_id
     eos_ids = set(eos if isinstance(eos, list) else [eos])
     found: list[list[int]] = []
@@ -114,21 +138,27 @@ def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
 
 
 class _Head(torch.nn.Module):
-    """The output projection with T5's scaling in front, as one module, so that both get `lm_head` as their path."""
+    """Output projection, scale in front and bias behind as one module, so that all get `lm_head` as their path."""
 
-    def __init__(self, model: Any) -> None:
+    bias: torch.Tensor | None
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.weight = model.lm_head.weight
-        self.scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else None
+        parts, sizes = checkpoint.family.parts, checkpoint.sizes
+        self.weight = checkpoint.part(parts.output_projection).weight
+        self.register_buffer("bias", None if parts.output_bias is None else checkpoint.part(parts.output_bias))
+        self.scale = sizes.d_model**-0.5 if sizes.scale_decoder_outputs else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(hidden if self.scale is None else hidden * self.scale, self.weight)
+        scaled = hidden if self.scale is None else hidden * self.scale
+        logits = torch.nn.functional.linear(scaled, self.weight)
+        return logits if self.bias is None else logits + self.bias
 
 
 class _Encoder(torch.nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder = checkpoint.part(checkpoint.family.parts.encoder)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -138,11 +168,11 @@ class _Encoder(torch.nn.Module):
 class _Decoder(torch.nn.Module):
     """First step or whole prefix: no past, all caches out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.decoder = model.decoder
-        self.lm_head = _Head(model)
-        self.layers = model.config.num_decoder_layers
+        self.decoder = checkpoint.part(checkpoint.family.parts.decoder)
+        self.lm_head = _Head(checkpoint)
+        self.layers, self.width = checkpoint.sizes.num_decoder_layers, checkpoint.sizes.d_model
 
     def run(
         self, input_ids: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor, cache: EncoderDecoderCache
@@ -179,7 +209,7 @@ class _DecoderWithPast(_Decoder):
         cache = EncoderDecoderCache(own, cross)
         # The block asks whether there are encoder states at all; a filled cross cache means it never reads them.
         batch, length = past[2].shape[0], past[2].shape[2]
-        hidden = past[2].new_zeros((batch, length, self.decoder.config.d_model))
+        hidden = past[2].new_zeros((batch, length, self.width))
         logits = self.run(input_ids, hidden, encoder_attention_mask, cache)
         return (logits, *(t for layer in _filled(own) for t in layer))
 
@@ -197,48 +227,36 @@ def _filled(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _trace_request(
-    model: Any, name: GraphName
-) -> tuple[torch.nn.Module, tuple[Any, ...], list[str], list[str], tuple[Any, ...]]:
-    """Module, example inputs, input and output names and dynamic axes. Sizes differ, so that no two axes merge."""
-    batch, source, target, past_length = 3, 7, 5, 6
-    config = model.config
-    # Two tensors: the exporter takes one tensor in two places for one input.
-    ids = torch.full((batch, source), 2, dtype=torch.int64)
-    mask = torch.ones((batch, source), dtype=torch.int64)
-    tokens = torch.ones((batch, target), dtype=torch.int64)
-    source_axes = {0: "batch_size", 1: "encoder_sequence_length"}
-    if name == "encoder":
-        return (
-            _Encoder(model),
-            (ids, mask),
-            ["input_ids", "attention_mask"],
-            ["last_hidden_state"],
-            (source_axes, source_axes),
-        )
-    layers = range(config.num_decoder_layers)
-    present = [f"present.{layer}.{part}" for layer in layers for part in CACHE_PARTS]
-    if name == "decoder":
-        hidden = torch.zeros((batch, source, config.d_model))
-        return (
-            _Decoder(model),
-            (tokens, hidden, mask),
-            ["input_ids", "encoder_hidden_states", "encoder_attention_mask"],
-            ["logits", *present],
-            ({0: "batch_size", 1: "decoder_sequence_length"}, source_axes, source_axes),
-        )
-    past_names = [f"past_key_values.{layer}.{part}" for layer in layers for part in CACHE_PARTS]
-    lengths = {"decoder": (past_length, "past_sequence_length"), "encoder": (source, "encoder_sequence_length")}
-    sizes = [lengths[part.split(".")[2]] for part in past_names]
-    past = [torch.zeros((batch, config.num_heads, length, config.d_kv)) for length, _ in sizes]
-    past_axes = [{0: "batch_size", 2: axis} for _, axis in sizes]
-    return (
-        _DecoderWithPast(model),
-        (tokens[:, :1], mask, past),
-        ["input_ids", "encoder_attention_mask", *past_names],
-        ["logits", *(p for p in present if ".decoder." in p)],
-        ({0: "batch_size"}, source_axes, past_axes),
-    )
+_WRAPPERS: Mapping[GraphName, type[_Encoder | _Decoder]] = {
+    SEQ2SEQ.encoder.name: _Encoder,
+    SEQ2SEQ.decoder.name: _Decoder,
+    SEQ2SEQ.decoder_with_past.name: _DecoderWithPast,
+}
+
+
+def _trace_request(sizes: ModelConfig, name: GraphName) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Example inputs of a graph and their dynamic axes. Sizes differ, so that no two axes merge."""
+    batch, source, target, past = 3, 7, 5, 6
+    graph = SEQ2SEQ.graph(name)
+    examples: dict[InputKind, torch.Tensor] = {
+        # Two tensors: the exporter takes one tensor in two places for one input.
+        "source_ids": torch.full((batch, source), 2, dtype=torch.int64),
+        "source_mask": torch.ones((batch, source), dtype=torch.int64),
+        "decoder_ids": torch.ones((batch, target), dtype=torch.int64)[:, : 1 if graph.is_later_step else target],
+        "encoder_states": torch.zeros((batch, source, sizes.d_model)),
+    }
+    inputs = [each for each in graph.inputs if not each.is_optional]
+    arguments: list[Any] = [examples[each.kind] for each in inputs]
+    axes: list[Any] = [_dynamic(each.axes) for each in inputs]
+    if links := SEQ2SEQ.caches(sizes.num_decoder_layers, graph.reads):
+        lengths = [past if link.is_self else source for link in links]
+        arguments.append([torch.zeros((batch, sizes.num_heads, length, sizes.d_kv)) for length in lengths])
+        axes.append([_dynamic(link.axes) for link in links])
+    return tuple(arguments), tuple(axes)
+
+
+def _dynamic(axes: Axes) -> dict[int, str]:
+    return {index: SYMBOLS[axis] for index, axis in enumerate(axes) if axis is not None}
 
 
 def _strip(model: ir.Model) -> None:

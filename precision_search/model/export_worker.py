@@ -1,7 +1,8 @@
 """Torch in child processes: exports and transformers' own tokens, without torch in the memory of the search.
 
 One child does one job. The parent writes the job as JSON to the child's standard input; the child answers with one JSON
-object on its standard output. Jobs of one call run side by side.
+object on its standard output. Jobs of one call run side by side. The model family travels in the job, whole: it comes
+from the parent's table, so a checkpoint never says which class is loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
 from precision_search.files import reason, remedy
+from precision_search.model.families.base import ModelFamily, family_from_json
 from precision_search.model.graph import GraphName
 
 SIDE_BY_SIDE_LIMIT = 2 << 30
@@ -37,7 +39,7 @@ class ExportJob:
     """Export one graph of a checkpoint to a file."""
 
     checkpoint: str
-    model_type: str
+    family: ModelFamily
     graph: GraphName
     target: str
 
@@ -47,7 +49,7 @@ class GenerateJob:
     """Greedy tokens of transformers for rows of input ids."""
 
     checkpoint: str
-    model_type: str
+    family: ModelFamily
     rows: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     batch_size: int
@@ -130,11 +132,11 @@ def _checkpoint_bytes(path: Path) -> int:
 def _do(job: Mapping[str, Any]) -> dict[str, Any]:
     from precision_search.model import export as torch_export
 
-    model = torch_export.load_checkpoint(Path(job["checkpoint"]), job["model_type"])
+    checkpoint = torch_export.load_checkpoint(Path(job["checkpoint"]), family_from_json(job["family"]))
     if job["kind"] == "ExportJob":
-        torch_export.export(model, job["graph"], Path(job["target"]))
+        torch_export.export(checkpoint, job["graph"], Path(job["target"]))
         return {}
-    return {"tokens": torch_export.greedy_tokens(model, job["rows"], job["max_new_tokens"], job["batch_size"])}
+    return {"tokens": torch_export.greedy_tokens(checkpoint, job["rows"], job["max_new_tokens"], job["batch_size"])}
 
 
 def _as_json(error: PrecisionSearchError) -> Mapping[str, str]:

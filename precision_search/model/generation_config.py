@@ -1,6 +1,6 @@
 """What a checkpoint's `config.json` and `generation_config.json` say, read without transformers.
 
-In: a Hugging Face model directory. Out: the sizes of a T5 and how its greedy decoding starts, stops and is forced.
+In: a Hugging Face model directory. Out: the sizes of the model and how its greedy decoding starts, stops and is forced.
 A generation config that asks for more than plain greedy decoding is refused by the name of what it asks for: tokens
 compared under other rules would prove nothing.
 """
@@ -12,12 +12,8 @@ from pathlib import Path
 
 from precision_search.errors import InputError
 from precision_search.files import read_file, reason
-
-# Model type to the class names that checkpoints of it carry. T5WithLMHeadModel is the old name of the first.
-SUPPORTED: Mapping[str, tuple[str, ...]] = {
-    "t5": ("T5ForConditionalGeneration", "T5WithLMHeadModel"),
-    "mt5": ("MT5ForConditionalGeneration",),
-}
+from precision_search.model.families import family_of, likely_family
+from precision_search.model.families.base import ModelFamily
 
 # Every attribute of transformers 5.23's GenerationConfig (and of older ones) that changes which tokens come out of
 # `generate`, with the values under which it changes nothing. `None` is neutral for all. What only sampling or beam
@@ -57,8 +53,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 _DEFAULT_NEW_TOKENS = 128
-# The defaults of transformers' T5Config and MT5Config for ids that no file gives.
-_T5_EOS, _T5_PAD = 1, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +101,32 @@ class GenerationSettings:
     forced_eos_token_id: int | None
 
 
-def read_model_config(directory: Path) -> ModelConfig:
-    """Reads `config.json` in `directory`.
+def read_model_config(directory: Path, family: ModelFamily | None = None) -> ModelConfig:
+    """Reads `config.json` in `directory`; `family` is whose names its sizes have, None takes the one that it names.
 
-    Raises InputError where it is missing or broken, lacks a size, or belongs to anything but a T5 or mT5 with a
-    language-model head.
+    Raises InputError where it is missing or broken, lacks a size, or belongs to anything but a model of a known family
+    with a language-model head.
     """
     path = directory / "config.json"
     config = _read_json(path)
-    model_type = _check_supported(config, path)
-    layers = _size(config, "num_layers", path)
+    family = family or family_of(config, path)
+    names, scale = family.sizes, family.parts.output_scale
+    layers, width, heads = (
+        _size(config, name, path, family) for name in (names.encoder_layers, names.width, names.heads)
+    )
+    shallow = config.get(names.decoder_layers) is None
     tied = config.get("tie_word_embeddings") is not False
-    # transformers 5.23: T5 scales unless the config unties the embeddings or says otherwise; mT5 never does.
-    scaled = config.get("scale_decoder_outputs", tied) is not False and model_type == "t5"
     return ModelConfig(
-        model_type=model_type,
-        vocab_size=_size(config, "vocab_size", path),
-        d_model=_size(config, "d_model", path),
-        d_kv=_size(config, "d_kv", path),
-        d_ff=_size(config, "d_ff", path),
-        num_heads=_size(config, "num_heads", path),
+        model_type=family.model_type,
+        vocab_size=_size(config, names.vocabulary, path, family),
+        d_model=width,
+        d_kv=width // heads if names.head_size is None else _size(config, names.head_size, path, family),
+        d_ff=_size(config, names.inner_width, path, family),
+        num_heads=heads,
         num_layers=layers,
-        num_decoder_layers=layers
-        if config.get("num_decoder_layers") is None
-        else _size(config, "num_decoder_layers", path),
+        num_decoder_layers=layers if shallow else _size(config, names.decoder_layers, path, family),
         tie_word_embeddings=tied,
-        scale_decoder_outputs=scaled,
+        scale_decoder_outputs=scale is not None and config.get(scale, tied) is not False,
     )
 
 
@@ -148,7 +142,8 @@ def read_generation_settings(directory: Path, max_new_tokens: int | None) -> Gen
     named at once, attributes that ask for something else than greedy decoding (see `NEUTRAL`).
     """
     config = _read_json(directory / "config.json")
-    vocab_size = _size(config, "vocab_size", directory / "config.json")
+    family = likely_family(config)
+    vocab_size = _size(config, family.sizes.vocabulary, directory / "config.json", family)
     path = directory / "generation_config.json"
     if path.exists():
         generation = _read_json(path)
@@ -165,13 +160,15 @@ def read_generation_settings(directory: Path, max_new_tokens: int | None) -> Gen
         raise InputError(
             f"{path} does not say which token decoding starts with",
             why="there is no decoder_start_token_id",
-            fix='add it, for a T5 usually "decoder_start_token_id": 0',
+            fix=f'add it, for a {family.title} usually "decoder_start_token_id": {family.tokens.usual_start_id}',
         )
+    limit = _max_new_tokens(generation, path) if max_new_tokens is None else max_new_tokens
+    _check_positions(config, limit, family, directory / "config.json")
     return GenerationSettings(
         decoder_start_token_id=start[0],
-        eos_token_ids=_first(ids, fallback, "eos_token_id") or (_T5_EOS,),
-        pad_token_id=(_first(ids, fallback, "pad_token_id") or (_T5_PAD,))[0],
-        max_new_tokens=_max_new_tokens(generation, path) if max_new_tokens is None else max_new_tokens,
+        eos_token_ids=_first(ids, fallback, "eos_token_id") or (family.tokens.eos_id,),
+        pad_token_id=(_first(ids, fallback, "pad_token_id") or (family.tokens.pad_id,))[0],
+        max_new_tokens=limit,
         forced_bos_token_id=_single(ids, "forced_bos_token_id", path),
         forced_eos_token_id=_single(ids, "forced_eos_token_id", path),
     )
@@ -208,25 +205,6 @@ def _read_json(path: Path) -> Mapping[str, object]:
     return content
 
 
-def _check_supported(config: Mapping[str, object], path: Path) -> str:
-    model_type = config.get("model_type")
-    architectures = config.get("architectures")
-    names = tuple(str(name) for name in architectures) if isinstance(architectures, list) else ()
-    known = SUPPORTED.get(model_type, ()) if isinstance(model_type, str) else ()
-    # A config without class names is what a bare `T5Config(...).save_pretrained` writes: the model type decides.
-    fits = bool(known) and (not names or any(name in known for name in names))
-    if not fits or config.get("is_encoder_decoder") is False:
-        found = f"model_type {model_type!r}, architectures {', '.join(names) or 'not given'}"
-        if config.get("is_encoder_decoder") is False:
-            found += ", is_encoder_decoder false"
-        raise InputError(
-            f"{path.parent} is not a sequence-to-sequence T5",
-            why=f"its config.json says {found}",
-            fix=f"give a checkpoint of {' or '.join(classes[0] for classes in SUPPORTED.values())}",
-        )
-    return str(model_type)
-
-
 def _refuse_what_is_not_greedy(generation: Mapping[str, object], path: Path) -> None:
     asked = {
         name: generation[name]
@@ -244,12 +222,27 @@ def _refuse_what_is_not_greedy(generation: Mapping[str, object], path: Path) -> 
         )
 
 
-def _size(config: Mapping[str, object], name: str, path: Path) -> int:
+def _size(config: Mapping[str, object], name: str, path: Path, family: ModelFamily) -> int:
     value = config.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         why = f"`{name}` is missing" if value is None else f"`{name}` is {value!r}, not a positive whole number"
-        raise InputError(f"{path} does not describe a T5", why=why, fix="restore the checkpoint's own config.json")
+        raise InputError(
+            f"{path} does not describe a {family.title}", why=why, fix="restore the checkpoint's own config.json"
+        )
     return value
+
+
+def _check_positions(config: Mapping[str, object], new_tokens: int, family: ModelFamily, path: Path) -> None:
+    """The start token and all that follow but the last are read at a position of their own."""
+    if family.sizes.positions is None:
+        return
+    most = _size(config, family.sizes.positions, path, family)
+    if new_tokens > most:
+        raise InputError(
+            f"{new_tokens} new tokens are more than the model has positions for",
+            why=f"{path} says {family.sizes.positions} = {most}",
+            fix=f"set max_new_tokens to {most} or less in generation_config.json, or in the config of the run",
+        )
 
 
 def _ids(config: Mapping[str, object], name: str, path: Path, vocab_size: int) -> tuple[int, ...]:

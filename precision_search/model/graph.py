@@ -10,12 +10,14 @@ import ast
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import onnx_ir as ir
+
+T = TypeVar("T")
 
 GraphName = Literal["encoder", "decoder", "decoder_with_past"]
 Family = Literal["encoder", "decoder"]
@@ -110,6 +112,14 @@ class Graph:
     name: GraphName
     model: ir.Model
     nodes: Mapping[str, Node]
+    _found: dict[Callable[[Graph], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, read: Callable[[Graph], T]) -> T:
+        """What `read` makes of the graph, made on the first call: nothing that it reads ever changes."""
+        if read not in self._found:
+            self._found[read] = read(self)
+        found: T = self._found[read]
+        return found
 
     @property
     def family(self) -> Family:

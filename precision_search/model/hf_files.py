@@ -11,17 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from precision_search.model.tokenizer import VOCABULARY_FILES
+from precision_search.model.families import vocabulary_files
 from precision_search.private import without_private
 
-HF_FILES = (
+_COMMON = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    *VOCABULARY_FILES,
 )
 
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -30,13 +29,18 @@ _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "s
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
+def hf_files() -> tuple[str, ...]:
+    """Names of the files that there can be: configs, the tokenizer, and the vocabularies of all families."""
+    return (*_COMMON, *vocabulary_files())
+
+
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config, generation config and tokenizer files, as far as they are there, without what is private.
 
     A tokenizer config is written so that transformers 4 reads it too, which optimum still needs. A file in which
     nothing changes is copied byte by byte.
     """
-    for name in HF_FILES:
+    for name in hf_files():
         if not (source / name).is_file():
             continue
         content = _json(source / name) if name in _CONFIGS else None

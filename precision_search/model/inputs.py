@@ -12,6 +12,7 @@ import numpy as np
 
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.tokenizer import Tokenizer
 
 Row = tuple[int, ...]
@@ -89,7 +90,8 @@ def _entries(inputs: object) -> Sequence[object]:
     if isinstance(entries, str | bytes | bytearray | memoryview) or not isinstance(entries, Sequence):
         fix = "give a list of texts, or a list of rows of token ids; for one text, a list of one"
         if isinstance(inputs, Mapping):
-            fix = "give its input_ids, as rows without padding; or better the texts themselves"
+            ids = SEQ2SEQ.encoder.input("source_ids")
+            fix = f"give its {ids}, as rows without padding; or better the texts themselves"
         raise InputError("the inputs are no list", why=f"they are of type {type(inputs).__name__}", fix=fix)
     if len(entries) == 0:
         raise InputError("there is nothing to generate from", why="the list is empty", fix="give at least one text")

@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import check_name, writing
 from precision_search.model.graph import KEYED
+from precision_search.model.layout import SEQ2SEQ
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -48,7 +49,7 @@ def load_model(path: Path) -> ir.Model:
         raise InputError(
             f"there is no file {path}",
             why="it is missing, or no regular file",
-            fix="a model directory holds encoder_model.onnx, decoder_model.onnx and decoder_with_past_model.onnx",
+            fix=f"a model directory holds {SEQ2SEQ.files}",
         )
     try:
         model = ir.load(path, format="protobuf")
@@ -255,9 +256,3 @@ def _drop_idle_nodes(model: ir.Model) -> None:
 
 def _unreadable(path: Path, why: str) -> InputError:
     return InputError(f"{path} is not a readable ONNX file", why=why, fix="export it again")
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of its trouble, without what it adds on further lines."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from precision_search.errors import InputError
-from precision_search.model.graph import GRAPH_NAMES
-from precision_search.model.hf_files import HF_FILES
+from precision_search.model.hf_files import hf_files
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import data_files
 
 WEIGHTS = "*.safetensors"
@@ -35,8 +35,8 @@ class Snapshot:
     @classmethod
     def of(cls, directory: Path) -> Snapshot:
         """Of config, tokenizer, weights, ONNX graphs and their external data, whether they are there or not."""
-        graphs = [directory / f"{name}_model.onnx" for name in GRAPH_NAMES]
-        files = [directory / name for name in HF_FILES]
+        graphs = [directory / graph.file for graph in SEQ2SEQ.graphs]
+        files = [directory / name for name in hf_files()]
         files += [*directory.glob(WEIGHTS), *directory.glob(INDEX), *graphs]
         for graph in filter(Path.is_file, graphs):
             with contextlib.suppress(InputError):  # who reads it says so

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from precision_search.errors import InputError
 from precision_search.files import read_file
+from precision_search.model.families import family_in
+from precision_search.model.families.base import ModelFamily
 
 if TYPE_CHECKING:
     import tokenizers
 
-# What transformers writes for "no limit" is 1e30; no T5 was trained on lines of this many tokens.
+# What transformers writes for "no limit" is 1e30; no model was trained on lines of this many tokens.
 _SANE_LENGTH = 100_000
-_DEFAULT_LENGTH = 512  # tokens T5 was pre-trained with (Raffel et al. 2020, section 3.1.2)
-VOCABULARY_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Tokenizer:
     _to_text: Callable[[Sequence[int]], str]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Gives the ids of `text` with the special tokens the model expects: for a T5, the end token last."""
+        """Gives the ids of `text` with the special tokens the model expects, the end token last."""
         ids = tuple(self._to_ids(text))
         # A tokenizer file without a template adds nothing by itself; transformers' T5Tokenizer adds the end token.
         return ids if ids and ids[-1] == self.eos_id else (*ids, self.eos_id)
@@ -51,18 +51,20 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     run. Raises InputError where there is no tokenizer, or one that cannot be loaded or has no end or pad token.
     """
     settings = _tokenizer_settings(model_dir / "tokenizer_config.json")
+    family = family_in(model_dir)
     file = model_dir / "tokenizer.json"
     if file.is_file():
-        return _load_tokenizer_json(file, settings)
-    is_byte_level = str(settings.get("tokenizer_class", "")).startswith("ByT5")
+        return _load_tokenizer_json(file, settings, family)
+    needs_file = not str(settings.get("tokenizer_class", "")).startswith(family.tokens.needs_no_file)
     # Without a vocabulary transformers does not fail: it makes a T5Tokenizer of special tokens only.
-    if not is_byte_level and not any((model_dir / vocabulary).is_file() for vocabulary in VOCABULARY_FILES):
+    vocabularies = family.tokens.vocabulary_files
+    if needs_file and not any((model_dir / name).is_file() for name in vocabularies):
         raise InputError(
             f"{model_dir} has no tokenizer",
-            why=f"neither tokenizer.json nor {', '.join(VOCABULARY_FILES)} is there",
+            why=f"neither tokenizer.json nor {', '.join(vocabularies)} is there",
             fix="copy tokenizer.json and tokenizer_config.json there from the model this checkpoint was trained from",
         )
-    return _load_with_transformers(model_dir, settings)
+    return _load_with_transformers(model_dir, settings, family)
 
 
 def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
@@ -77,9 +79,9 @@ def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _max_length(settings: Mapping[str, Any]) -> int:
+def _max_length(settings: Mapping[str, Any], family: ModelFamily) -> int:
     value = settings.get("model_max_length")
-    return int(value) if isinstance(value, int | float) and 0 < value < _SANE_LENGTH else _DEFAULT_LENGTH
+    return int(value) if isinstance(value, int | float) and 0 < value < _SANE_LENGTH else family.tokens.longest_input
 
 
 def _content(token: object) -> str:
@@ -87,7 +89,7 @@ def _content(token: object) -> str:
     return str(token.get("content", "")) if isinstance(token, Mapping) else str(token)
 
 
-def _load_tokenizer_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
     import tokenizers
 
     try:
@@ -102,9 +104,9 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
     backend.add_special_tokens(known)
     return Tokenizer(
         path=file,
-        pad_id=_token_id(backend, settings, "pad_token", "<pad>", file),
-        eos_id=_token_id(backend, settings, "eos_token", "</s>", file),
-        model_max_length=_max_length(settings),
+        pad_id=_token_id(backend, settings, "pad_token", family.tokens.pad_token, file),
+        eos_id=_token_id(backend, settings, "eos_token", family.tokens.eos_token, file),
+        model_max_length=_max_length(settings, family),
         _to_ids=lambda text: backend.encode(text).ids,
         _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
     )
@@ -130,7 +132,7 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
     return int(found)
 
 
-def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
@@ -144,14 +146,14 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any]) -> Tok
     if backend.eos_token_id is None or backend.pad_token_id is None:
         raise InputError(
             f"the tokenizer in {model_dir} has no end or pad token",
-            why="a T5 needs both",
+            why=f"a {family.title} needs both",
             fix="set eos_token and pad_token in tokenizer_config.json",
         )
     return Tokenizer(
         path=model_dir,
         pad_id=int(backend.pad_token_id),
         eos_id=int(backend.eos_token_id),
-        model_max_length=_max_length(settings),
-        _to_ids=lambda text: backend(text, truncation=False)["input_ids"],
+        model_max_length=_max_length(settings, family),
+        _to_ids=lambda text: backend(text, truncation=False).input_ids,
         _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
     )

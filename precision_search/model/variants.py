@@ -15,6 +15,7 @@ import onnx_ir as ir
 from precision_search.errors import InputError, InternalError
 from precision_search.model.bundle import Bundle, check_shared_keys
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe
+from precision_search.model.layout import SEQ2SEQ
 
 Rewrite = Callable[[GraphName, ir.Model], None]
 """Changes a graph in place. Whatever it adds has a name and a type of its own, and the same computation in both decoder
@@ -76,7 +77,7 @@ def _rewritten(graphs: Mapping[GraphName, Graph], variant: Variant) -> Mapping[G
                 why="a rewrite changed its inputs or outputs, which other graphs and generators rely on",
             )
         found[name] = describe(name, model)
-    check_shared_keys(found["decoder"], found["decoder_with_past"])
+    check_shared_keys(found[SEQ2SEQ.decoder.name], found[SEQ2SEQ.decoder_with_past.name])
     return found
 
 

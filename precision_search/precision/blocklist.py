@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, did_you_mean
 from precision_search.files import read_file, reason
 from precision_search.model.graph import (
     BASE_VARIANT,
@@ -23,6 +23,7 @@ from precision_search.model.variants import variant_names
 from precision_search.precision.low import LOW_DTYPES, LowDtype
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 
+_LISTS_NAMES = "`precision-search inspect MODEL` lists op types and node keys"
 _FORM_FIX = "see blocklist.json in any run directory for the form"
 
 
@@ -74,7 +75,7 @@ def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "fl
         raise InputError(
             f"{source} has the unknown dtype {dtype!r}",
             why=f"a low dtype is {known_dtypes}",
-            fix=_did_you_mean(dtype, LOW_DTYPES) + f"set dtype to {known_dtypes}",
+            fix=did_you_mean(str(dtype), LOW_DTYPES, also=f"set dtype to {known_dtypes}", cutoff=0.5),
         )
     variant, variants = data.get("variant", BASE_VARIANT), variant_names()
     if variant not in variants:
@@ -82,7 +83,7 @@ def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "fl
         raise InputError(
             f"{source} has the unknown graph variant {variant!r}",
             why=f"only {' and '.join(quoted)} exist{'s' * (len(quoted) == 1)}",
-            fix=_did_you_mean(variant, variants) + f"set variant to {' or '.join(quoted)}",
+            fix=did_you_mean(str(variant), list(variants), also=f"set variant to {' or '.join(quoted)}", cutoff=0.5),
         )
     op_types = _lists_by_name(data.get("op_types", {}), FAMILIES, f"{source}: op_types")
     nodes = _lists_by_name(data.get("nodes", {}), GRAPH_NAMES, f"{source}: nodes")
@@ -221,15 +222,8 @@ def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str],
     return InputError(
         f"{source} names the unknown {what}",
         why="the model's graphs hold no compute node of that name",
-        fix=_did_you_mean(word, sorted(known)) + "`precision-search inspect MODEL` lists op types and node keys",
+        fix=did_you_mean(word, sorted(known), also=_LISTS_NAMES, cutoff=0.5),
     )
-
-
-def _did_you_mean(word: object, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _strings(value: object, where: str) -> tuple[str, ...]:

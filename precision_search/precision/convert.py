@@ -23,11 +23,12 @@ from precision_search.model.graph import (
     is_weight,
     retype,
 )
-from precision_search.precision.dtypes import Assignment, assign, is_exact_or_mask
-from precision_search.precision.low import IR_DTYPES, LowDtype, low_max
+from precision_search.model.layout import SEQ2SEQ
+from precision_search.precision.dtypes import Assignment, assign
+from precision_search.precision.low import IR_DTYPES, LowDtype, is_exact_or_mask, low_max
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.precision.wiring import crossing_name, sources
+from precision_search.precision.wiring import sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ def check_boundaries(models: Mapping[GraphName, ir.Model]) -> None:
     dtypes: dict[str, tuple[GraphName, ir.DataType | None]] = {}
     for name, model in models.items():
         for value in (*model.graph.inputs, *model.graph.outputs):
-            crossing = crossing_name(str(value.name))
+            crossing = SEQ2SEQ.crossing(str(value.name))
             if crossing is None or not is_float(value):
                 continue
             first = dtypes.setdefault(crossing, (name, value.dtype))

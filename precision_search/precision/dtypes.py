@@ -11,21 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-from weakref import WeakKeyDictionary
-
-import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.graph import Graph, GraphName, NodeKind
-from precision_search.precision.low import LowDtype, low_max, round_to
+from precision_search.model.layout import SEQ2SEQ
+from precision_search.precision.low import BFLOAT16_OPSET, LowDtype
 from precision_search.precision.plan import Plan
-from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, crossing_name, wiring_of
-
-BFLOAT16_OPSET = 16
-"""From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
+from precision_search.precision.wiring import Ends, WiredNode, Wiring, crossing_ends, wiring_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +87,7 @@ def _all_low(keys: Ends, fp32: frozenset[str]) -> bool:
 
 def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> Assignment:
     low_nodes = set[str]()
-    low_values = {name for name in wiring.inputs if crossing.get(crossing_name(name) or "", False)}
+    low_values = {name for name in wiring.inputs if crossing.get(SEQ2SEQ.crossing(name) or "", False)}
     for node in wiring.nodes:
         if node.kind is NodeKind.COMPUTE:
             is_low = node.key not in plan.fp32
@@ -104,7 +96,7 @@ def _assign_graph(wiring: Wiring, plan: Plan, crossing: Mapping[str, bool]) -> A
         if is_low:
             low_nodes.add(node.key)
             low_values.update(node.writes)
-    low_outputs = {name for name in wiring.outputs if crossing.get(crossing_name(name) or name, name in low_values)}
+    low_outputs = {name for name in wiring.outputs if crossing.get(SEQ2SEQ.crossing(name) or name, name in low_values)}
     return Assignment(frozenset(low_nodes), frozenset(low_values), frozenset(low_outputs))
 
 
@@ -125,20 +117,4 @@ def _movement_is_low(node: WiredNode, plan: Plan, low_values: set[str], crossing
 
 def constants_survive(node: WiredNode, dtype: LowDtype) -> bool:
     """Whether the node moves constants only, each exact in the low dtype or so large that it saturates."""
-    return node.moved is not None and all(_survives(constant, dtype) for constant in node.moved)
-
-
-def _survives(constant: ir.TensorProtocol, dtype: LowDtype) -> bool:
-    found = _SURVIVES.setdefault(constant, {})
-    if dtype not in found:
-        found[dtype] = is_exact_or_mask(constant.numpy(), dtype)
-    return found[dtype]
-
-
-_SURVIVES: WeakKeyDictionary[ir.TensorProtocol, dict[LowDtype, bool]] = WeakKeyDictionary()
-
-
-def is_exact_or_mask(array: npt.NDArray[Any], dtype: LowDtype) -> bool:
-    """Whether each number is exact in the low dtype or so large that it can only be a mask, which saturates."""
-    exact = round_to(array, dtype, saturate=True) == array
-    return bool(np.all(exact | (np.abs(array) > low_max(dtype))))
+    return node.moved is not None and node.moved.survive(dtype)

@@ -1,4 +1,4 @@
-"""Facts about the low dtypes: names, ranges, rounding."""
+"""Facts about the low dtypes: names, ranges, rounding. What else depends on one asks here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ LowDtype = Literal["float16", "bfloat16"]
 LOW_DTYPES: tuple[LowDtype, ...] = get_args(LowDtype)
 IR_DTYPES: Mapping[LowDtype, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 DTYPE_NAMES: Mapping[ir.DataType, LowDtype] = {IR_DTYPES[name]: name for name in LOW_DTYPES}
+SHORT_NAMES: Mapping[LowDtype, str] = {"float16": "fp16", "bfloat16": "bf16"}
+"""As people write them beside fp32."""
 UNIT_ROUNDOFF: Mapping[LowDtype, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half a unit in the last place of 1: 10 and 7 bits of mantissa."""
+BFLOAT16_OPSET = 16
+"""From here on the operators of a T5 take bfloat16: Add and Relu since 14, Pow since 15, Where since 16."""
 _NUMPY_DTYPES: Mapping[LowDtype, np.dtype[Any]] = MappingProxyType(
     {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 )
@@ -55,3 +59,9 @@ def round_to(array: npt.NDArray[Any], dtype: LowDtype, *, saturate: bool) -> npt
     """Rounds fp32 numbers through a low dtype and back (see `to_low`): fp32, of the same shape."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return to_low(array, dtype, saturate=saturate).astype(np.float32)
+
+
+def is_exact_or_mask(array: npt.NDArray[Any], dtype: LowDtype) -> bool:
+    """Whether each number is exact in the low dtype or so large that it can only be a mask, which saturates."""
+    exact = round_to(array, dtype, saturate=True) == array
+    return bool(np.all(exact | (np.abs(array) > low_max(dtype))))

@@ -8,17 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 
 from precision_search.model.graph import SHAPE_OPS, Graph, NodeKind, float_inputs, is_float
-
-PAST = "past_key_values."
-PRESENT = "present."
+from precision_search.model.layout import SEQ2SEQ
+from precision_search.precision.low import LowDtype, is_exact_or_mask
 
 Ends = frozenset[str | None]
 """Keys of compute nodes at one end of a tensor; None stands for whatever is fp32 in every plan."""
+
+
+class MovedConstants:
+    """The constants that a movement node moves, and in which low dtypes they survive, looked at once."""
+
+    def __init__(self, tensors: tuple[ir.TensorProtocol, ...]) -> None:
+        self._tensors = tensors
+        self._survive: dict[LowDtype, bool] = {}
+
+    def __iter__(self) -> Iterator[ir.TensorProtocol]:
+        return iter(self._tensors)
+
+    def survive(self, dtype: LowDtype) -> bool:
+        """Whether each number is exact in the low dtype or so large that it saturates."""
+        if dtype not in self._survive:
+            self._survive[dtype] = all(is_exact_or_mask(tensor.numpy(), dtype) for tensor in self._tensors)
+        return self._survive[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ class WiredNode:
     writes: tuple[str, ...]
     sinks: Ends
     crossings: frozenset[str]
-    moved: tuple[ir.TensorProtocol, ...] | None
+    moved: MovedConstants | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +82,9 @@ class Wiring:
     readers: Mapping[str, Ends]
 
 
-_KNOWN: WeakKeyDictionary[ir.Model, Wiring] = WeakKeyDictionary()
-
-
 def wiring_of(graph: Graph) -> Wiring:
-    """The wiring of a graph, read on the first call: nobody modifies the model of a `Graph`."""
-    found = _KNOWN.get(graph.model)
-    if found is None:
-        found = _KNOWN[graph.model] = _read(graph)
-    return found
+    """The wiring of a graph, read on the first call."""
+    return graph.once(_read)
 
 
 def crossing_ends(wirings: Iterable[Wiring]) -> tuple[Mapping[str, Ends], Mapping[str, Ends]]:
@@ -87,17 +96,6 @@ def crossing_ends(wirings: Iterable[Wiring]) -> tuple[Mapping[str, Ends], Mappin
             for crossing, ends in here.items():
                 found[crossing] = found.get(crossing, frozenset()) | ends
     return makers, {crossing: readers.get(crossing, frozenset()) for crossing in makers}
-
-
-def crossing_name(value_name: str) -> str | None:
-    """The common name of a tensor that leaves one graph and enters another, or None for other inputs and outputs."""
-    if value_name in ("last_hidden_state", "encoder_hidden_states"):
-        return "encoder_hidden_states"
-    if value_name.startswith(PAST):
-        return value_name.removeprefix(PAST)
-    if value_name.startswith(PRESENT):
-        return value_name.removeprefix(PRESENT)
-    return None
 
 
 def sources(value: ir.Value, graph: Graph) -> Iterator[ir.Value]:
@@ -120,10 +118,10 @@ def _read(graph: Graph) -> Wiring:
     outputs = [value for value in graph.model.graph.outputs if is_float(value)]
     makers, readers = dict[str, Ends](), dict[str, Ends]()
     for value in outputs:
-        if (crossing := crossing_name(str(value.name))) is not None:
+        if (crossing := SEQ2SEQ.crossing(str(value.name))) is not None:
             makers[crossing] = _makers(value, crossing, graph)
     for value in inputs:
-        if (crossing := crossing_name(str(value.name))) is not None:
+        if (crossing := SEQ2SEQ.crossing(str(value.name))) is not None:
             readers[crossing] = _readers(value, crossing, graph)
     return Wiring(
         nodes=tuple(wired for node in graph.model.graph if (wired := _wire(node, graph)) is not None),
@@ -164,7 +162,7 @@ def _sinks(values: Iterable[ir.Value], graph: Graph) -> tuple[Ends, frozenset[st
             continue
         seen.add(current)
         if current.is_graph_output():
-            crossing = crossing_name(str(current.name))
+            crossing = SEQ2SEQ.crossing(str(current.name))
             if crossing is None:
                 nodes.add(None)
             else:
@@ -183,14 +181,14 @@ def _choice(node: ir.Node | None, graph: Graph) -> str | None:
     return key if node is not None and graph.nodes[key].kind is NodeKind.COMPUTE else None
 
 
-def _moved_constants(read: Iterable[ir.Value], graph: Graph) -> tuple[ir.TensorProtocol, ...] | None:
+def _moved_constants(read: Iterable[ir.Value], graph: Graph) -> MovedConstants | None:
     moved = []
     for value in read:
         for source in sources(value, graph):
             if not source.is_initializer() or source.const_value is None:
                 return None
             moved.append(source.const_value)
-    return tuple(moved)
+    return MovedConstants(tuple(moved))
 
 
 def _makers(value: ir.Value, crossing: str, graph: Graph) -> Ends:
@@ -198,7 +196,8 @@ def _makers(value: ir.Value, crossing: str, graph: Graph) -> Ends:
     return frozenset(
         _choice(source.producer(), graph)
         for source in sources(value, graph)
-        if not source.is_initializer() and not (source.is_graph_input() and crossing_name(str(source.name)) == crossing)
+        if not source.is_initializer()
+        and not (source.is_graph_input() and SEQ2SEQ.crossing(str(source.name)) == crossing)
     )
 
 

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precision_search.model.graph import Family
+from precision_search.precision.low import SHORT_NAMES
 from precision_search.precision.plan import FAMILIES
 from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
 from precision_search.records.run_json import Match, SampleFile
 from precision_search.records.wording import SHOWN_HASH, share
+from precision_search.runtime.backends import evidence
 
 MOST_NAMES = 20
 """Patterns and nodes that a card lists; `blocklist.json` has them all."""
 
 _GRAPHS: dict[Family, str] = {"encoder": "the encoder", "decoder": "both decoder graphs"}
-_DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _HUB_CACHE = re.compile(r"models--([A-Za-z0-9][\w.-]*)")
 
 
@@ -39,7 +40,7 @@ class BaseModel:
 
 def model_card(facts: ModelFacts, base: BaseModel) -> str:
     """The card of a published model, as Markdown with a YAML header."""
-    dtypes = "fp32" if facts.numbers.is_fp32 else f"{_DTYPES[facts.plan.dtype]} and fp32"
+    dtypes = "fp32" if facts.numbers.is_fp32 else f"{SHORT_NAMES[facts.plan.dtype]} and fp32"
     parts = [
         _header(facts, base),
         f"# {escape(facts.model_name)}, {dtypes}",
@@ -68,7 +69,7 @@ def hub_id(path: Path) -> str | None:
 def _header(facts: ModelFacts, base: BaseModel) -> str:
     tags = ["onnx", base.model_type, "precision-search"]
     if not facts.numbers.is_fp32:
-        tags += ["mixed-precision", _DTYPES[facts.plan.dtype]]
+        tags += ["mixed-precision", SHORT_NAMES[facts.plan.dtype]]
     lines = ["---", "library_name: onnxruntime", "tags:", *(f"- {tag}" for tag in tags)]
     if base.hub_id is not None:
         # A JSON string is a YAML string.
@@ -126,14 +127,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _verdict(facts: ModelFacts) -> str:
-    if facts.verdict.source == "cuda":
-        how = "The graphs ran on a CUDA device as they are."
-    else:
-        how = (
-            "The graphs ran on a CPU with the rounding of the CUDA kernels emulated (ONNX Runtime's own CPU kernels "
-            "compute these graphs in fp32 instead, and hide overflow)."
-        )
-    return f"Verdict: {facts.verdict.verdict}. Greedy decoding was compared with the fp32 model, token by token. {how}"
+    verdict = facts.verdict
+    return (
+        f"Verdict: {verdict.verdict}. Greedy decoding was compared with the fp32 model, token by token. "
+        f"{evidence(verdict.source)}"
+    )
 
 
 def _matches(facts: ModelFacts) -> str:

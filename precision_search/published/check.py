@@ -8,15 +8,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from precision_search.errors import InternalError
-from precision_search.model.bundle import graph_file
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, is_weight, node_kind
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import load_model
 from precision_search.precision.convert import check_boundaries, check_round_trips, check_types
 from precision_search.precision.emulate import widen
 from precision_search.precision.low import DTYPE_NAMES, IR_DTYPES
 from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 
 
 def check_published(directory: Path, graphs: Mapping[GraphName, Graph], plan: Plan) -> None:
@@ -99,7 +100,7 @@ def _check_loads(model: ir.Model, path: Path) -> None:
     import onnxruntime
 
     try:
-        if any(value.dtype == ir.DataType.BFLOAT16 for node in model.graph for value in node.outputs):
+        if any(value.dtype == IR_DTYPES["bfloat16"] for node in model.graph for value in node.outputs):
             create_session(widen(model, WeightCache()), SessionSettings())
             return
         options = onnxruntime.SessionOptions()

@@ -1,6 +1,6 @@
 """A model directory to run or to verify: three graphs in any mixture of precisions, checked before they are trusted.
 
-In: a directory, ours or anybody's; to verify, the fp32 bundle that it claims to be a version of. Out: a `Candidate`.
+In: a directory, ours or anybody's; to verify, the fp32 bundle that it claims to be a version of. Out: a `LoadedModel`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.device.cuda import process_gemm_options
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import read_file
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_model_config
-from precision_search.model.graph import GRAPH_NAMES, GraphName
-from precision_search.model.onnx_files import first_line, load_model
+from precision_search.model.graph import GraphName
+from precision_search.model.layout import SEQ2SEQ
+from precision_search.model.onnx_files import load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.runtime.session import OptimizationLevel, SessionSettings
@@ -41,7 +42,7 @@ _SETTINGS: Mapping[str, tuple[tuple[object, ...], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class LoadedModel:
     """A model directory as found.
 
     Attributes:
@@ -63,20 +64,20 @@ class Candidate:
     content_hash: str | None
 
 
-def open_candidate(path: Path, reference: Bundle) -> Candidate:
+def open_published(path: Path, reference: Bundle) -> LoadedModel:
     """Reads a model directory and checks that it can be compared with the reference.
 
     Raises:
-        InputError: see `load_candidate`; or vocabulary or cache differ from the reference's.
+        InputError: see `load_published`; or vocabulary or cache differ from the reference's.
     """
-    found = load_candidate(path)
+    found = load_published(path)
     _check_sizes(path, reference)
-    last: GraphName = "decoder_with_past"
-    _check_cache(path / graph_file(last), found.graphs[last], reference.graphs[last].model)
+    last = SEQ2SEQ.decoder_with_past
+    _check_cache(path / last.file, found.graphs[last.name], reference.graphs[last.name].model)
     return found
 
 
-def load_candidate(path: Path) -> Candidate:
+def load_published(path: Path) -> LoadedModel:
     """Reads a model directory.
 
     Raises:
@@ -84,12 +85,12 @@ def load_candidate(path: Path) -> Candidate:
     """
     if not path.is_dir():
         raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
-    graphs = {name: _load_graph(path / graph_file(name)) for name in GRAPH_NAMES}
+    graphs = {each.name: _load_graph(path / each.file) for each in SEQ2SEQ.graphs}
     facts = _read_facts(path / FACTS_FILE)
     settings = _read_settings(path / FACTS_FILE, facts)
     level, tf32, gemm = (settings.get(name) for name in _SETTINGS)
     made_from = facts.get("content_hash")
-    return Candidate(
+    return LoadedModel(
         path=path,
         graphs=graphs,
         tokenizer=load_tokenizer(path),
@@ -100,16 +101,16 @@ def load_candidate(path: Path) -> Candidate:
     )
 
 
-def judged_settings(candidate: Candidate, settings: SessionSettings) -> SessionSettings:
+def judged_settings(loaded: LoadedModel, settings: SessionSettings) -> SessionSettings:
     """`settings` with what the model was judged under; what it does not say stays as it is.
 
     GEMM options that it does not say are those of the process, where it has any.
     """
-    gemm = candidate.gemm_options
+    gemm = loaded.gemm_options
     return replace(
         settings,
-        optimization_level=candidate.optimization_level or settings.optimization_level,
-        use_tf32=settings.use_tf32 if candidate.use_tf32 is None else candidate.use_tf32,
+        optimization_level=loaded.optimization_level or settings.optimization_level,
+        use_tf32=settings.use_tf32 if loaded.use_tf32 is None else loaded.use_tf32,
         gemm_options=process_gemm_options(settings.gemm_options) if gemm is None else gemm,
     )
 
@@ -163,7 +164,7 @@ def _check_sizes(path: Path, reference: Bundle) -> None:
 def _check_cache(path: Path, graph: ir.Model, reference: ir.Model) -> None:
     """The graph itself must keep the reference's cache: a config beside it proves nothing."""
     own, wanted = (
-        {str(value.name) for value in model.graph.inputs if str(value.name).startswith("past_key_values.")}
+        {str(value.name) for value in model.graph.inputs if SEQ2SEQ.is_past(str(value.name))}
         for model in (graph, reference)
     )
     if odd := sorted(own ^ wanted):

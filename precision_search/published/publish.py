@@ -9,15 +9,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from precision_search.errors import EnvironmentProblemError, OutputExistsError
-from precision_search.files import check_name, reason, remedy
-from precision_search.model.bundle import Bundle, graph_file
-from precision_search.model.graph import BASE_VARIANT
+from precision_search.errors import EnvironmentProblemError
+from precision_search.files import check_name, reason, refuse_existing, remedy
+from precision_search.model.bundle import Bundle
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
-from precision_search.precision.plan import Plan, all_compute_keys
+from precision_search.precision.plan import Plan
 from precision_search.published.card import BaseModel, hub_id, model_card
 from precision_search.published.check import check_published
 from precision_search.published.facts import ModelFacts, PlanNumbers, PublishFacts, publish_facts
@@ -36,9 +36,7 @@ __all__ = ["PublishFacts", "publish", "publish_facts"]
 CARD_FILE = "README.md"
 
 
-def publish(
-    bundle: Bundle, plan: Plan | None, facts: PublishFacts, out: Path, converted: Converted | None = None
-) -> Path:
+def publish(bundle: Bundle, plan: Plan, facts: PublishFacts, out: Path, converted: Converted | None = None) -> Path:
     """Writes the bundle under `plan` to the new directory `out` and gives it back.
 
     Three ONNX files with their provenance, config, generation config and tokenizer as they are in the bundle,
@@ -47,7 +45,7 @@ def publish(
 
     Args:
         bundle: the fp32 model, with the variant of the plan.
-        plan: what stays in fp32; None is everything.
+        plan: what stays in fp32.
         facts: what is known of the plan.
         out: must not exist; directories above it are made.
         converted: the graphs under the plan, which are used up; None converts them.
@@ -60,8 +58,7 @@ def publish(
         InternalError: what was written is not what was meant; nothing is left of it.
     """
     check_name(out)
-    _refuse_existing(out)
-    plan = plan or Plan("float16", BASE_VARIANT, all_compute_keys(bundle.graphs))
+    refuse_existing(out)
     graphs = bundle.graphs_of(plan.variant)
     converted = converted or convert(graphs, plan)
     try:
@@ -72,21 +69,14 @@ def publish(
             _write(work, bundle, plan, converted, facts)
             check_published(work, graphs, plan)
             bundle.files.check()  # weights are read when they are written
-            _refuse_existing(out)
+            refuse_existing(out)
             work.rename(out)
     except OSError as error:
-        _refuse_existing(out)
+        refuse_existing(out)
         raise EnvironmentProblemError(
             f"cannot write {out}", why=reason(error), fix=remedy(error, "give another --out")
         ) from error
     return out
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError(
-            f"{out} exists already", why="a published model never overwrites anything", fix="give another directory"
-        )
 
 
 def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:

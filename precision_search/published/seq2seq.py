@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from precision_search.config import MOST_THREADS
 from precision_search.errors import InputError, UsageError
-from precision_search.model.bundle import graph_file
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -28,16 +27,18 @@ from precision_search.model.generation_config import (
 )
 from precision_search.model.graph import GraphName
 from precision_search.model.inputs import check_count, read_inputs
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import batches
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import Tokenizer
-from precision_search.precision.emulate import is_mixed, widen
+from precision_search.precision.emulate import is_mixed
 from precision_search.precision.weights import WeightCache
-from precision_search.published.load import Candidate, judged_settings, load_candidate
+from precision_search.published.load import LoadedModel, judged_settings, load_published
+from precision_search.runtime.backends import backend_of, check_device_kind, resolve_device
 from precision_search.runtime.decoding import Step
 from precision_search.runtime.generator import Generation, Generator
 from precision_search.runtime.reference import NEAR_TIE
-from precision_search.runtime.session import OptimizationLevel, SessionSettings, resolve_device
+from precision_search.runtime.session import OptimizationLevel, SessionSettings
 from precision_search.runtime.token_matrix import TokenMatrix
 
 __all__ = ["Generated", "Seq2SeqGenerator", "Step"]
@@ -148,10 +149,7 @@ class Seq2SeqGenerator:
             MissingPackageError, DeviceError: `device` is `cuda` and CUDA does not start, or its memory is used up.
         """
         path = Path(directory)
-        if device not in ("auto", "cpu", "cuda"):
-            raise UsageError(
-                f"there is no device {device!r}", why="known are auto, cpu and cuda", fix="give one of them"
-            )
+        check_device_kind(device)
         check_count("threads", threads, most=MOST_THREADS)
         with unchanged(path):
             return cls._load(path, device, device_id, threads)
@@ -162,7 +160,7 @@ class Seq2SeqGenerator:
     ) -> Seq2SeqGenerator:
         _check_layout(path)
         config, generation = read_model_config(path), read_generation_settings(path, None)
-        model = load_candidate(path)
+        model = load_published(path)
         place = resolve_device(device, device_id, warn=lambda text: warnings.warn(text, RuntimeWarning, stacklevel=5))
         settings = SessionSettings(device=place, device_id=device_id, threads=threads)
         graphs, settings = _as_judged(model, settings)
@@ -252,21 +250,21 @@ class Seq2SeqGenerator:
 
 
 def _check_layout(path: Path) -> None:
-    if path.is_dir() and not (path / graph_file("encoder")).is_file() and any(path.glob("*.safetensors")):
+    if path.is_dir() and not (path / SEQ2SEQ.encoder.file).is_file() and any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} is a checkpoint, not a published model",
-            why=f"it has weights in safetensors and no {graph_file('encoder')}",
+            why=f"it has weights in safetensors and no {SEQ2SEQ.encoder.file}",
             fix="`precision-search run` makes a model of it; for fp32 alone, "
-            '`precision_search.api.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
+            '`precision_search.export_bundle("MODEL", "DIRECTORY")` writes its ONNX graphs',
         )
 
 
-def _as_judged(model: Candidate, settings: SessionSettings) -> tuple[Mapping[GraphName, ir.Model], SessionSettings]:
+def _as_judged(model: LoadedModel, settings: SessionSettings) -> tuple[Mapping[GraphName, ir.Model], SessionSettings]:
     """The graphs as they run on the device, and the settings the model was judged under."""
     graphs, level, mixed = model.graphs, model.optimization_level, any(map(is_mixed, model.graphs.values()))
-    if settings.device == "cpu" and mixed:
-        weights = WeightCache()
-        graphs = {name: widen(graph, weights) for name, graph in graphs.items()}
-    elif settings.device == "cpu" and level is None:
-        settings = replace(settings, optimization_level="all")
+    backend = backend_of(settings)
+    if mixed:
+        graphs = backend.prepare(graphs, WeightCache())
+    elif level is None:
+        settings = replace(settings, optimization_level=backend.fp32_level)
     return graphs, judged_settings(model, settings)

@@ -7,12 +7,11 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from precision_search.device.cuda import process_memory_limit
 from precision_search.errors import InputError
@@ -21,13 +20,12 @@ from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.trial import VerdictSource
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_generation_settings
-from precision_search.model.graph import GraphName
 from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
-from precision_search.precision.emulate import widen
 from precision_search.precision.weights import WeightCache
-from precision_search.published.load import OTHER_REFERENCE, Candidate, judged_settings, open_candidate
+from precision_search.published.load import OTHER_REFERENCE, LoadedModel, judged_settings, open_published
 from precision_search.reporting import NOBODY, Reporter
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.progress import Progress
@@ -35,13 +33,13 @@ from precision_search.runtime.reference import Reference, generate_all, make_ref
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 
 __all__ = [
-    "Candidate",
     "DifferingSample",
+    "LoadedModel",
     "VerifyReport",
     "compare",
     "describe_difference",
     "make_report",
-    "open_candidate",
+    "open_published",
 ]
 
 
@@ -81,7 +79,7 @@ class VerifyReport:
 
 def compare(
     reference: Bundle,
-    candidate: Candidate,
+    loaded: LoadedModel,
     samples: SampleSet,
     settings: SessionSettings,
     *,
@@ -94,7 +92,7 @@ def compare(
 
     Args:
         reference: the fp32 bundle; its tokenizer and generation settings hold for both.
-        candidate: the model to verify; it runs at the optimization level it was judged at.
+        loaded: the model to verify; it runs at the optimization level it was judged at.
         samples: the sentences.
         settings: session settings, for the reference as they are. Memory is always shared; a `memory_limit` of None is
             that of the process, or none.
@@ -109,27 +107,21 @@ def compare(
     """
     tokenizer = load_tokenizer(reference.path)
     encoded = encode(samples, tokenizer, prefix, max_length)
-    theirs = encode(samples, candidate.tokenizer, prefix, max_length)
-    _check_tokens(reference, candidate, samples, encoded.ids, theirs.ids)
-    warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, candidate))
+    theirs = encode(samples, loaded.tokenizer, prefix, max_length)
+    _check_tokens(reference, loaded, samples, encoded.ids, theirs.ids)
+    warnings = (*samples.warnings, *encoded.warnings, *_doubts(reference, loaded))
     limited: list[str] = []
+    limit = BatchLimit(limited.append)
     wanted, tokens, nonfinite = _generate_both(
-        reference,
-        candidate,
-        encoded.ids,
-        settings,
-        batch_size=batch_size,
-        limit=BatchLimit(limited.append),
-        reporter=reporter,
+        reference, loaded, encoded.ids, settings, batch_size=batch_size, limit=limit, reporter=reporter
     )
-    source: VerdictSource = "cuda" if settings.device == "cuda" else "emulated"
-    warnings = (*warnings, *limited)
+    warnings, source = (*warnings, *limited), backend_of(settings).source
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
 
 
 def _generate_both(
     reference: Bundle,
-    candidate: Candidate,
+    loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
     settings: SessionSettings,
     *,
@@ -137,16 +129,17 @@ def _generate_both(
     limit: BatchLimit,
     reporter: Reporter,
 ) -> tuple[Reference, tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
-    """The reference, and what `generate_all` gives of the candidate."""
+    """The reference, and what `generate_all` gives of the loaded model."""
     reporter.stage(f"generating with the fp32 reference, {len(rows)} samples")
     if settings.memory_limit is None:
         settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
-    judged = judged_settings(candidate, settings)
+    judged = judged_settings(loaded, settings)
     # They belong to the process, and fp32 products take no notice of them.
     settings = replace(settings, gemm_options=judged.gemm_options)
     wanted = _reference(reference, rows, batch_size, settings, limit=limit, progress=reporter.progress)
-    reporter.stage(f"generating with {candidate.path}")
-    generator = after_release(lambda: Generator(_runnable(candidate, settings), reference.generation, judged))
+    reporter.stage(f"generating with {loaded.path}")
+    runnable = backend_of(settings).prepare(loaded.graphs, WeightCache())
+    generator = after_release(lambda: Generator(runnable, reference.generation, judged))
     pad = reference.generation.pad_token_id
     return wanted, *limit.fitting(batch_size, lambda size: generate_all(generator, rows, pad, size, reporter.progress))
 
@@ -198,16 +191,9 @@ def _reference(
     return make_reference(bundle, generator, rows, batch_size, settings, limit=limit, progress=progress)
 
 
-def _runnable(candidate: Candidate, settings: SessionSettings) -> Mapping[GraphName, ir.Model]:
-    if settings.device == "cuda":
-        return candidate.graphs
-    weights = WeightCache()
-    return {name: widen(model, weights) for name, model in candidate.graphs.items()}
-
-
 def _check_tokens(
     reference: Bundle,
-    candidate: Candidate,
+    loaded: LoadedModel,
     samples: SampleSet,
     ours: Sequence[Sequence[int]],
     theirs: Sequence[Sequence[int]],
@@ -223,17 +209,17 @@ def _check_tokens(
     differing = next((index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
     if differing is not None:
         raise InputError(
-            f"{candidate.path} has another tokenizer than the reference",
+            f"{loaded.path} has another tokenizer than the reference",
             why=f"line {samples.samples[differing].line} of {samples.path} becomes other tokens",
             fix=f"{OTHER_REFERENCE}, or restore its tokenizer files",
         )
 
 
-def _doubts(reference: Bundle, candidate: Candidate) -> tuple[str, ...]:
+def _doubts(reference: Bundle, loaded: LoadedModel) -> tuple[str, ...]:
     doubts = []
-    if candidate.content_hash is not None and candidate.content_hash != reference.content_hash:
-        doubts.append(f"{candidate.path} says that it was made from another fp32 model (or another export of it)")
-    own = read_generation_settings(candidate.path, reference.generation.max_new_tokens)
+    if loaded.content_hash is not None and loaded.content_hash != reference.content_hash:
+        doubts.append(f"{loaded.path} says that it was made from another fp32 model (or another export of it)")
+    own = read_generation_settings(loaded.path, reference.generation.max_new_tokens)
     different = [
         f"{field.name} {getattr(own, field.name)} instead of {getattr(reference.generation, field.name)}"
         for field in fields(own)
@@ -241,7 +227,7 @@ def _doubts(reference: Bundle, candidate: Candidate) -> tuple[str, ...]:
     ]
     if different:
         doubts.append(
-            f"{candidate.path} asks for other generation settings ({', '.join(different)}); "
+            f"{loaded.path} asks for other generation settings ({', '.join(different)}); "
             "both were run with the reference's"
         )
     return tuple(doubts)

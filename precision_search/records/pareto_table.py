@@ -7,13 +7,12 @@ alone, so that a run and a later look at its directory show the same.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from precision_search.errors import UsageError
+from precision_search.errors import UsageError, did_you_mean, first_line
 from precision_search.judging.trial import LANDMARKS, Trial
 from precision_search.records.kept_in_fp32 import kept_text
 from precision_search.strategies.pareto import Choice, choose_winner, pareto_front
@@ -128,11 +127,10 @@ class ParetoTable:
         column = next((column for column in self.columns if column.name == name), None)
         if column is None:
             names = [column.name for column in self.columns]
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             raise UsageError(
                 f"the table has no column {name!r}",
                 why=f"its columns are {', '.join(names)}",
-                fix=f"did you mean {near[0]!r}?" if near else "take one of these",
+                fix=did_you_mean(name, names, cutoff=0.4) or "take one of these",
             )
         return replace(self, rows=_sorted(self.rows, column), rejected=_sorted(self.rejected, column))
 
@@ -185,7 +183,7 @@ def pareto_table(
 def rejection(trial: Trial) -> str:
     """Why a plan was rejected, with the place where it first parts from the reference; both counted from 1."""
     if trial.verdict == "error":
-        return f"could not be judged: {(trial.message or 'no message').splitlines()[0]}"
+        return f"could not be judged: {first_line(trial.message or 'no message')}"
     where = trial.first_divergence
     if where is None:
         return trial.verdict

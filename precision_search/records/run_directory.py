@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from precision_search.config import Config, load_config
-from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
-from precision_search.files import check_name, reason, remedy, writing
+from precision_search.errors import EnvironmentProblemError, UsageError
+from precision_search.files import check_name, reason, refuse_existing, remedy, writing
 from precision_search.model.work_folder import try_lock, work_folder
 from precision_search.records import run_files
 from precision_search.records.optuna_journal import STUDY_FILE
@@ -25,6 +25,8 @@ OLD_MODEL = f".{run_files.MODEL_DIRECTORY}.old"
 LEFTOVERS = (".*.tmp", FRESH_MODEL, OLD_MODEL, f".{FRESH_MODEL}-*", f"{STUDY_FILE}.lock*")
 """What a killed session leaves in a run directory, as glob patterns: files and models that were being written, and the
 locks of Optuna's journal."""
+
+RESUMING = "continue that run with --resume"
 
 
 @contextlib.contextmanager
@@ -38,8 +40,7 @@ def new_run_directory(out: Path) -> Iterator[Path]:
     try:
         with work_folder(out.parent, f".{out.name}-new-") as work:
             yield work
-            if out.exists():
-                raise _exists(out)
+            refuse_existing(out, RESUMING)
             work.rename(out)
     except OSError as error:
         raise EnvironmentProblemError(
@@ -99,8 +100,7 @@ def check_run_directory(config: Config, out: Path, *, resume: bool) -> None:
     if resume:
         _check_resumable(config, out)
         return
-    if out.exists() or out.is_symlink():
-        raise _exists(out)
+    refuse_existing(out, RESUMING)
     check_name(out)
     # Asked before the work that the directory is for, which takes minutes.
     parent = next(folder for folder in out.absolute().parents if folder.exists())
@@ -160,12 +160,4 @@ def _judging_part(config: Config) -> Config:
         model=dataclasses.replace(config.model, cache=Path()),
         device=dataclasses.replace(config.device, threads=None, memory_limit=None),
         search=dataclasses.replace(config.search, max_trials=1, timeout=None),
-    )
-
-
-def _exists(out: Path) -> OutputExistsError:
-    return OutputExistsError(
-        f"{out} exists already",
-        why="a run never overwrites another",
-        fix="give another --out, or go on with that run with --resume",
     )

@@ -246,7 +246,7 @@ class Best:
     """The chosen plan.
 
     Attributes:
-        id: its trial's.
+        id: its id.
         reason: why it, in words.
         faster: whether it is faster than fp32; if not, `model/` holds fp32.
         test_match: share of the test samples, None where not run.
@@ -277,7 +277,7 @@ class RunInfo:
         parity: of the bundle with its checkpoint.
         samples: the sample sets.
         batch_size: samples judged at once, since the memory last ran out; rounding depends on the shapes that it
-            leads to. Each trial says what it was judged at.
+            leads to. Each plan says what it was judged at.
         config_hash: SHA-256 of the resolved config, hexadecimal.
         workload: what latency is stated for.
         strategy: the name of the search strategy.
@@ -286,7 +286,7 @@ class RunInfo:
         stopped: why the search ended.
         screen: how fast plans were screened.
         peak_rss_bytes: largest resident memory of the process.
-        near_ties: tokens of the reference where no plan can be trusted.
+        near_ties: tokens of the reference where no plan is reliable.
         best: the chosen plan.
         cut: how well the minimum cut knew what plans cost, None where none was made.
     """

@@ -30,7 +30,7 @@ class TimingRecord:
     """One line of the file.
 
     Attributes:
-        trial: the trial's id.
+        trial: the plan's id.
         comparison: fp32 first, the plan second, with all times in order; None where the workload did not fit.
         before, after: the device's condition around the measurement.
         problem: what the user was told of it.

@@ -26,7 +26,7 @@ def trial_to_line(trial: Trial) -> str:
     try:
         return json.dumps(to_json(trial), allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError) as error:
-        raise InternalError(f"trial {trial.id} cannot be written to the log", why=str(error)) from error
+        raise InternalError(f"plan {trial.id} cannot be written to the log", why=str(error)) from error
 
 
 def trial_from_line(line: str, where: str) -> Trial:
@@ -106,8 +106,8 @@ class TrialLog:
         """
         if self.find(trial.plan.plan) is not None or trial.id != self._next_id:
             raise InternalError(
-                f"trial {trial.id} does not fit the log",
-                why=f"its plan {trial.plan.plan.digest} was judged before, or its id is not {self._next_id}",
+                f"plan {trial.id} does not fit the log",
+                why=f"its digest {trial.plan.plan.digest} is there already, or its id is not {self._next_id}",
             )
         append(self._path, trial_to_line(trial).encode() + b"\n")
         self._remember(trial)
@@ -122,7 +122,7 @@ def _read_bytes(path: Path) -> bytes:
         return read_file(path)
     except OSError as error:
         raise InputError(
-            f"cannot read the trial log {path}", why=reason(error), fix="check the path and its permissions"
+            f"cannot read the plan log {path}", why=reason(error), fix="check the path and its permissions"
         ) from error
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from precision_search.config import Config, DataSection, DeviceSection
-from precision_search.device.cuda import apply_process_settings
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.judging.confirm import may_idle
 from precision_search.judging.ranges import NodeRange, measure_ranges
@@ -25,12 +24,14 @@ from precision_search.judging.sample_sets import (
 )
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import SampleSet, load_samples
 from precision_search.model.variants import with_variants
 from precision_search.precision.kernels import why_fp32
 from precision_search.reporting import Reporter
+from precision_search.runtime.backends import backend_of, resolve_device
 from precision_search.runtime.batch_limit import BatchLimit
-from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS, NO_LIMIT, Device, SessionSettings, resolve_device
+from precision_search.runtime.session import NO_LIMIT, Device, SessionSettings
 from precision_search.runtime.teacher_forcing import by_target_length, forced_batches
 from precision_search.strategies.space import SpaceReport, check_pins, make_space
 
@@ -124,7 +125,7 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
     """
     device = resolve_device(config.device.kind, config.device.id, warn=reporter.warn)
     settings = _session_settings(config.device, device)
-    _check_process(settings, reporter)
+    backend_of(settings).check_process(settings, reporter.warn)
     profile = load_profile(config.latency.profile)
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
@@ -205,7 +206,7 @@ def _measure_ranges(
 
     def measure(size: int) -> Mapping[str, NodeRange]:
         batches = forced_batches(data.rows, data.reference.tokens, generation, size, order)
-        encoder, decoder = graphs["encoder"], graphs["decoder"]
+        encoder, decoder = graphs[SEQ2SEQ.encoder.name], graphs[SEQ2SEQ.decoder.name]
         return measure_ranges(
             encoder, decoder, batches, config.search.dtype, opened.settings, progress=reporter.progress
         )
@@ -222,17 +223,6 @@ def _session_settings(section: DeviceSection, device: Device) -> SessionSettings
         gemm_options=section.gemm_options,
         memory_limit=NO_LIMIT if section.memory_limit is None else int(section.memory_limit * 2**30),
     )
-
-
-def _check_process(settings: SessionSettings, reporter: Reporter) -> None:
-    """Before the slow part: whether the process runs as the config asks, and whether emulation knows what it asks."""
-    if settings.device == "cuda":
-        apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
-    elif settings.use_tf32 or settings.gemm_options != DEFAULT_GEMM_OPTIONS:
-        reporter.warn(
-            "emulation on a CPU knows neither TF32 nor other GEMM options than "
-            f"{DEFAULT_GEMM_OPTIONS}: verdicts hold for a device without them"
-        )
 
 
 def _sections(config: Config) -> dict[SetName, DataSection]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 from precision_search.config import Config, to_toml
-from precision_search.device.driver import cuda_device_name
 from precision_search.errors import UsageError
 from precision_search.judging.judge import ScreenStatistics
 from precision_search.judging.sample_sets import LoadedSet, SetName, near_ties
@@ -42,7 +41,7 @@ from precision_search.records.run_json import (
 )
 from precision_search.run.loop import Stopped
 from precision_search.run.prepare import Prepared
-from precision_search.runtime.session import DEFAULT_GEMM_OPTIONS
+from precision_search.runtime.backends import backend_of
 from precision_search.strategies.given import GivenPlan
 from precision_search.strategies.pareto import Choice, choose_winner, pareto_front
 
@@ -233,7 +232,7 @@ class RunRecorder:
     def _initial(self, strategy: str) -> RunInfo:
         config, prepared = self._config, self._prepared
         bundle, settings = prepared.bundle, prepared.settings
-        on_cuda = settings.device == "cuda"
+        backend, applied = backend_of(settings), backend_of(settings).applied(settings)
         return RunInfo(
             schema_version=SCHEMA_VERSION,
             tool_version=tool_version(),
@@ -244,12 +243,11 @@ class RunRecorder:
             versions=Versions.installed(),
             device=Device(
                 kind=settings.device,
-                name=cuda_device_name(settings.device_id) if on_cuda else None,
-                profile=None if on_cuda else prepared.profile.name,
+                name=backend.device_name(settings.device_id),
+                profile=None if backend.measures_latency else prepared.profile.name,
                 optimization_level=settings.optimization_level,
-                # What was emulated, not what the config asks of a device that is not here.
-                use_tf32=settings.use_tf32 and on_cuda,
-                gemm_options=str(settings.gemm_options if on_cuda else DEFAULT_GEMM_OPTIONS),
+                use_tf32=applied.use_tf32,
+                gemm_options=str(applied.gemm_options),
             ),
             model=Model(
                 name=Path(config.model.path).name,

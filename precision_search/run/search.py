@@ -40,6 +40,7 @@ from precision_search.reporting import Reporter
 from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search
 from precision_search.run.prepare import Prepared, measure_inputs, open_inputs, prepare
 from precision_search.run.recorder import RunRecorder
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.progress import Remaining
 from precision_search.strategies import make_strategy
 from precision_search.strategies.base import NodeSpace, SearchSpace, Strategy, StrategyContext
@@ -267,7 +268,7 @@ def _fp32_plan(config: Config, prepared: Prepared) -> Plan:
 
 def _measured(config: Config, prepared: Prepared, workload: Workload) -> MeasuredLatency | None:
     """What measures latency here; None where there is no device, and estimates are what is reported."""
-    if prepared.settings.device != "cuda":
+    if not backend_of(prepared.settings).measures_latency:
         return None
     return MeasuredLatency(prepared.bundle, workload, prepared.settings, config.search.seed)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from precision_search.errors import DeviceMemoryError
+from precision_search.errors import DeviceMemoryError, first_line
 from precision_search.runtime.buffers import release_shared
-from precision_search.runtime.session import first_line, is_out_of_memory
+from precision_search.runtime.session import is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -63,9 +63,9 @@ class BatchLimit:
                     raise
                 if size == 1:
                     raise DeviceMemoryError(
-                        "The memory does not hold one sample at a time.",
+                        "the memory does not hold one sample at a time",
                         why=error.why if isinstance(error, DeviceMemoryError) else first_line(error),
-                        fix="Free memory on the device or raise device.memory_limit; a run goes on with --resume.",
+                        fix="free memory on the device or raise device.memory_limit; a run goes on with --resume",
                     ) from error
                 self._most = size // 2
             release_shared()

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from precision_search.errors import DeviceMemoryError
-from precision_search.runtime.session import SessionSettings, first_line, is_out_of_memory, run_error
+from precision_search.errors import DeviceMemoryError, first_line
+from precision_search.runtime.backends import backend_of, in_host_memory
+from precision_search.runtime.session import SessionSettings, is_out_of_memory, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -52,7 +53,8 @@ class Buffer:
         self._capacity = 0
         self._value: OrtValue | None = None
         self._address = 0
-        self._place = settings.device, settings.device_id, int(dtype)
+        self._memory = backend_of(settings).memory
+        self._place = self._memory, settings.device_id, int(dtype)
         self._item_size = int(dtype.itemsize)
         if settings.memory_limit is not None:
             _shared.add(self)
@@ -83,9 +85,9 @@ class Buffer:
             if not (is_out_of_memory(error) or beyond_any):
                 raise run_error(error) from error
             raise DeviceMemoryError(
-                f"No memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}.",
+                f"no memory for {count * self._dtype.itemsize / 2**20:,.0f} MiB on {self._settings.device}",
                 why=first_line(error),
-                fix="Use a smaller batch or fewer new tokens.",
+                fix="use a smaller batch or fewer new tokens",
             ) from error
         self._capacity = count
         self._address = self._value.data_ptr()
@@ -101,7 +103,7 @@ class Buffer:
         The last dimension counts bytes: it is as many times longer as an element has. Writing to it writes to the
         buffer, whose next growth makes it invalid.
         """
-        assert self._place[0] == "cpu", "device memory has no host address"
+        assert in_host_memory(self._settings), "device memory has no host address"
         sizes = *shape[:-1], shape[-1] * self._item_size
         assert math.prod(sizes) <= self._capacity * self._item_size, "reserve() comes before use"
         memory = (ctypes.c_uint8 * math.prod(sizes)).from_address(self._address)
@@ -123,7 +125,7 @@ class Buffer:
     def _allocate(self, count: int) -> OrtValue:
         from onnxruntime import OrtValue
 
-        device, device_id = self._settings.device, self._settings.device_id
+        memory, device_id = self._memory, self._settings.device_id
         if self._fill is None:
-            return OrtValue.ortvalue_from_shape_and_type([count], int(self._dtype), device, device_id)
-        return OrtValue.ortvalue_from_numpy(np.full(count, self._fill, self._dtype.numpy()), device, device_id)
+            return OrtValue.ortvalue_from_shape_and_type([count], int(self._dtype), memory, device_id)
+        return OrtValue.ortvalue_from_numpy(np.full(count, self._fill, self._dtype.numpy()), memory, device_id)

@@ -8,7 +8,6 @@ first step and read by all others.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.errors import InputError
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.session import SessionSettings
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding
 
-_PAST = "past_key_values"
-_PRESENT = "present"
-_PAST_NAME = re.compile(rf"{_PAST}\.\d+\.(decoder|encoder)\.(key|value)")
+_FIRST = SEQ2SEQ.decoder.name
+_LATER = SEQ2SEQ.decoder_with_past.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +59,21 @@ def cache_tensors(decoder: ir.Model, decoder_with_past: ir.Model) -> tuple[Cache
     found = []
     for value in decoder_with_past.graph.inputs:
         name = str(value.name)
-        match = _PAST_NAME.fullmatch(name)
-        if match is None:
+        link = SEQ2SEQ.cache_link(name)
+        if link is None:
             continue
-        present, is_self = name.replace(_PAST, _PRESENT), match[1] == "decoder"
-        for graph, outputs in (("decoder", first), *((("decoder_with_past", later),) if is_self else ())):
-            giver = outputs.get(present)
+        for graph, outputs in ((_FIRST, first), *(((_LATER, later),) if link.is_self else ())):
+            giver = outputs.get(link.present)
             if giver is None or giver.dtype != value.dtype:
                 given = "does not give it" if giver is None else f"gives it as {giver.dtype}"
-                raise _mismatch(name, f"decoder_with_past takes it as {value.dtype}, but {graph} {given}.")
+                raise _mismatch(name, f"{_LATER} takes it as {value.dtype}, but {graph} {given}")
         shape = value.shape if value.shape is not None and len(value.shape) == 4 else (None,) * 4
         heads, head_size = shape[1], shape[3]
         if value.dtype is None or not isinstance(heads, int) or not isinstance(head_size, int):
-            raise _mismatch(name, f"Its shape is {value.shape}; fixed heads and head size are needed.")
-        found.append(CacheTensor(name, present, is_self, value.dtype, heads, head_size))
+            raise _mismatch(name, f"its shape is {value.shape}; fixed heads and head size are needed")
+        found.append(CacheTensor(name, link.present, link.is_self, value.dtype, heads, head_size))
     if not any(tensor.is_self for tensor in found):
-        raise _mismatch(f"{_PAST}.0.decoder.key", "decoder_with_past has no such input.")
+        raise _mismatch(SEQ2SEQ.caches(1)[0].past, f"{_LATER} has no such input")
     return tuple(found)
 
 
@@ -141,7 +139,7 @@ class Cache:
 
 def _mismatch(name: str, why: str) -> InputError:
     return InputError(
-        f"The decoder graphs do not fit together at {name!r}.",
+        f"the decoder graphs do not fit together at {name!r}",
         why=why,
-        fix="Export the three graphs together, in the usual layout with past and present names.",
+        fix="export the three graphs together, in the usual layout with past and present names",
     )

@@ -13,17 +13,20 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.runtime import head
+from precision_search.runtime.backends import backend_of, create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache
-from precision_search.runtime.session import SessionSettings, create_session, run_error
+from precision_search.runtime.session import SessionSettings, run_error
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-ATTENTION_MASK = "attention_mask"
-ENCODER_MASK = "encoder_attention_mask"
-ENCODER_STATES = "encoder_hidden_states"
+SOURCE_IDS = SEQ2SEQ.encoder.input("source_ids")
+ATTENTION_MASK = SEQ2SEQ.encoder.input("source_mask")
+ENCODER_MASK = SEQ2SEQ.decoder.input("source_mask")
+ENCODER_STATES = SEQ2SEQ.decoder.input("encoder_states")
 
 _ROW_ALIGNMENT = 64
 """Rows of a history start at multiples of this many elements: at 256 bytes or more, as CUDA's own allocations do."""
@@ -137,7 +140,7 @@ class Encoder:
         ids = upload(input_ids, self._settings)  # a name, since a binding does not keep the array alive
         states.reserve(batch * source * self._width)
         check.reserve(batch * source)
-        self._runner.bind_value(head.INPUT_IDS, ids)
+        self._runner.bind_value(SOURCE_IDS, ids)
         self._runner.bind_value(ATTENTION_MASK, mask)
         states.bind_output(self._runner.binding, head.HIDDEN, (batch, source, self._width))
         check.bind_output(self._runner.binding, head.FINITE_CHECK, (batch, source, 1))
@@ -163,8 +166,7 @@ class Decoder:
         *,
         with_margins: bool,
     ) -> None:
-        # On CUDA a plan of memory spares each step a tenth of its host time, and takes nothing from the device.
-        changing = settings.device == "cpu"
+        changing = not backend_of(settings).plans_steps
         first, later = (head.with_token_head(model, generation, with_margin=with_margins) for model in (first, later))
         self._first = _Runner(first, settings, changing_shapes=changing)
         self._later = _Runner(later, settings, changing_shapes=changing)
@@ -342,7 +344,8 @@ def upload(array: npt.NDArray[np.int64] | npt.NDArray[np.float32], settings: Ses
     from onnxruntime import OrtValue
 
     try:
-        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), settings.device, settings.device_id)
+        memory = backend_of(settings).memory
+        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), memory, settings.device_id)
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise run_error(error) from error
 

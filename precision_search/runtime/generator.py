@@ -22,20 +22,15 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError, UsageError
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.model.graph import GRAPH_NAMES, GraphName
-from precision_search.runtime import decoding, head
+from precision_search.model.graph import GraphName
+from precision_search.model.layout import SEQ2SEQ
+from precision_search.runtime import decoding
+from precision_search.runtime.backends import backend_of, in_host_memory
 from precision_search.runtime.cache import Cache, cache_tensors
-from precision_search.runtime.session import Device, SessionSettings
+from precision_search.runtime.session import SessionSettings
 
-CHECK_EVERY: Mapping[Device, int] = {"cpu": 1, "cuda": 4}
-"""Steps between looks at the finished flags: free on the CPU, while on CUDA each look waits for the device."""
-
-_STEP_INPUTS = frozenset({head.INPUT_IDS, decoding.ENCODER_MASK, decoding.ENCODER_STATES})
-_INPUTS: Mapping[GraphName, frozenset[str]] = {
-    "encoder": frozenset({head.INPUT_IDS, decoding.ATTENTION_MASK}),
-    "decoder": _STEP_INPUTS,
-    "decoder_with_past": _STEP_INPUTS,
-}
+IDS = SEQ2SEQ.encoder.input("source_ids")
+MASK = SEQ2SEQ.encoder.input("source_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +86,15 @@ class Generator:
             MissingPackageError, DeviceError: the device does not start.
         """
         _check_inputs(models)
-        self._steps = models["decoder"], models["decoder_with_past"]
+        self._steps = models[SEQ2SEQ.decoder.name], models[SEQ2SEQ.decoder_with_past.name]
         self._generation = generation
         self._settings = settings
-        self._check_every = check_every or CHECK_EVERY[settings.device]
-        self._cache = Cache(cache_tensors(models["decoder"], models["decoder_with_past"]), settings)
-        self._encoder = decoding.Encoder(models["encoder"], settings)
+        self._check_every = check_every or backend_of(settings).check_every
+        self._cache = Cache(cache_tensors(*self._steps), settings)
+        self._encoder = decoding.Encoder(models[SEQ2SEQ.encoder.name], settings)
         self._decoders = {False: self._make_decoder(with_margins=False)}
-        self._leave_out_finished = leave_out_finished and settings.device == "cpu"
-        self._leave_out_padding = leave_out_padding and settings.device == "cpu"
+        self._leave_out_finished = leave_out_finished and in_host_memory(settings)
+        self._leave_out_padding = leave_out_padding and in_host_memory(settings)
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -153,9 +148,9 @@ class Generator:
     def _exclusive(self) -> Iterator[None]:
         if self._owner == threading.get_ident():
             raise UsageError(
-                "generate was called while it runs in the same thread.",
-                why="Its own callback called it, and the two would share buffers.",
-                fix="Let the callback only note what it is given, or use a second generator.",
+                "generate was called while it runs in the same thread",
+                why="its own callback called it, and the two would share buffers",
+                fix="let the callback only note what it is given, or use a second generator",
             )
         with self._lock:
             try:
@@ -184,50 +179,50 @@ class Generator:
 
 
 def _check_inputs(models: Mapping[GraphName, ir.Model]) -> None:
-    for name in GRAPH_NAMES:
-        if name not in models:
+    for layout in SEQ2SEQ.graphs:
+        if layout.name not in models:
             raise InputError(
-                f"The graph {name!r} is missing.",
-                why=f"Given: {', '.join(models) or 'none'}.",
-                fix="Export the three graphs encoder, decoder and decoder_with_past.",
+                f"the graph {layout.name!r} is missing",
+                why=f"given: {', '.join(models) or 'none'}",
+                fix=f"export the three graphs {SEQ2SEQ.names}",
             )
-        names = {str(value.name) for value in models[name].graph.inputs}
-        names = {value for value in names if not value.startswith("past_key_values.")}
-        if head.INPUT_IDS not in names or not names <= _INPUTS[name]:
+        names = {str(value.name) for value in models[layout.name].graph.inputs}
+        names = {name for name in names if not SEQ2SEQ.is_past(name)}
+        if layout.inputs[0].name not in names or not names <= layout.known_inputs:
             raise InputError(
-                f"The inputs of the graph {name!r} are not as expected.",
-                why=f"It takes {', '.join(sorted(names))}; known are {', '.join(sorted(_INPUTS[name]))}.",
-                fix="Export the model in the usual three-graph layout.",
+                f"the inputs of the graph {layout.name!r} are not as expected",
+                why=f"it takes {', '.join(sorted(names))}; known are {', '.join(sorted(layout.known_inputs))}",
+                fix="export the model in the usual three-graph layout",
             )
 
 
 def _check_arrays(input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64], limit: int) -> None:
-    for name, array in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+    for name, array in ((IDS, input_ids), (MASK, attention_mask)):
         if array.dtype != np.int64 or array.ndim != 2 or array.size == 0:
             raise InputError(
-                f"{name} cannot be generated from.",
-                why=f"It is {array.dtype} of shape {array.shape}; int64 [batch, positions] is needed, none of them 0.",
-                fix=f"Convert it: {name}.astype(numpy.int64), one row a sentence.",
+                f"{name} cannot be generated from",
+                why=f"it is {array.dtype} of shape {array.shape}; int64 [batch, positions] is needed, none of them 0",
+                fix=f"convert it: {name}.astype(numpy.int64), one row a sentence",
             )
     if input_ids.shape != attention_mask.shape:
         raise InputError(
-            "input_ids and attention_mask do not fit together.",
-            why=f"Their shapes are {input_ids.shape} and {attention_mask.shape}.",
-            fix="Take both from the same call of the tokenizer.",
+            f"{IDS} and {MASK} do not fit together",
+            why=f"their shapes are {input_ids.shape} and {attention_mask.shape}",
+            fix="take both from the same call of the tokenizer",
         )
     if input_ids.min() < 0:
         raise InputError(
-            "input_ids holds a negative id.",
-            why=f"The smallest is {input_ids.min()}.",
-            fix="Pad with the pad token and mask it, not with -100.",
+            f"{IDS} holds a negative id",
+            why=f"the smallest is {input_ids.min()}",
+            fix="pad with the pad token and mask it, not with -100",
         )
     if not np.isin(attention_mask, (0, 1)).all():
         raise InputError(
-            "attention_mask holds other values than 0 and 1.",
-            why=f"It ranges from {attention_mask.min()} to {attention_mask.max()}.",
-            fix="Use 1 where a token counts and 0 where it is padding.",
+            f"{MASK} holds other values than 0 and 1",
+            why=f"it ranges from {attention_mask.min()} to {attention_mask.max()}",
+            fix="use 1 where a token counts and 0 where it is padding",
         )
     if limit < 1:
         raise InputError(
-            "Nothing to generate.", why=f"max_new_tokens is {limit}.", fix="Set max_new_tokens to at least 1."
+            "nothing to generate", why=f"max_new_tokens is {limit}", fix="set max_new_tokens to at least 1"
         )

@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ
 
-INPUT_IDS = "input_ids"
-LOGITS = "logits"
-HIDDEN = "last_hidden_state"
+INPUT_IDS = SEQ2SEQ.decoder.input("decoder_ids")
+LOGITS = SEQ2SEQ.decoder.output
+HIDDEN = SEQ2SEQ.encoder.output
 
 FINISHED_IN = "finished_in"
 FORCED_TOKEN = "forced_token"
@@ -145,9 +146,9 @@ def find_output(model: ir.Model, name: str) -> ir.Value:
         if output.name == name:
             return output
     raise InputError(
-        f"The graph {model.graph.name!r} has no output named {name!r}.",
-        why=f"Its outputs are {', '.join(str(output.name) for output in model.graph.outputs)}.",
-        fix="Export the model in the usual three-graph layout.",
+        f"the graph {model.graph.name!r} has no output named {name!r}",
+        why=f"its outputs are {', '.join(str(output.name) for output in model.graph.outputs)}",
+        fix="export the model in the usual three-graph layout",
     )
 
 
@@ -161,9 +162,9 @@ def last_dimension(value: ir.Value) -> int:
     if isinstance(size, int):
         return size
     raise InputError(
-        f"The output {value.name!r} has no known last dimension.",
-        why=f"Its shape is {value.shape}; [batch, positions, size] with a fixed size is needed.",
-        fix="Export the model again, or run onnx.shape_inference on it.",
+        f"the output {value.name!r} has no known last dimension",
+        why=f"its shape is {value.shape}; [batch, positions, size] with a fixed size is needed",
+        fix="export the model again, or run onnx.shape_inference on it",
     )
 
 

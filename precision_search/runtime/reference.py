@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.samples import batches
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
@@ -117,8 +118,8 @@ def open_forced(bundle: Bundle, settings: SessionSettings) -> ForcedModel:
     Raises:
         DeviceMemoryError: the memory does not hold them.
     """
-    encoder = after_release(lambda: ForcedEncoder(bundle.graphs["encoder"].model, settings))
-    decoder = after_release(lambda: ForcedDecoder(bundle.graphs["decoder"].model, settings))
+    encoder = after_release(lambda: ForcedEncoder(bundle.graphs[SEQ2SEQ.encoder.name].model, settings))
+    decoder = after_release(lambda: ForcedDecoder(bundle.graphs[SEQ2SEQ.decoder.name].model, settings))
     return ForcedModel(encoder, decoder)
 
 
@@ -179,7 +180,8 @@ def _check_agreement(batch: ForcedBatch, margins: npt.NDArray[np.float32]) -> No
     if wrong.size:
         row, position = (int(index) for index in wrong[0])
         raise InputError(
-            f"decoder and decoder_with_past disagree on token {position + 1} of sample {batch.source.indices[row] + 1}",
+            f"{SEQ2SEQ.decoder.name} and {SEQ2SEQ.decoder_with_past.name} disagree on token {position + 1} of sample "
+            f"{batch.source.indices[row] + 1}",
             why=f"the chosen token's margin is {margins[row, position]:.4g} when decoder reads the whole prefix",
             fix="export the two graphs together, from the same checkpoint",
         )

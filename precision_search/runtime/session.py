@@ -1,14 +1,15 @@
-"""ONNX Runtime sessions: from an `onnx_ir.Model` in memory to a session that provably runs where it was asked to.
+"""What every ONNX Runtime session has in common, wherever it runs: its settings, its graph, its errors.
 
-In: a model, never modified, and `SessionSettings`. Out: an `onnxruntime.InferenceSession`. Weights do not pass through
-protobuf: the serialized graph holds placeholders and the arrays are handed over beside it, so that neither the 2 GB
-limit of protobuf nor the time to copy weights into a message matters.
+In: an `onnx_ir.Model` in memory and `SessionSettings`. Out: an `UnstartedSession`, which a backend starts; everybody
+else calls `backends.create_session`. Weights do not pass through protobuf: the serialized graph holds placeholders and
+the arrays are handed over beside it, so that neither the 2 GB limit of protobuf nor the time to copy weights into a
+message matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.device import cuda
-from precision_search.device.cuda import CPU_PROVIDER, CUDA_PROVIDER
-from precision_search.device.driver import read_driver
-from precision_search.errors import (
-    DeviceError,
-    DeviceMemoryError,
-    InputError,
-    MissingPackageError,
-    NoKernelError,
-    PrecisionSearchError,
-)
+from precision_search.errors import DeviceError, DeviceMemoryError, InputError, PrecisionSearchError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -82,72 +74,78 @@ class SessionSettings:
     memory_limit: int | None = None
 
 
-def create_session(
-    model: ir.Model, settings: SessionSettings, *, consume: bool = False, changing_shapes: bool = False
-) -> onnxruntime.InferenceSession:
-    """Makes a session for `model`.
+Provider = str | tuple[str, dict[str, str]]
+"""An execution provider as ONNX Runtime takes it: its name, with or without options."""
 
-    The session holds its own copy of the weights (measured with onnxruntime 1.31): the model may go away afterwards.
-    With `consume` it must: it is taken apart instead of cloned, which is a fifth of the time. With `changing_shapes` it
-    plans no memory from the shapes of a run for the next run of the same shapes. On a CPU that takes a quarter of the
-    time where every run has others, as decoder steps do; on CUDA a plan may take more device memory in a second run.
 
-    On CUDA every node that takes and gives floats runs there; ONNX Runtime may keep arithmetic on shapes on the host.
+@dataclass(frozen=True, slots=True)
+class UnstartedSession:
+    """All that a session needs but a provider to run on.
 
-    Raises:
-        InputError: ONNX Runtime does not accept the graph.
-        DeviceMemoryError: the device has no memory left.
-        DeviceError: CUDA was asked for and does not start.
-        NoKernelError: CUDA would leave float arithmetic to the CPU.
-        MissingPackageError: CUDA was asked for and its libraries are missing (see `require_cuda`).
-        UsageError: the process runs with other GEMM options or another memory limit.
+    Attributes:
+        name: the graph's name, for errors.
+        graph: the serialized graph, with placeholders for the large weights.
+        weights: those weights by name, which `options` refers to.
+        options: to which a backend adds entries of its own.
+        disabled: what ONNX Runtime must not rewrite.
     """
-    import onnxruntime
 
-    on_cuda = settings.device == "cuda"
+    name: str
+    graph: bytes
+    weights: Mapping[str, onnxruntime.OrtValue]
+    options: onnxruntime.SessionOptions
+    disabled: tuple[str, ...]
+
+    def start(self, providers: Sequence[Provider]) -> onnxruntime.InferenceSession:
+        """The session on the first of `providers` that ONNX Runtime gets to work; see `explained`."""
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(
+            self.graph,
+            self.options,
+            providers=list(providers),
+            enable_fallback=0,
+            disabled_optimizers=self.disabled or None,
+        )
+
+
+def prepare_session(model: ir.Model, settings: SessionSettings, *, changing_shapes: bool) -> UnstartedSession:
+    """Serializes a graph, which is taken apart for it, and sets what does not depend on where it runs."""
     name = model.graph.name or "(unnamed)"
-    own = model if consume else model.clone()
-    if on_cuda:
-        _name_nodes(own)
-    floats = _float_nodes(own) if on_cuda else frozenset()
-    graph, weights = _split_weights(own)
+    graph, weights = _split_weights(model)
     options = _session_options(settings)
     options.enable_mem_pattern = not changing_shapes
     options.add_external_initializers(list(weights), list(weights.values()))
-    if on_cuda:
-        cuda.check_provider_offered()
-        cuda.load_libraries()
-        cuda.apply_process_settings(settings.gemm_options, use_tf32=settings.use_tf32)
+    return UnstartedSession(name, graph, weights, options, _MERGES if settings.optimization_level == "basic" else ())
+
+
+@contextlib.contextmanager
+def explained(name: str, device: str, require: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Turns what ONNX Runtime raises while the session of the graph `name` starts into an error of ours.
+
+    `require` raises where the device itself does not start: then the graph is not to blame.
+
+    Raises:
+        DeviceMemoryError: the device has no memory left.
+        InputError: ONNX Runtime does not accept the graph.
+    """
     try:
-        with cuda.quiet() if on_cuda else nullcontext():
-            if on_cuda and settings.memory_limit is not None:
-                cuda.share_memory(settings.device_id, settings.memory_limit)
-            session = onnxruntime.InferenceSession(
-                graph,
-                options,
-                providers=_providers(settings),
-                enable_fallback=0,
-                disabled_optimizers=_MERGES if settings.optimization_level == "basic" else None,
-            )
+        yield
     except PrecisionSearchError:
         raise
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
         if is_out_of_memory(error):
             raise DeviceMemoryError(
-                f"No memory for the graph {name!r} on {settings.device}.",
+                f"no memory for the graph {name!r} on {device}",
                 why=first_line(error),
-                fix="Free memory there, or run on another device.",
+                fix="free memory there, or run on another device",
             ) from error
-        if on_cuda:
-            require_cuda(settings)
+        require()
         raise InputError(
-            f"ONNX Runtime does not accept the graph {name!r}.",
+            f"ONNX Runtime does not accept the graph {name!r}",
             why=first_line(error),
-            fix="Check the ONNX files with onnx.checker, or export them again.",
+            fix="check the ONNX files with onnx.checker, or export them again",
         ) from error
-    if on_cuda:
-        _check_placement(session, name, floats, settings)
-    return session
 
 
 def run_session(
@@ -177,9 +175,7 @@ def _run_options(session: onnxruntime.InferenceSession, release: bool) -> onnxru
     if not release:
         return None
     options = onnxruntime.RunOptions()
-    arenas = ["cpu:0"]
-    if CUDA_PROVIDER in session.get_providers():
-        arenas.append(f"gpu:{session.get_provider_options()[CUDA_PROVIDER]['device_id']}")
+    arenas = ("cpu:0", *cuda.arenas(session))
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
     return options
 
@@ -191,116 +187,21 @@ def run_error(error: Exception) -> PrecisionSearchError:
     failed, else InputError.
     """
     if is_out_of_memory(error):
-        return DeviceMemoryError("A graph ran out of memory.", why=first_line(error), fix="Use a smaller batch.")
+        return DeviceMemoryError("a graph ran out of memory", why=first_line(error), fix="use a smaller batch")
     if cuda.lacks_cudnn(str(error)):
         return cuda.cudnn_missing()
     if failure := cuda.failure_in(str(error)):
         return DeviceError(
-            "The CUDA device failed while a graph ran.",
+            "the CUDA device failed while a graph ran",
             why=failure,
-            fix="Check the device with nvidia-smi; start again, since a process whose device failed cannot go on.",
+            fix="check the device with nvidia-smi; start again, since a process whose device failed cannot go on",
         )
-    return InputError("A graph failed to run.", why=first_line(error), fix="Check the token ids and the graph.")
-
-
-def resolve_device(
-    kind: Literal["auto", "cpu", "cuda"], device_id: int = 0, *, warn: Callable[[str], object]
-) -> Device:
-    """The device that `kind` means here: `auto` is CUDA if a one-node session runs on that CUDA device, else the CPU.
-
-    `warn` receives a line where `auto` means the CPU though the NVIDIA driver knows a device.
-
-    Raises:
-        MissingPackageError, DeviceError: `kind` is `cuda` and CUDA does not start.
-    """
-    if kind == "cpu":
-        return "cpu"
-    try:
-        require_cuda(SessionSettings(device="cuda", device_id=device_id))
-    except (MissingPackageError, DeviceError) as error:
-        if kind == "cuda":
-            raise
-        driver = read_driver()
-        if driver is not None and driver.devices:
-            warn(f"there is a CUDA device, and this runs on the CPU: {error.what} {error.why}")
-        return "cpu"
-    return "cuda"
-
-
-def require_cuda(settings: SessionSettings) -> None:
-    """Runs one node on the CUDA device of `settings`, or says why that does not work.
-
-    Raises:
-        MissingPackageError: the installed ONNX Runtime has no CUDA provider, or CUDA libraries are missing.
-        DeviceError: no usable driver, no such device, or no memory on it.
-    """
-    cuda.require(settings.device_id)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an ONNX Runtime message: what follows is a stack trace without symbols."""
-    return cuda.first_line(str(error)) or type(error).__name__
+    return InputError("a graph failed to run", why=first_line(error), fix="check the token ids and the graph")
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an ONNX Runtime error says that an allocation failed; it has no status code for that."""
     return isinstance(error, MemoryError) or cuda.is_out_of_memory(str(error))
-
-
-def _name_nodes(model: ir.Model) -> None:
-    """Names what has no name, in place: ONNX asks for none, and by its name ONNX Runtime says where a node runs."""
-    nodes = list(model.graph.all_nodes())
-    taken = {node.name for node in nodes}
-    for number, node in enumerate(nodes):
-        if not node.name:
-            name = f"{node.op_type}.{number}"
-            node.name = name if name not in taken else f"{name}.unnamed"
-
-
-def _float_nodes(model: ir.Model) -> frozenset[str]:
-    """The names of the nodes, those within other nodes included, that take floats and give floats.
-
-    Where the graph does not say what a node gives, floats are taken to give floats, except for sizes.
-    """
-    return frozenset(
-        str(node.name)
-        for node in model.graph.all_nodes()
-        if node.op_type not in {"Shape", "Size"}
-        and any(value is not None and _is_float(value) for value in node.inputs)
-        and any(value.dtype is None or _is_float(value) for value in node.outputs)
-    )
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
-
-
-def _check_placement(
-    session: onnxruntime.InferenceSession, name: str, floats: frozenset[str], settings: SessionSettings
-) -> None:
-    """Holds a session to the device.
-
-    Raises:
-        DeviceError, MissingPackageError: it runs on the CPU.
-        NoKernelError: float nodes of it do.
-    """
-    if session.get_providers()[0] != CUDA_PROVIDER:
-        require_cuda(settings)
-        raise DeviceError("The session fell back to the CPU.", why="CUDA started in a probe but not for this graph.")
-    elsewhere = sorted(
-        str(node.name)
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != CUDA_PROVIDER
-        for node in part.get_nodes()
-        if node.name in floats
-    )
-    if elsewhere:
-        raise NoKernelError(
-            f"{len(elsewhere)} nodes of the graph {name!r} would run on the CPU.",
-            why=f"ONNX Runtime's CUDA provider has no kernel for {', '.join(elsewhere[:3])}"
-            f"{' and others' if len(elsewhere) > 3 else ''} in the types that they have.",
-            fix="Keep these nodes in fp32, or run on the CPU.",
-        )
 
 
 def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
@@ -313,20 +214,9 @@ def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
     # cores alone.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if settings.device == "cuda":
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if settings.memory_limit is not None:
-            options.add_session_config_entry(cuda.USE_SHARED_MEMORY, "1")
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
     return options
-
-
-def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
-    if settings.device == "cpu":
-        return [CPU_PROVIDER]
-    chosen = {"device_id": str(settings.device_id), "use_tf32": str(int(settings.use_tf32))}
-    return [(CUDA_PROVIDER, chosen), CPU_PROVIDER]
 
 
 def _split_weights(model: ir.Model) -> tuple[bytes, dict[str, onnxruntime.OrtValue]]:

@@ -16,9 +16,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.layout import SEQ2SEQ, GraphLayout, InputKind
 from precision_search.model.samples import TokenBatch, batches
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, with_margin_head
-from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.session import SessionSettings, run_session
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -72,6 +74,18 @@ def forced_batches(
     return tuple(found)
 
 
+def feed_of(graph: GraphLayout, batch: ForcedBatch, hidden: FloatArray | None = None) -> dict[str, npt.NDArray[Any]]:
+    """What a graph reads of a batch, by input name; a decoder reads the encoder's output `hidden` too."""
+    values: dict[InputKind, npt.NDArray[Any]] = {
+        "source_ids": batch.source.input_ids,
+        "source_mask": batch.source.attention_mask,
+        "decoder_ids": batch.decoder_input_ids,
+    }
+    if hidden is not None:
+        values["encoder_states"] = hidden
+    return graph.feed(values)
+
+
 def by_target_length(tokens: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Sample numbers from the shortest target to the longest: the order in which batches hold the least padding.
 
@@ -92,7 +106,7 @@ class ForcedEncoder:
 
     def encode(self, batch: ForcedBatch, extra: Feed = NOTHING, *, release: bool = False) -> FloatArray:
         """The output for a batch, float32 [B, S, D]. With `release` the session then gives its memory back."""
-        feed = {"input_ids": batch.source.input_ids, "attention_mask": batch.source.attention_mask, **extra}
+        feed = {**feed_of(SEQ2SEQ.encoder, batch), **extra}
         return run_session(self._session, [HIDDEN], feed, release=release)[0]
 
 
@@ -112,13 +126,7 @@ class ForcedDecoder:
 
         With `release` the session then gives its memory back.
         """
-        feed: dict[str, Any] = {
-            "input_ids": batch.decoder_input_ids,
-            "encoder_hidden_states": hidden,
-            "encoder_attention_mask": batch.source.attention_mask,
-            LABELS: batch.labels,
-            **extra,
-        }
+        feed = {**feed_of(SEQ2SEQ.decoder, batch, hidden), LABELS: batch.labels, **extra}
         found = run_session(self._session, [MARGIN], feed, release=release)[0]
         return np.where(batch.valid, found, np.float32(np.nan))
 

@@ -159,15 +159,6 @@ def synthetic_batch(batch: int, source_length: int, vocab_size: int, seed: int) 
     return np.random.default_rng(seed).integers(low, vocab_size, (batch, source_length), dtype=np.int64)
 
 
-def interleave(
-    first: Run, second: Run, *, rounds: int = ROUNDS, seed: int = 0, clock: Clock = time.perf_counter
-) -> tuple[Timing, Timing]:
-    """Times two callables against each other over a fixed number of rounds; see `compare_times`."""
-    rules = dataclasses.replace(RULES, least_rounds=rounds, most_rounds=rounds)
-    found = compare_times(first, second, rules=rules, seed=seed, clock=clock)
-    return found.first, found.second
-
-
 def compare_times(
     first: Run, second: Run, *, rules: TimingRules = RULES, seed: int = 0, clock: Clock = time.perf_counter
 ) -> Comparison:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.errors import MissingPackageError
+from precision_search.runtime.backends import in_host_memory
 from precision_search.runtime.decoding import upload
 from precision_search.runtime.session import SessionSettings
 
@@ -114,7 +115,7 @@ def _speaker(value: OrtValue) -> Any:
 def _on_device(tokens: npt.NDArray[np.int64], settings: SessionSettings) -> OrtValue:
     from onnxruntime import OrtValue
 
-    if settings.device == "cuda":
+    if not in_host_memory(settings):
         return upload(tokens, settings)
     # Not from numpy: that would be numpy's memory, which a consumer of the capsule does not keep alive.
     value = OrtValue.ortvalue_from_shape_and_type(list(tokens.shape), np.int64)

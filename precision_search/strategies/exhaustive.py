@@ -23,7 +23,7 @@ class Exhaustive:
         count = len(context.space.choices)
         if 2**count > context.max_trials:
             raise ConfigError(
-                f"strategy 'exhaustive' needs {2**count} trials, search.max_trials is {context.max_trials}",
+                f"strategy 'exhaustive' judges {2**count} plans, search.max_trials is {context.max_trials}",
                 why=f"{count} op types are searchable, and every subset of them is judged",
                 fix=f"set search.max_trials to {2**count}, pin op types with search.keep_fp32 or search.force_low, "
                 "or take the strategy 'op-types'",

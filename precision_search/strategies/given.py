@@ -1,4 +1,4 @@
-"""One given plan: what `run --plan` judges. Not a search, so not in the table of strategies."""
+"""One given plan: what `run --blocklist` judges. Not a search, so not in the table of strategies."""
 
 from __future__ import annotations
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from precision_search.errors import ConfigError, InputError
+from precision_search.errors import ConfigError, InputError, did_you_mean
 from precision_search.judging.ranges import NodeRange, hard_set
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import BASE_VARIANT, Family, Graph, GraphName, NodeKind, compute_keys_by_op_type
@@ -175,7 +174,6 @@ def _named(item: str, graphs: Mapping[GraphName, Graph], where: str) -> frozense
     try:
         named = by_name.get(item) or match_keys(item, keys, where)
     except InputError as error:
-        near = difflib.get_close_matches(item, sorted(by_name), n=1)
-        fix = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(error.what, why=error.why, fix=fix + error.fix) from error
+        fix = did_you_mean(item, sorted(by_name), also=error.fix)
+        raise ConfigError(error.what, why=error.why, fix=fix) from error
     return (named - pinned or named) if item in by_name else named

@@ -1,7 +1,7 @@
-"""An environment in which optimum loads models, built once and kept under build/.
+"""The packages in which optimum loads models, laid over this environment's own and kept under build/.
 
-optimum-onnx 0.1.0 needs transformers before 4.58, which this project's own environment has not. (Measured on two cores:
-85 s to build, torch included.)
+optimum-onnx 0.1.0 needs transformers before 4.58, which this project's environment has not. What both need in the same
+version, torch before all, is not installed a second time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -20,39 +21,47 @@ from tests.conftest import ROOT
 REQUIREMENTS = Path(__file__).with_name("optimum-requirements.txt")
 
 
-def optimum_python() -> Path:
-    """The environment's Python. Where packages cannot be had, a test skips; in continuous integration it fails."""
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+def optimum_packages() -> Path:
+    """The folder of the packages. Where they cannot be had, a test skips; in continuous integration it fails."""
+    missing = missing_packages(REQUIREMENTS.read_text())
+    wanted = hashlib.sha256("\n".join([*missing, sys.version]).encode()).hexdigest()[:12]
     place = ROOT / "build" / f"optimum-{wanted}"
-    python, stamp = place / "bin/python", place / "installed"
+    stamp = place / "installed"
     if stamp.is_file():
-        return python
+        return place
     for old in place.parent.glob("optimum-" + "?" * 12):
         shutil.rmtree(old)
-    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    # torch by itself and by its exact version first: a range may take a CUDA build of several gigabytes.
-    for command in (
-        [sys.executable, "-m", "venv", str(place)],
-        [*pip, torch],
-        [*pip, "--requirement", str(REQUIREMENTS)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}"
-            if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(place)]
+    done = subprocess.run([*pip, *missing], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = f"{' '.join(pip)} failed: {done.stderr.strip()[-500:]}"
+        if os.environ.get("PRECISION_SEARCH_NO_SKIP"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     stamp.touch()
-    return python
+    return place
+
+
+def missing_packages(requirements: str) -> list[str]:
+    """Those of the pinned requirements that this environment has not, or in another version."""
+    lines = [line for line in requirements.splitlines() if line and not line.startswith("#")]
+    return [line for line in lines if not _is_installed(*line.split("=="))]
+
+
+def _is_installed(name: str, pinned: str) -> bool:
+    """A local build, such as 2.13.0+cpu, is the version; onnxruntime is there under the name of its CUDA build, too."""
+    for each in (name, f"{name}-gpu"):
+        try:
+            return version(each).partition("+")[0] == pinned
+        except PackageNotFoundError:
+            continue
+    return False
 
 
 def run_with_optimum(*arguments: str) -> str:
-    """What the environment's Python prints; of this project it sees nothing but the arguments."""
-    command = [str(optimum_python()), *arguments]
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=alone | {"HF_HUB_OFFLINE": "1"}, cwd=ROOT / "build"
-    )
+    """What a Python with these packages in front of its own prints."""
+    environment = os.environ | {"PYTHONPATH": str(optimum_packages()), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT / "build")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -22,7 +22,7 @@ from precision_search.model.graph import GRAPH_NAMES, GraphName
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import pinned_keys
-from precision_search.published.load import load_candidate
+from precision_search.published.load import load_published
 from tests.around.page import PAGE, code_under
 from tests.conftest import DEMO_DATA, DEMO_MODEL, ROOT
 
@@ -158,7 +158,7 @@ def test_repaired_it_has_our_types_and_nearly_our_tokens(converter: str, exact: 
     out = bench.write(converter, bench.page["repaired"])
     graphs = bench.bundle.graphs
     ours = convert(graphs, plan_of_blocklist(read_blocklist(BLOCKLIST), graphs))
-    theirs = load_candidate(out).graphs
+    theirs = load_published(out).graphs
     for name, graph in graphs.items():
         wanted, made = (
             {str(node.name): node.outputs[0].dtype for node in models[name].graph} for models in (ours.models, theirs)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from precision_search import api
-from precision_search.model.bundle import Bundle, open_bundle, write_bundle
+from precision_search.model.bundle import Bundle, write_bundle
 from precision_search.model.generation_config import read_generation_settings
 from precision_search.model.samples import TokenBatch, batches
 from precision_search.precision.plan import Plan
-from precision_search.published.load import load_candidate
+from precision_search.published.load import load_published
 from precision_search.published.publish import publish
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from tests.around.optimum_environment import run_with_optimum
+from tests.around.optimum_environment import missing_packages, run_with_optimum
 from tests.around.page import code_under
-from tests.checkpoints import SPECS, saved_checkpoints
+from tests.checkpoints import SPECS, open_once, saved_checkpoints
 from tests.conftest import Rows
 from tests.output_models import publish_facts_of_a_run
 from tests.plans import NORMS, WO, keeping
@@ -50,7 +51,7 @@ class Case:
     def ours(self) -> Tokens:
         """What our generator makes of the stored graphs."""
         settings = read_generation_settings(self.directory, None)
-        generator = Generator(load_candidate(self.directory).graphs, settings, SessionSettings(threads=2))
+        generator = Generator(load_published(self.directory).graphs, settings, SessionSettings(threads=1))
         made = generator.generate(self.batch.input_ids, self.batch.attention_mask, max_new_tokens=self.max_new_tokens)
         return [tuple(row[:length].tolist()) for row, length in zip(made.tokens, made.lengths, strict=True)]
 
@@ -73,7 +74,7 @@ def cases(
     }
     tiny = batches(TINY_ROWS, len(TINY_ROWS), 0)[0]
     for name in TINY:
-        bundle = open_bundle(str(saved_checkpoints(export_cache) / name), export_cache)
+        bundle = open_once(saved_checkpoints(export_cache) / name, export_cache)
         for kind, plan in {"fp32": None, "mixed": keeping(bundle, NORMS)}.items():
             out = written(bundle, plan, folder / f"{name}-{kind}")
             found[f"{name}-{kind}"] = Case(out, tiny, TINY_TOKENS)
@@ -99,6 +100,12 @@ def theirs(cases: dict[str, Case]) -> dict[str, Tokens]:
 
 def _cut(row: list[int]) -> tuple[int, ...]:
     return tuple(row[: row.index(1) + 1] if 1 in row else row)
+
+
+def test_only_what_is_not_here_in_that_version_is_installed() -> None:
+    here = [f"{name}=={version(name)}" for name in ("numpy", "onnx")]
+    other = ["transformers==4.57.6", "no-such-package==1.0"]
+    assert missing_packages("\n".join(["# why", *here, *other])) == other
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.published.publish import publish
 from tests.around.page import code_under
 from tests.output_models import publish_facts_of_a_run

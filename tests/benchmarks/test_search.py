@@ -360,7 +360,8 @@ def small(export_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
         lines = (DEMO_DATA / f"{name}.txt").read_text().splitlines()[:count]
         (folder / f"{name}.txt").write_text("\n".join(lines))
     sets = [f"{name}.path={folder / name}.txt" for name in ("calibration", "validation", "test")]
-    return load_config(ROOT / "configs/demo.toml", [*sets, f"model.cache={export_cache}", "search.max_trials=12"])
+    more = [f"model.cache={export_cache}", "search.max_trials=12", "device.threads=1"]
+    return load_config(ROOT / "configs/demo.toml", [*sets, *more])
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_every_command_and_option_says_what_it_does() -> None:
         (["run"], "CONFIG"),
         (["verify", "m", "--reference", "r", "--data", "d", "--min-exact-match", "2"], "--min-exact-match"),
         (["-q", "doctor", "-v"], "--quiet and --verbose"),
-        (["export", "r", "--candidate", "best", "--out", "o"], "--candidate"),
+        (["export", "r", "--plan", "best", "--out", "o"], "--plan"),
     ],
 )
 def test_wrong_usage_is_2_with_a_hint(arguments: list[str], hint: str) -> None:
@@ -72,7 +72,7 @@ def test_all_shows_every_stable_plan(tmp_path: Path) -> None:
 
 
 def test_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
-    assert "'latency_ms'" in fails(invoke("pareto", write_run(tmp_path / "run"), "--sort", "latency"), 2)
+    assert "`latency_ms`" in fails(invoke("pareto", write_run(tmp_path / "run"), "--sort", "latency"), 2)
 
 
 def test_what_is_no_run_is_told_with_the_runs_there_are(tmp_path: Path) -> None:
@@ -85,35 +85,40 @@ def test_what_is_no_run_is_told_with_the_runs_there_are(tmp_path: Path) -> None:
     assert "it is a file" in fails(invoke("pareto", run / "run.json"), 2)
 
 
-def test_export_gives_the_model_directory_on_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", ["--plan", "--candidate"])
+def test_export_gives_the_model_directory_on_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """`--candidate` is the former name of `--plan`: it still works, and no help shows it."""
     asked: list[Any] = []
 
-    def publish(run: Path, out: Path, *, candidate: int | None, reporter: Any) -> Path:
-        asked.extend((run, candidate, out))
+    def publish(run: Path, out: Path, *, plan: int | None, reporter: Any) -> Path:
+        asked.extend((run, plan, out))
         reporter.stage("writing")
         return out
 
     monkeypatch.setattr(api, "publish", publish)
     run = write_run(tmp_path / "run")
 
-    result = invoke("export", run, "--candidate", "1", "--out", "my-model")
+    result = invoke("export", run, option, "1", "--out", "my-model")
 
     assert (result.exit_code, result.stdout) == (0, "my-model\n")
     assert asked == [run, 1, Path("my-model")]
+    assert "--candidate" not in invoke("export", "--help").stdout
 
 
 def test_export_overwrites_nothing_and_wants_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 
-    assert "exists already" in fails(invoke("export", run, "--out", tmp_path), 2)
+    assert "already exists" in fails(invoke("export", run, "--out", tmp_path), 2)
     assert "not a run directory" in fails(invoke("export", tmp_path, "--out", tmp_path / "new"), 2)
 
 
-@pytest.mark.parametrize(("candidate", "why"), [("7", "it judged 3 plans"), ("2", "its verdict is mismatch")])
-def test_export_wants_a_stable_plan(tmp_path: Path, candidate: str, why: str) -> None:
+@pytest.mark.parametrize(("plan", "why"), [("7", "it judged 3 plans"), ("2", "its verdict is mismatch")])
+def test_export_wants_a_stable_plan(tmp_path: Path, plan: str, why: str) -> None:
     run = write_run(tmp_path / "run", (*FASTER, trial(2, verdict="mismatch")))
 
-    assert why in fails(invoke("export", run, "--candidate", candidate, "--out", tmp_path / "new"), 2)
+    assert why in fails(invoke("export", run, "--plan", plan, "--out", tmp_path / "new"), 2)
     assert not (tmp_path / "new").exists()
 
 

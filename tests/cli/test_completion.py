@@ -52,10 +52,10 @@ def test_elsewhere_the_shell_completes_directories() -> None:
 
 
 def test_the_stable_plans_of_the_named_run_are_offered() -> None:
-    assert offered("export", "artifacts/runs/demo-1", "--candidate", "") == STABLE
-    assert offered("export", "artifacts/runs/demo-1", "--candidate", "1") == ["1", "10"]
+    assert offered("export", "artifacts/runs/demo-1", "--plan", "") == STABLE
+    assert offered("export", "artifacts/runs/demo-1", "--plan", "1") == ["1", "10"]
     complete = ShellComplete(cli, {}, NAME, VARIABLE)
-    items = complete.get_completions(["export", "artifacts/runs/demo-1", "--candidate"], "0")
+    items = complete.get_completions(["export", "artifacts/runs/demo-1", "--plan"], "0")
     assert [item.help for item in items] == ["fp32, 1.00x estimated"]
 
 
@@ -63,7 +63,7 @@ def test_a_plan_that_is_being_written_is_not_offered_yet() -> None:
     with Path("artifacts/runs/demo-1/trials.jsonl").open("a") as log:
         log.write('{"id": 14, "verdict": "sta')
 
-    assert offered("export", "artifacts/runs/demo-1", "--candidate", "") == STABLE
+    assert offered("export", "artifacts/runs/demo-1", "--plan", "") == STABLE
 
 
 def test_columns_are_offered() -> None:
@@ -87,12 +87,12 @@ def test_commands_and_their_options_are_offered() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("export", "--candidate", ""),
-        ("export", "nowhere", "--candidate", ""),
-        ("export", "artifacts/runs/mine", "--candidate", ""),
+        ("export", "--plan", ""),
+        ("export", "nowhere", "--plan", ""),
+        ("export", "artifacts/runs/mine", "--plan", ""),
         ("pareto", "nowhere", "--sort", ""),
         ("pareto", "artifacts/runs/broken", "--sort", ""),
-        ("export", "artifacts/runs/broken", "--candidate", ""),
+        ("export", "artifacts/runs/broken", "--plan", ""),
         ("run", "--set", "nothing."),
     ],
 )
@@ -110,7 +110,7 @@ def test_completion_loads_nothing_that_makes_a_shell_wait() -> None:
 import sys
 from click.shell_completion import ShellComplete
 from precision_search.cli.commands import cli
-for words in (["pareto"], ["export", "artifacts/runs/demo-1", "--candidate"], ["pareto", "artifacts/runs/demo-1",
+for words in (["pareto"], ["export", "artifacts/runs/demo-1", "--plan"], ["pareto", "artifacts/runs/demo-1",
               "--sort"], ["run", "--set"]):
     assert ShellComplete(cli, {{}}, "{NAME}", "{VARIABLE}").get_completions(words, ""), words
 print([name for name in {heavy} if name in sys.modules])
@@ -141,7 +141,7 @@ printf '<%s>\n' "${{COMPREPLY[@]}}"
     ("words", "reply"),
     [
         (("pareto", ""), ["<artifacts/runs/demo-2>", "<artifacts/runs/demo-1>"]),
-        (("export", "artifacts/runs/demo-2", "--candidate", "1"), ["<1>", "<10>"]),
+        (("export", "artifacts/runs/demo-2", "--plan", "1"), ["<1>", "<10>"]),
         (("run", "demo.toml", "--set", "search.see"), ["compopt -o nospace", "<search.seed=>"]),
         (("run", ""), ["compopt -o default", "<>"]),
         (("inspect", ""), ["compopt -o dirnames", "<>"]),

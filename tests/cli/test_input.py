@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from precision_search import Seq2SeqGenerator
 from precision_search.errors import InputError
-from precision_search.model.bundle import graph_file
+from precision_search.model.layout import graph_file
 from tests.cli_models import fails, invoke, write_run
 from tests.tiny_model import write_sentences, write_tiny_config, write_tiny_model
 
@@ -103,7 +103,9 @@ def test_a_config_that_is_empty_or_binary(tmp_path: Path, kind: Callable[[Path],
 @NO_FILES
 def test_a_plan_that_is_no_file(tiny: Path, tmp_path: Path, kind: Callable[[Path], None], words: str) -> None:
     kind(tmp_path / "plan.json")
-    message = fails(invoke("run", tiny / "tiny.toml", "--plan", tmp_path / "plan.json", "--out", tmp_path / "out"), 2)
+    message = fails(
+        invoke("run", tiny / "tiny.toml", "--blocklist", tmp_path / "plan.json", "--out", tmp_path / "out"), 2
+    )
     what, why, fix = three_parts(message)
     assert f"cannot read the blocklist {tmp_path / 'plan.json'}" in what
     assert words.lower().removeprefix("no such ") in why.lower()
@@ -114,7 +116,9 @@ def test_a_plan_that_is_no_file(tiny: Path, tmp_path: Path, kind: Callable[[Path
 @pytest.mark.parametrize("kind", [empty, binary])
 def test_a_plan_that_is_no_json(tiny: Path, tmp_path: Path, kind: Callable[[Path], None]) -> None:
     kind(tmp_path / "plan.json")
-    message = fails(invoke("run", tiny / "tiny.toml", "--plan", tmp_path / "plan.json", "--out", tmp_path / "out"), 2)
+    message = fails(
+        invoke("run", tiny / "tiny.toml", "--blocklist", tmp_path / "plan.json", "--out", tmp_path / "out"), 2
+    )
     what, _, fix = three_parts(message)
     assert "is not valid JSON" in what
     assert "blocklist.json" in fix
@@ -122,7 +126,9 @@ def test_a_plan_that_is_no_json(tiny: Path, tmp_path: Path, kind: Callable[[Path
 
 def test_a_plan_for_another_dtype(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"dtype": "bfloat16"}')
-    message = fails(invoke("run", tiny / "tiny.toml", "--plan", tmp_path / "plan.json", "--out", tmp_path / "out"), 2)
+    message = fails(
+        invoke("run", tiny / "tiny.toml", "--blocklist", tmp_path / "plan.json", "--out", tmp_path / "out"), 2
+    )
     what, why, fix = three_parts(message)
     assert what.endswith("plan.json is for bfloat16, the config for float16")
     assert "one low dtype" in why
@@ -169,9 +175,9 @@ def test_an_output_that_is_there_already(tiny: Path, tmp_path: Path, kind: Calla
     kind(tmp_path / "out")
     for command in (("run", tiny / "tiny.toml"), ("export", write_run(tmp_path / "run"))):
         what, why, fix = three_parts(fails(invoke(*command, "--out", tmp_path / "out"), 2))
-        assert what == f"error: {tmp_path / 'out'} exists already"
+        assert what == f"error: {tmp_path / 'out'} already exists"
         assert "never overwrites" in why
-        assert "give another --out" in fix
+        assert "give another path" in fix
     assert os.path.lexists(tmp_path / "out")
 
 

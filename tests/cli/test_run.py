@@ -117,10 +117,13 @@ def test_a_dry_run_prints_what_it_would_do_and_searches_nothing(
     assert not Path("artifacts").exists()
 
 
-def test_a_given_blocklist_is_passed_on(searched: dict[str, Any]) -> None:
-    invoke("run", DEMO, "--plan", "my.json")
+@pytest.mark.parametrize("option", ["--blocklist", "--plan"])
+def test_a_given_blocklist_is_passed_on(searched: dict[str, Any], option: str) -> None:
+    """`--plan` is the former name of `--blocklist`: it still works, and no help shows it."""
+    invoke("run", DEMO, option, "my.json")
 
     assert searched["blocklist"] == Path("my.json")
+    assert "--plan" not in invoke("run", "--help").stdout
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +133,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(api, "search", search)
 
-    message = fails(invoke("run", DEMO, "--out", "my run", "--set", "search.seed=1", "--plan", "b.json"), 130)
+    message = fails(invoke("run", DEMO, "--out", "my run", "--set", "search.seed=1", "--blocklist", "b.json"), 130)
 
-    expected = f"precision-search run {DEMO} --out 'my run' --resume --set search.seed=1 --plan b.json"
+    expected = f"precision-search run {DEMO} --out 'my run' --resume --set search.seed=1 --blocklist b.json"
     assert message == f"interrupted; go on with: {expected}\n"
 
 
@@ -202,7 +205,7 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None
 
     message = fails(invoke("run", DEMO, "--out", tmp_path / "out"), 2)
 
-    assert "exists already" in message
+    assert "already exists" in message
     assert "--resume" in message
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

@@ -78,13 +78,13 @@ def test_missing_libraries_are_named(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(MISSING, end=""))
     error = told(MissingPackageError)
-    assert error.what.endswith("do not load: libcublasLt.so.13, libcurand.so.10.")
+    assert error.what.endswith("do not load: libcublasLt.so.13, libcurand.so.10")
     assert "libcurand.so.10: file too short" in error.why
     assert error.why.count("libcurand") == 1
     assert error.fix == f"{INSTALL} (or run on the CPU)"
     driver.clear()
     error = told(MissingPackageError)
-    assert "Nor is there an NVIDIA driver" in error.why
+    assert "nor is there an NVIDIA driver" in error.why
     assert INSTALL in error.fix and "driver" in error.fix
     assert capsys.readouterr().out == ""
 
@@ -106,14 +106,14 @@ def test_a_provider_that_does_not_load_though_its_libraries_do() -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "what", "fix"),
     [
-        ("CUDA failure 35: driver is insufficient ; GPU=0", DeviceError, "driver is too old for CUDA", "Update"),
+        ("CUDA failure 35: driver is insufficient ; GPU=0", DeviceError, "driver is too old for CUDA", "update"),
         ("CUDA failure 100: no CUDA-capable device ; GPU=0", DeviceError, "driver finds no device", "container"),
-        ("CUDA failure 101: invalid device ordinal ; GPU=0", DeviceError, "There is no CUDA device 3", "device.id"),
+        ("CUDA failure 101: invalid device ordinal ; GPU=0", DeviceError, "there is no CUDA device 3", "device.id"),
         ("CUDA failure 209: no kernel image ; GPU=0", DeviceError, "has no kernels for that GPU", "another GPU"),
-        ("CUDA failure 803: driver mismatch ; GPU=0", DeviceError, "do not fit together", "Restart"),
+        ("CUDA failure 803: driver mismatch ; GPU=0", DeviceError, "do not fit together", "restart"),
         ("CUDA failure 999: unknown error ; GPU=0", DeviceError, "CUDA device 3 does not start", "nvidia-smi"),
         ("something else\nand a stack", DeviceError, "CUDA device 3 does not start", "nvidia-smi"),
-        ("CUDA failure 2: out of memory ; GPU=0", DeviceMemoryError, "has no memory left", "Free"),
+        ("CUDA failure 2: out of memory ; GPU=0", DeviceMemoryError, "has no memory left", "free"),
         ("cuDNN is unavailable for CUDA Execution Provider", MissingPackageError, "libcudnn.so.9", INSTALL),
     ],
 )
@@ -137,8 +137,8 @@ def test_a_device_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     error = told(DeviceError, device_id=3)
-    assert error.what == "There is no CUDA device 3."
-    assert error.why == "ONNX Runtime sees 2, numbered from 0. CUDA_VISIBLE_DEVICES is 4,5."
+    assert error.what == "there is no CUDA device 3"
+    assert error.why == "ONNX Runtime sees 2, numbered from 0; CUDA_VISIBLE_DEVICES is 4,5"
 
 
 def test_gemm_options_are_set_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from precision_search.runtime.session import resolve_device
+from precision_search.runtime.backends import resolve_device
 from tests.cli_models import DEMO, fails, invoke
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
 import typing
 from collections.abc import Iterator, Mapping
 
@@ -12,9 +11,9 @@ import precision_search
 
 HEAD = """# Python
 
-Everything that the command line does is a function in `precision_search.api`, with what it takes and returns; what is
-used most can be imported from `precision_search` itself. What is not named here may change in any version. Importing
-the package loads nothing heavy: a name is loaded when it is first used.
+Everything that the command line does is a function of the package `precision_search`, with what it takes and returns.
+What is not named here may change in any version. Importing the package loads nothing heavy: a name is loaded when it is
+first used. `precision_search.api` is the module of the functions and has them under the same names.
 
 [Generating with a model](../how-to/generator.md) shows the generator at work,
 [examples/search.py](../../examples/search.py) the way from a config to a model.
@@ -28,10 +27,7 @@ Frozen dataclasses. What they hold further has the names and meanings of [the JS
 
 def python_page() -> str:
     """The page as Markdown, with the blocks that Sphinx fills."""
-    names: dict[str, object] = {}
-    for name, value in _public():
-        if not any(value is other for other in names.values()):
-            names[name] = value
+    names = _public()
     rows = [f"| [`{name}`](#{_anchor(name)}) | {_first_line(value)} |" for name, value in names.items()]
     table = "\n".join(["| name | what it is |", "| --- | --- |", *rows]) + "\n"
     blocks = [_block(name, value, f"precision_search.{name}") for name, value in names.items()]
@@ -40,13 +36,10 @@ def python_page() -> str:
     return "\n".join([HEAD, table, *blocks, RETURNED, *more])
 
 
-def _public() -> Iterator[tuple[str, object]]:
-    """Names and what they are; those of a public module come last, one by one, with its name before theirs."""
+def _public() -> dict[str, object]:
+    """Functions and classes of the package by name."""
     values = {name: getattr(precision_search, name) for name in precision_search.__all__}
-    yield from ((name, value) for name, value in values.items() if callable(value))
-    for name, value in values.items():
-        if isinstance(value, types.ModuleType):
-            yield from ((f"{name}.{part}", getattr(value, part)) for part in value.__all__)
+    return {name: value for name, value in values.items() if callable(value)}
 
 
 def _returned(names: Mapping[str, object]) -> Iterator[type]:

@@ -119,7 +119,7 @@ def test_a_wrong_blocklist_fails_the_schema_and_the_command(content: Json, tmp_p
         Draft202012Validator(schema("blocklist")).validate(content)
     (tmp_path / "blocklist.json").write_text(json.dumps(content))
     config = write_tiny_config(tmp_path / "tiny")
-    assert invoke("run", config, "--plan", tmp_path / "blocklist.json", "--out", tmp_path / "run").exit_code == 2
+    assert invoke("run", config, "--blocklist", tmp_path / "blocklist.json", "--out", tmp_path / "run").exit_code == 2
 
 
 def test_a_blocklist_may_leave_out_what_it_does_not_need() -> None:

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from tests.conftest import HANGS_S
 from tests.dry_cuda.recorder import FOLDER_VARIABLE
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-TIMEOUT = 600
-"""Seconds after which a child is taken to hang."""
 
 
 class DryCuda:
@@ -48,7 +46,7 @@ class DryCuda:
                 cwd=Path(__file__).parents[2],
                 capture_output=True,
                 text=True,
-                timeout=TIMEOUT,
+                timeout=HANGS_S,
                 check=False,
             )
             assert done.returncode == 0, f"the child ended with {done.returncode}:\n{done.stderr[-4000:]}"

@@ -15,7 +15,8 @@ from onnxruntime import OrtValue
 
 from precision_search.cost.shapes import Point, infer_shapes
 from precision_search.errors import PrecisionSearchError
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 from tests.dry_cuda.recorder import Recorder, forgive_errors, load_libraries, set_device_memory
 from tests.dry_cuda.trace import Section
 

@@ -20,8 +20,9 @@ from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import GraphName
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, all_compute_keys
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings
 from tests.dry_cuda.recorder import Recorder
 from tests.dry_cuda.trace import Section
 from tests.plans import NORMS, WO, keeping

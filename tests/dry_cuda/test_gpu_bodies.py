@@ -12,7 +12,6 @@ import pytest
 from onnxruntime import OrtValue
 
 from precision_search.cost.estimate import Workload
-from precision_search.judging.confirm import confirm
 from precision_search.judging.inspect import measure
 from precision_search.judging.latency import MeasuredLatency
 from precision_search.judging.sample_sets import SampleRows
@@ -24,6 +23,7 @@ from precision_search.precision.low import LOW_DTYPES, LowDtype
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
+from tests.confirming import confirm
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.scenarios import Demo
 from tests.gpu.devices import cuda_device, product, run_low, settings_on, used_bytes

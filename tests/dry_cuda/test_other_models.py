@@ -14,13 +14,14 @@ from precision_search import Seq2SeqGenerator
 from precision_search.cost.estimate import CostModel, Workload
 from precision_search.cost.shapes import Point
 from precision_search.device.profile import load_profile
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.convert import convert
 from precision_search.published.load import FACTS_FILE
-from tests.checkpoints import SPECS, saved_checkpoints, trace
+from tests.checkpoints import SPECS, open_once, saved_checkpoints, trace
 from tests.dry_cuda.conftest import PlainRuns
 from tests.dry_cuda.host import DryCuda
 from tests.dry_cuda.recorder import Recorder
@@ -29,8 +30,8 @@ from tests.dry_cuda.trace import Section
 
 pytestmark = pytest.mark.slow
 
-CHECKPOINTS = tuple(name for name, *_ in SPECS)
-"""bf16 and fp16 checkpoints with a deeper decoder, and gated ones with untied embeddings or a single layer."""
+CHECKPOINTS = tuple(name for name, *_ in SPECS if name != "t5-float16")  # its fp32 graphs are those of t5-bfloat16
+"""A checkpoint with a deeper decoder, and gated ones with untied embeddings or a single layer."""
 
 POINTS = (Point(3, 5, target=1, past=2), Point(1, 1, target=1, past=1))
 STEPS = 6
@@ -76,6 +77,8 @@ def use(uses: Sequence[Use], folder: Path) -> list[Used]:
 @pytest.fixture(scope="module")
 def sources(export_cache: Path) -> dict[str, Demo]:
     folder = saved_checkpoints(export_cache).resolve()
+    for name in CHECKPOINTS:
+        open_once(folder / name, export_cache.resolve())  # before a child exports it
     return {name: Demo(folder / name, export_cache.resolve()) for name in CHECKPOINTS}
 
 
@@ -127,7 +130,7 @@ def used(
     folder = tmp_path_factory.mktemp("published")
     trace(sources["t5-bfloat16"].model, folder / "traced")
     (folder / "traced/tokenizer.json").write_bytes((sources["t5-bfloat16"].model / "tokenizer.json").read_bytes())
-    gated, mt5, half = sources["t5-v1_1"], sources["mt5"], sources["t5-float16"]
+    gated, mt5, half = sources["t5-v1_1"], sources["mt5"], sources["t5-bfloat16"]
     forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 1}
     uses = {
         "gated, basic": Use(publish(gated, "all low", "basic", folder / "gated"), (1, 4, 7)),

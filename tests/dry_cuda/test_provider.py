@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from precision_search import api
 from precision_search.cli.commands import cli
+from precision_search.device import cuda
 from precision_search.display.reporters import QuietReporter
 from precision_search.errors import DeviceError, DeviceMemoryError, PrecisionSearchError
-from precision_search.judging.confirm import confirm
 from precision_search.judging.damage import DamageFinder
 from precision_search.judging.inspect import measure
 from precision_search.judging.ranges import measure_ranges
@@ -32,12 +32,14 @@ from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.published import verify
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.batch_limit import BatchLimit
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import Reference, generate_all
-from precision_search.runtime.session import NO_LIMIT, SessionSettings, create_session, require_cuda, run_session
+from precision_search.runtime.session import NO_LIMIT, SessionSettings, run_session
 from precision_search.runtime.teacher_forcing import forced_batches
+from tests.confirming import confirm
 from tests.conftest import ROOT
 from tests.dry_cuda.build import build
 from tests.dry_cuda.host import DryCuda
@@ -83,7 +85,7 @@ def check_nothing_happened(found: tuple[int, str], out: Path, *texts: str) -> No
 @pytest.mark.parametrize(
     ("failure", "texts"),
     [
-        ("35", ("NVIDIA driver is too old for CUDA 13", "CUDA failure 35", "Update the driver")),
+        ("35", ("NVIDIA driver is too old for CUDA 13", "CUDA failure 35", "update the driver")),
         ("100", ("NVIDIA driver finds no device", "CUDA failure 100", "container")),
         ("999", ("CUDA device 0 does not start", "CUDA failure 999", "nvidia-smi")),
     ],
@@ -98,7 +100,7 @@ def test_a_driver_that_refuses(dry_cuda: DryCuda, tmp_path: Path, failure: str, 
 def test_a_device_that_is_not_there(dry_cuda: DryCuda, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = dry_cuda.call(run_elsewhere, out=str(out))
-    check_nothing_happened(found, out, "There is no CUDA device 3", "sees 1, numbered from 0", "device.id")
+    check_nothing_happened(found, out, "there is no CUDA device 3", "sees 1, numbered from 0", "device.id")
 
 
 def verify_elsewhere(demo: Demo, data: str) -> str:
@@ -119,7 +121,7 @@ def verify_elsewhere(demo: Demo, data: str) -> str:
 def test_verification_asks_for_the_device_that_it_is_told(dry_cuda: DryCuda, demo: Demo, tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("A sentence.\n")
     text = dry_cuda.call(verify_elsewhere, demo=demo, data=str(tmp_path / "data.txt"))
-    assert "There is no CUDA device 3" in text and "--device-id" in text
+    assert "there is no CUDA device 3" in text and "--device-id" in text
 
 
 def without(dry_cuda: DryCuda, folder: Path, pattern: str) -> DryCuda:
@@ -153,12 +155,12 @@ def test_a_library_that_is_missing(
     assert found[0] == kind, found
     for text in texts:
         assert text in found[1]
-    assert ("Nor is there" in found[1]) is False
+    assert ("nor is there" in found[1]) is False
 
 
 def probe_without_cudnn() -> tuple[str, str]:
     with pytest.raises(PrecisionSearchError) as caught:
-        require_cuda(SessionSettings(device="cuda"))
+        cuda.require(0)
     return type(caught.value).__name__, str(caught.value)
 
 
@@ -366,7 +368,7 @@ def verified_within(demo: Demo, data: str, limit: int) -> tuple[int, str]:
         # What comes out is garbage, which no tokenizer reads.
         patch.setattr(verify, "make_report", lambda _, wanted, tokens, *__, **___: generated.append(len(tokens)))
         try:
-            verify.compare(bundle, verify.open_candidate(bundle.path, bundle), samples, SessionSettings(device="cuda"))
+            verify.compare(bundle, verify.open_published(bundle.path, bundle), samples, SessionSettings(device="cuda"))
         except PrecisionSearchError as error:
             return 0, f"{type(error).__name__}: {error}"
     return sum(generated), ""

@@ -47,7 +47,7 @@ def test_a_good_plan_passes_and_a_bad_one_does_not(tmp_path: Path) -> None:
 
     again = gate(tmp_path, config, "blocklist.json", model, data, "0.5")
     assert (again.returncode, again.stdout) == (2, "")
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
     (tmp_path / "gate-run").rename(tmp_path / "first")
     all_low = gate(tmp_path, config, "nothing.json", model, data, "0.5")

@@ -14,9 +14,8 @@ from fastapi.testclient import TestClient
 from examples import serve
 from precision_search import Seq2SeqGenerator
 from precision_search.errors import InputError
+from tests.conftest import HANGS_S
 from tests.tiny_model import WORDS, write_tiny_model
-
-ENOUGH = 60
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +92,14 @@ def test_health_answers_and_a_full_queue_is_refused_while_others_wait(
 
     def slow(*arguments: Any, **options: Any) -> Any:
         started.set()
-        assert done.wait(ENOUGH)
+        assert done.wait(HANGS_S)
         return generate(*arguments, **options)
 
     monkeypatch.setattr(serve.app.state.generator, "generate", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/generate", json={"texts": ["a"]})
         try:
-            assert started.wait(ENOUGH)
+            assert started.wait(HANGS_S)
             assert client.get("/health").json()["waiting"] == 1
             refused = client.post("/generate", json={"texts": ["a"]})
         finally:

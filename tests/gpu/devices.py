@@ -18,7 +18,8 @@ from precision_search.model.graph import GraphName
 from precision_search.precision.emulate import widen
 from precision_search.precision.low import IR_DTYPES, LowDtype
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.session import Device, SessionSettings, create_session, run_session
+from precision_search.runtime.backends import backend_of, create_session
+from precision_search.runtime.session import Device, SessionSettings, run_session
 
 Array = npt.NDArray[Any]
 
@@ -27,15 +28,12 @@ OPSET = 23
 
 
 def settings_on(device: Device) -> SessionSettings:
-    return SessionSettings(device=device, threads=2)
+    return SessionSettings(device=device, threads=1)
 
 
 def runnable(models: Mapping[GraphName, ir.Model], settings: SessionSettings) -> Mapping[GraphName, ir.Model]:
     """Converted graphs as the product runs them: as they are on CUDA, widened on a CPU."""
-    if settings.device == "cuda":
-        return models
-    weights = WeightCache()
-    return {name: widen(model, weights) for name, model in models.items()}
+    return backend_of(settings).prepare(models, WeightCache())
 
 
 def cuda_device() -> CudaDevice:

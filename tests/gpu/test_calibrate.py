@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
+from precision_search.device import cuda
 from precision_search.device.driver import CudaDevice, CudaDriver, cuda_device_name
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.display.reporters import make_reporter
@@ -52,7 +53,7 @@ def test_a_real_device_is_measured_within_what_its_datasheet_allows(tmp_path: Pa
 
 def test_the_checks_hold_for_a_made_up_t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = CudaDriver(None, None, (CudaDevice(0, "Tesla T4", "7.5", 16_000_000_000, None, bfloat16=False),), None)
-    monkeypatch.setattr(module, "require_cuda", lambda settings: None)
+    monkeypatch.setattr(cuda, "require", lambda device_id: None)
     monkeypatch.setattr(module, "read_driver", lambda: driver)
     device = FakeDevice(bandwidth=250e9, flops={"float32": 5e12, "float16": 30e12, "bfloat16": 2e12}, noise=0.01)
     measure = functools.partial(measure_device, open_probe=device.open, clock=device.clock, state=device.state)

@@ -26,7 +26,7 @@ NO_CUDA_IN_TORCH = 3
 
 @pytest.fixture(scope="module")
 def generator(demo_bundle: Bundle, device: Device) -> Seq2SeqGenerator:
-    return Seq2SeqGenerator.from_pretrained(demo_bundle.path, device=device, threads=2)
+    return Seq2SeqGenerator.from_pretrained(demo_bundle.path, device=device, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ device = sys.argv[2]
 if device == "cuda" and not torch.cuda.is_available():
     print(torch.__version__)
     sys.exit({NO_CUDA_IN_TORCH})
-out = Seq2SeqGenerator.from_pretrained(sys.argv[1], device=device, threads=2).generate(["a file", "two files"])
+out = Seq2SeqGenerator.from_pretrained(sys.argv[1], device=device, threads=1).generate(["a file", "two files"])
 first, second = torch.from_dlpack(out.tokens), torch.from_dlpack(out.tokens)
 assert first.dtype == torch.int64 and tuple(first.shape) == out.tokens.shape and first.device.type == device
 assert first.data_ptr() == second.data_ptr() == out.tokens.ort_value.data_ptr()

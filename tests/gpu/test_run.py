@@ -48,7 +48,7 @@ def searched(device: Device, folder: Path, cache: Path) -> Path:
         lines = (DEMO_DATA / f"{name}.txt").read_text().splitlines()[:count]
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     (folder / "short.toml").write_text(CONFIG)
-    settings = (f"device.kind={device}", f"model.cache={cache.resolve()}")
+    settings = (f"device.kind={device}", "device.threads=1", f"model.cache={cache.resolve()}")
     options = [part for setting in settings for part in ("--set", setting)]
     result = invoke("run", folder / "short.toml", "--out", folder / "run", *options)
     assert result.exit_code in (0, 1), result.output
@@ -82,7 +82,7 @@ def exported(run: Path) -> Path:
     assert int(str(best["low_nodes"])) > 100
     out = run.parent / "exported"
     if not out.exists():
-        result = invoke("export", run, "--candidate", str(best["id"]), "--out", out)
+        result = invoke("export", run, "--plan", str(best["id"]), "--out", out)
         assert result.exit_code == 0, result.output
     return out
 
@@ -146,7 +146,7 @@ def test_published_models_generate(run: Path, model: Path, device: Device) -> No
     """The plan's, and what the run holds to be best."""
     texts = (run.parent / "calibration.txt").read_text().splitlines()[:5]
     found = [
-        Seq2SeqGenerator.from_pretrained(path, device=device, threads=2).generate(texts)
+        Seq2SeqGenerator.from_pretrained(path, device=device, threads=1).generate(texts)
         for path in (model, run / "model")
     ]
 

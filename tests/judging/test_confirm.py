@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from precision_search.judging import confirm as module
-from precision_search.judging.confirm import ConfirmResult, confirm
+from precision_search.judging.confirm import ConfirmResult
 from precision_search.judging.sample_sets import SampleRows
 from precision_search.judging.screen import Parting, SampleScreen, Screener
 from precision_search.model.bundle import Bundle
@@ -21,6 +21,7 @@ from precision_search.precision.plan import Plan
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
+from tests.confirming import confirm
 from tests.plans import NORMS, SETTINGS, WO, keeping, lowering, sample_rows
 
 Rows = tuple[tuple[int, ...], ...]

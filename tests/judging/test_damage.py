@@ -14,7 +14,7 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.graph import compute_keys_by_op_type
 from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.session import create_session
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.teacher_forcing import ForcedBatch, forced_batches
 from tests.plans import CLASSIC, NORMS, SETTINGS, WO, keeping, lowering
 

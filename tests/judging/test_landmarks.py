@@ -234,7 +234,7 @@ def test_a_run_is_complete_without_what_is_only_shown(
 @pytest.mark.slow
 def test_a_given_plan_that_breaks_is_shown_too(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "low.json").write_text('{"op_types": {"encoder": ["Softmax"]}}')
-    invoke("run", tiny / "tiny.toml", "--out", tmp_path / "run", "--plan", tmp_path / "low.json")
+    invoke("run", tiny / "tiny.toml", "--out", tmp_path / "run", "--blocklist", tmp_path / "low.json")
 
     found = read_landmarks(tmp_path / "run").landmarks
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
+from precision_search.device import cuda as cuda_module
 from precision_search.device.driver import CudaDevice, CudaDriver
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.device.state import DeviceState
@@ -17,6 +18,7 @@ from precision_search.machine import calibrate as module
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.measure import default_series, measure_device
 from precision_search.records import run_files
+from precision_search.reporting import Reporter
 from precision_search.runtime.session import SessionSettings
 from tests.cli_models import fails, invoke
 from tests.fake_device import FakeDevice
@@ -27,7 +29,7 @@ DEVICES = (
 )
 
 
-class Notes:
+class Notes(Reporter):
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -54,7 +56,7 @@ class Notes:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose CUDA works, as far as it is asked."""
-    monkeypatch.setattr(module, "require_cuda", lambda settings: None)
+    monkeypatch.setattr(cuda_module, "require", lambda device_id: None)
     monkeypatch.setattr(module, "read_driver", lambda: CudaDriver("580.65.06", "13.0", DEVICES, None))
 
 
@@ -243,11 +245,11 @@ def test_wrong_paths_are_wrong_usage_even_without_a_device(tmp_path: Path) -> No
 
 
 def test_a_machine_without_cuda_is_told_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(settings: SessionSettings) -> None:
-        assert settings == SessionSettings(device="cuda")
+    def missing(device_id: int) -> None:
+        assert device_id == 0
         raise EnvironmentProblemError("CUDA does not start", why="no driver", fix="install it")
 
-    monkeypatch.setattr(module, "require_cuda", missing)
+    monkeypatch.setattr(cuda_module, "require", missing)
 
     message = fails(invoke("calibrate", "--out", tmp_path / "lab.toml"), 3)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib.metadata
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,32 +16,32 @@ from typing import Any
 
 import pytest
 
+from precision_search.device import cuda
 from precision_search.device import driver as cuda_driver
 from precision_search.device.driver import CudaDevice, CudaDriver
 from precision_search.device.state import DeviceState
 from precision_search.errors import DeviceError, MissingPackageError
 from precision_search.machine import doctor
 from precision_search.machine.libraries import find_libraries
-from precision_search.runtime import session
-from precision_search.runtime.session import SessionSettings
+from tests.conftest import ROOT
 
 T4 = CudaDriver("580.65", "13.0", (CudaDevice(0, "Tesla T4", "7.5", 2**34, 2**33, bfloat16=False),), None)
 
 
-def works(settings: SessionSettings) -> None:
-    assert settings.device == "cuda"
+def works(device_id: int) -> None:
+    assert device_id == 0
 
 
-def breaks(settings: SessionSettings) -> None:
+def breaks(device_id: int) -> None:
     raise DeviceError("CUDA device 0 does not start.", why="no memory", fix="close other programs")
 
 
-def lacks(settings: SessionSettings) -> None:
+def lacks(device_id: int) -> None:
     raise MissingPackageError("no libraries", fix="pip install them")
 
 
 def test_a_working_cuda_device_is_named_and_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", works)
+    monkeypatch.setattr(cuda, "require", works)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
     monkeypatch.setattr(doctor, "device_state", lambda number: DeviceState(temperature_c=40.0 + number))
 
@@ -53,7 +56,7 @@ def test_a_working_cuda_device_is_named_and_latency_is_measured(monkeypatch: pyt
 
 
 def test_a_device_that_does_not_start_brings_its_reason_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
 
     report = doctor.examine()
@@ -66,7 +69,7 @@ def test_a_device_that_does_not_start_brings_its_reason_and_its_fix(monkeypatch:
 
 
 def test_packages_are_what_is_missing_where_the_driver_would_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "require_cuda", lacks)
+    monkeypatch.setattr(cuda, "require", lacks)
     monkeypatch.setattr(doctor, "read_driver", lambda: T4)
 
     report = doctor.examine()
@@ -85,7 +88,7 @@ def test_packages_are_what_is_missing_where_the_driver_would_run_them(monkeypatc
 def test_without_a_driver_nobody_is_sent_to_install_libraries_first(
     monkeypatch: pytest.MonkeyPatch, driver: CudaDriver | None, beginning: str
 ) -> None:
-    monkeypatch.setattr(session, "require_cuda", lacks)
+    monkeypatch.setattr(cuda, "require", lacks)
     monkeypatch.setattr(doctor, "read_driver", lambda: driver)
     monkeypatch.setattr(doctor, "_cuda_build", lambda: "13.0")
 
@@ -103,7 +106,7 @@ def test_versions_are_those_of_the_distribution_that_is_installed(monkeypatch: p
             raise importlib.metadata.PackageNotFoundError(name)
         return f"{name} 1.0"
 
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(importlib.metadata, "version", version)
 
     report = doctor.examine()
@@ -112,6 +115,28 @@ def test_versions_are_those_of_the_distribution_that_is_installed(monkeypatch: p
     assert report.missing == ("torch",)
     assert "missing: torch" in report.fixes[0]
     assert len(report.fixes) == 1  # one thing at a time: CUDA can wait
+
+
+def test_what_a_run_needs_is_what_the_project_depends_on() -> None:
+    """`onnxruntime` and `onnxruntime-gpu` are one package, by platform."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^\w-]", dependency)[0].removesuffix("-gpu") for dependency in dependencies}
+
+    assert set(doctor.REQUIRED) == names
+
+
+def imported(root: Path) -> set[str]:
+    """Top-level packages that the modules under `root` import, wherever in them."""
+    nodes = [node for path in root.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_what_the_package_imports_is_what_it_depends_on() -> None:
+    foreign = imported(ROOT / "precision_search") - set(sys.stdlib_module_names) - {"precision_search"}
+
+    assert foreign == {name.replace("-", "_") for name in doctor.REQUIRED} - {"onnxscript"}  # torch's exporter needs it
 
 
 def test_it_works_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +162,7 @@ def test_it_knows_this_machine() -> None:
 
 
 def test_a_control_group_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(session, "require_cuda", breaks)
+    monkeypatch.setattr(cuda, "require", breaks)
     monkeypatch.setattr(doctor, "_CGROUP_LIMIT", tmp_path / "memory.max")
     (tmp_path / "memory.max").write_text("max\n")
     whole = doctor.examine().memory_bytes

@@ -19,7 +19,8 @@ from precision_search.machine.measure import (
     product_series,
 )
 from precision_search.machine.microbenchmarks import Probe, ProbeRun, probe_model
-from precision_search.runtime.session import SessionSettings, create_session, run_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings, run_session
 from precision_search.runtime.timing import Run
 from tests.fake_device import FakeDevice
 from tests.told import Told

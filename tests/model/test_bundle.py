@@ -16,10 +16,12 @@ from onnx import TensorProto
 
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.families import FAMILIES
 from precision_search.model.graph import GRAPH_NAMES, GraphName, family_of
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import read_model
 from precision_search.precision.convert import convert
 from precision_search.precision.dtypes import assign
@@ -28,7 +30,7 @@ from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.session import SessionSettings
-from tests.checkpoints import TOKENIZER, saved_checkpoints, trace
+from tests.checkpoints import TOKENIZER, open_once, saved_checkpoints, trace
 from tests.graphs import (
     HEAD_WIDTH,
     HEADS,
@@ -518,7 +520,7 @@ def test_a_checkpoint_becomes_an_fp32_bundle_that_generates_as_transformers_does
 ) -> None:
     """The T5 has a decoder deeper than its encoder (FINDINGS 15); v1.1 a gated GELU and a projection of its own."""
     assert stored_dtypes(checkpoints / name) == {dtype}
-    bundle = open_bundle(str(checkpoints / name), export_cache, max_new_tokens=12)
+    bundle = open_once(checkpoints / name, export_cache, max_new_tokens=12)
     for graph in bundle.graphs.values():
         values = (*graph.model.graph.inputs, *(value for node in graph.model.graph for value in node.outputs))
         dtypes = {value.dtype for value in values}
@@ -538,7 +540,7 @@ def test_half_precision_weights_are_exported_as_the_fp32_numbers_they_are(checkp
 
     checkpoint = checkpoints / "t5-float16"
     assert stored_dtypes(checkpoint) == {"F16"}
-    run_jobs([ExportJob(str(checkpoint), "t5", "encoder", str(tmp_path / graph_file("encoder")))])
+    run_jobs([ExportJob(str(checkpoint), FAMILIES["t5"], "encoder", str(tmp_path / graph_file("encoder")))])
     model = read_model(tmp_path / graph_file("encoder"))
     exported = [
         value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None
@@ -562,7 +564,7 @@ def test_graphs_of_the_older_exporter_open_convert_and_generate_alike(
     assert any(value.name.startswith("onnx::MatMul") for value in raw.graph.initializer)
     traced = open_bundle(str(target), tmp_path / "cache", max_new_tokens=12)
     assert traced.checkpoint is None
-    exported = open_bundle(str(checkpoints / "t5-bfloat16"), export_cache, max_new_tokens=12)
+    exported = open_once(checkpoints / "t5-bfloat16", export_cache, max_new_tokens=12)
     assert generated(traced, ROWS) == generated(exported, ROWS)
     for name in GRAPH_NAMES:
         ours = {key for key in keys_of_matmuls(traced, name) if "SelfAttention/" not in key}

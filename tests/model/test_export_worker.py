@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ import pytest
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
 from precision_search.model import export_worker
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.families import FAMILIES
+from precision_search.model.families.base import ModelFamily
 
 
 class Child:
@@ -43,7 +46,11 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 
 
 def generate(*rows: tuple[int, ...], checkpoint: str = "nowhere") -> GenerateJob:
-    return GenerateJob(checkpoint, "t5", rows, 8, 2)
+    return GenerateJob(checkpoint, FAMILIES["t5"], rows, 8, 2)
+
+
+def as_json(family: ModelFamily) -> object:
+    return json.loads(json.dumps(dataclasses.asdict(family)))
 
 
 ECHO = "print(json.dumps({'tokens': job()['rows']}))"
@@ -51,7 +58,7 @@ ECHO = "print(json.dumps({'tokens': job()['rows']}))"
 MEET = """
 mine = job()
 (folder / f"here-{os.getpid()}").touch()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 600
 while len(list(folder.glob("here-*"))) < wanted and time.monotonic() < deadline:
     time.sleep(0.01)
 together = len(list(folder.glob("here-*")))
@@ -74,19 +81,19 @@ print(json.dumps({{"tokens": mine["rows"]}}))
 
 def test_a_job_arrives_whole(child: Child) -> None:
     child.does("print(json.dumps(job()))")
-    export, other = ExportJob("here", "mt5", "decoder_with_past", "there"), generate((1, 2), (3,))
+    export, other = ExportJob("here", FAMILIES["mt5"], "decoder_with_past", "there"), generate((1, 2), (3,))
     assert run_jobs([export, other]) == [
         {
             "kind": "ExportJob",
             "checkpoint": "here",
-            "model_type": "mt5",
+            "family": as_json(FAMILIES["mt5"]),
             "graph": "decoder_with_past",
             "target": "there",
         },
         {
             "kind": "GenerateJob",
             "checkpoint": "nowhere",
-            "model_type": "t5",
+            "family": as_json(FAMILIES["t5"]),
             "rows": [[1, 2], [3]],
             "max_new_tokens": 8,
             "batch_size": 2,
@@ -235,6 +242,6 @@ export_worker._do = full
 export_worker.main()
 """)
     with pytest.raises(EnvironmentProblemError) as caught:
-        run_jobs([ExportJob("here", "t5", "decoder", "there.onnx")])
+        run_jobs([ExportJob("here", FAMILIES["t5"], "decoder", "there.onnx")])
     assert caught.value.what == "there.onnx cannot be used"
     assert (caught.value.why, caught.value.fix) == ("No space left on device", "free some space on that disk")

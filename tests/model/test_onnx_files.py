@@ -108,7 +108,10 @@ TINY_ENCODER = tiny_t5_protos()["encoder"].SerializeToString()
 
 
 @settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(kept=st.integers(0, len(TINY_ENCODER) - 1))
 def test_a_truncated_file_is_refused(broken_folder: Path, kept: int) -> None:
@@ -125,7 +128,10 @@ def test_a_file_that_lost_its_last_bytes_is_refused(tmp_path: Path, lost: int) -
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(damage=st.lists(st.tuples(st.integers(0, len(TINY_ENCODER) - 1), st.binary(max_size=4)), min_size=1, max_size=4))
 def test_damaged_bytes_are_refused_or_give_a_graph_that_can_be_described(

@@ -13,8 +13,9 @@ import pytest
 from precision_search import Seq2SeqGenerator, api
 from precision_search.errors import EnvironmentProblemError, InputError
 from precision_search.model import bundle as bundle_module
-from precision_search.model.bundle import graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import open_bundle, oracle_tokens
 from precision_search.model.export_worker import ExportJob
+from precision_search.model.layout import graph_file
 from precision_search.model.snapshot import Snapshot, unchanged
 from precision_search.published import load as candidate
 from precision_search.published import publish as publish_module
@@ -118,7 +119,7 @@ def test_a_generator_is_not_made_of_a_mixture(
 
 
 def test_weights_that_change_before_they_are_mapped_are_noticed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    after(monkeypatch, generate, "load_candidate", lambda: replaced(model / "encoder.data"))
+    after(monkeypatch, generate, "load_published", lambda: replaced(model / "encoder.data"))
     assert refusal(lambda: Seq2SeqGenerator.from_pretrained(model, device="cpu")).why == "encoder.data changed"
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from precision_search.errors import InputError, InternalError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs, is_float, is_weight
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import load_model, weight_bytes, write_model
 from precision_search.precision.convert import (
     Converted,
@@ -29,8 +30,8 @@ from precision_search.precision.convert import (
 from precision_search.precision.low import IR_DTYPES, LOW_DTYPES, LowDtype
 from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
 from precision_search.precision.weights import WeightCache
-from precision_search.precision.wiring import crossing_name
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 from tests.graphs import CHOICES, MASK, RECIPES, Choice, Recipe, Writer, tiny_t5
 
 Graphs = Mapping[GraphName, Graph]
@@ -167,7 +168,7 @@ def assert_boundaries(models: Mapping[GraphName, ir.Model]) -> None:
     dtypes: dict[str, set[ir.DataType | None]] = {}
     for model in models.values():
         for value in (*model.graph.inputs, *model.graph.outputs):
-            crossing = crossing_name(str(value.name))
+            crossing = SEQ2SEQ.crossing(str(value.name))
             if crossing is not None:
                 dtypes.setdefault(crossing, set()).add(value.dtype)
     assert all(len(found) == 1 for found in dtypes.values())

@@ -14,11 +14,12 @@ from onnx import TensorProto
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import Graph, GraphName, NodeKind, float_inputs, is_float
+from precision_search.model.layout import SEQ2SEQ
 from precision_search.precision.convert import convert
-from precision_search.precision.dtypes import Assignment, assign, is_exact_or_mask, planned_casts
-from precision_search.precision.low import LowDtype
+from precision_search.precision.dtypes import Assignment, assign, planned_casts
+from precision_search.precision.low import LowDtype, is_exact_or_mask
 from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
-from precision_search.precision.wiring import crossing_name, sources
+from precision_search.precision.wiring import sources
 from tests.graphs import CHOICES, LAYERS, MASK, RECIPES, Choice, Recipe, Writer, tiny_t5
 
 Graphs = Mapping[GraphName, Graph]
@@ -303,7 +304,7 @@ def test_sources_are_found_behind_data_movement() -> None:
     ],
 )
 def test_crossing_tensors_have_one_name(name: str, common: str | None) -> None:
-    assert crossing_name(name) == common
+    assert SEQ2SEQ.crossing(name) == common
 
 
 @PROPERTY

@@ -241,21 +241,21 @@ def test_a_node_of_both_decoder_graphs_is_one_decision(tiny: Graphs) -> None:
 @pytest.mark.parametrize(
     ("data", "word", "suggestion"),
     [
-        ({"op_types": {"encoder": ["SoftMax"]}}, "'SoftMax' (encoder)", "'Softmax'"),
-        ({"op_types": {"decoder": ["ReducMean"]}}, "'ReducMean' (decoder)", "'ReduceMean'"),
-        ({"patterns": [r"decoder.block.0.layer.0.layernorm/Sqrt"]}, "it matches no node key", f"'{SQRTS}'"),
-        ({"nodes": {"decoder": [SQRTS.lower()]}}, SQRTS.lower(), f"'{SQRTS}'"),
-        ({"nodes": {"encoder": [SQRTS]}}, f"'{SQRTS}' (encoder)", "'encoder.block.0.layer.0.layer_norm/Sqrt'"),
-        ({"dtype": "flaot16"}, "'flaot16'", "'float16'"),
-        ({"dtype": "fp16"}, "'fp16'", "'float16'"),
-        ({"dtype": "bfloat"}, "'bfloat'", "'bfloat16'"),
-        ({"variant": "bases"}, "'bases'", "'base'"),
+        ({"op_types": {"encoder": ["SoftMax"]}}, "'SoftMax' (encoder)", "Softmax"),
+        ({"op_types": {"decoder": ["ReducMean"]}}, "'ReducMean' (decoder)", "ReduceMean"),
+        ({"patterns": [r"decoder.block.0.layer.0.layernorm/Sqrt"]}, "it matches no node key", SQRTS),
+        ({"nodes": {"decoder": [SQRTS.lower()]}}, SQRTS.lower(), SQRTS),
+        ({"nodes": {"encoder": [SQRTS]}}, f"'{SQRTS}' (encoder)", "encoder.block.0.layer.0.layer_norm/Sqrt"),
+        ({"dtype": "flaot16"}, "'flaot16'", "float16"),
+        ({"dtype": "fp16"}, "'fp16'", "float16"),
+        ({"dtype": "bfloat"}, "'bfloat'", "bfloat16"),
+        ({"variant": "bases"}, "'bases'", "base"),
     ],
 )
 def test_what_is_unknown_is_told_with_the_nearest_known(tiny: Graphs, data: Any, word: str, suggestion: str) -> None:
     error = refusal(data, tiny)
     assert word in error.what
-    assert f"did you mean {suggestion}?" in error.fix
+    assert f"did you mean `{suggestion}`?" in error.fix
 
 
 @pytest.mark.parametrize("dtype", ["int8", "", None, 16, ["float16"], {"float16": 1}])

@@ -27,8 +27,8 @@ from precision_search.precision.low import LOW_DTYPES, LowDtype, round_to
 from precision_search.precision.plan import Plan, all_compute_keys, pinned_keys
 from precision_search.precision.switchable import FLAG, switchable
 from precision_search.precision.weights import WeightCache
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.generator import Generator
-from precision_search.runtime.session import create_session
 from precision_search.runtime.teacher_forcing import ForcedBatch, ForcedDecoder, ForcedEncoder, forced_batches
 from tests.conftest import Rows
 from tests.graphs import (

@@ -39,6 +39,10 @@ def bundle(tmp_path: Path) -> Bundle:
     return tiny_bundle(tmp_path / "source")
 
 
+def everything_in_fp32(bundle: Bundle) -> Plan:
+    return Plan("float16", "base", all_compute_keys(bundle.graphs))
+
+
 def norms_in_fp32(bundle: Bundle, dtype: LowDtype = "float16") -> Plan:
     op_types = ("Pow", "ReduceMean", "Sqrt", "Reciprocal", "Softmax")
     there = {node.op_type for graph in bundle.graphs.values() for node in graph.compute}
@@ -143,8 +147,8 @@ def test_the_same_plan_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> N
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
-def test_no_plan_publishes_fp32_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
-    out = publish(bundle, None, FACTS, tmp_path / "model")
+def test_everything_in_fp32_is_published_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
+    out = publish(bundle, everything_in_fp32(bundle), FACTS, tmp_path / "model")
     published = models_in(out)
     for name, graph in bundle.graphs.items():
         assert [node.name for node in published[name].graph] == list(graph.nodes)
@@ -180,8 +184,8 @@ def test_what_exists_is_never_touched(bundle: Bundle, tmp_path: Path, kind: str)
         case "link":
             out.symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OutputExistsError, match="exists already") as caught:
-        publish(bundle, None, FACTS, out)
+    with pytest.raises(OutputExistsError, match="already exists") as caught:
+        publish(bundle, everything_in_fp32(bundle), FACTS, out)
     assert caught.value.exit_code == 2
     assert sorted(tmp_path.iterdir()) == before
     assert kind != "file" or out.read_text() == "mine"
@@ -198,7 +202,7 @@ def test_a_failure_leaves_nothing(
     expected = EnvironmentProblemError if isinstance(error, OSError) else type(error)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(expected):
-        publish(bundle, None, FACTS, tmp_path / "model")
+        publish(bundle, everything_in_fp32(bundle), FACTS, tmp_path / "model")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -208,14 +212,14 @@ def test_a_directory_that_appears_meanwhile_is_not_replaced(
     out = tmp_path / "model"
     monkeypatch.setattr(publishing, "check_published", lambda *_: out.mkdir())
     with pytest.raises(OutputExistsError):
-        publish(bundle, None, FACTS, out)
+        publish(bundle, everything_in_fp32(bundle), FACTS, out)
     assert list(out.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_named(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EnvironmentProblemError, match="cannot write") as caught:
-        publish(bundle, None, FACTS, tmp_path / "file" / "model")
+        publish(bundle, everything_in_fp32(bundle), FACTS, tmp_path / "file" / "model")
     assert caught.value.exit_code == 3
 
 
@@ -225,7 +229,9 @@ def test_the_demo_model_is_published_and_opened_again(demo_bundle: Bundle, tmp_p
     assert sum(path.stat().st_size for path in out.glob("*.onnx")) < 0.6 * sum(
         path.stat().st_size for path in demo_bundle.path.glob("*.onnx")
     )
-    again = open_bundle(str(publish(demo_bundle, None, FACTS, tmp_path / "fp32")), tmp_path / "cache")
+    again = open_bundle(
+        str(publish(demo_bundle, everything_in_fp32(demo_bundle), FACTS, tmp_path / "fp32")), tmp_path / "cache"
+    )
     for name, graph in demo_bundle.graphs.items():
         assert list(again.graphs[name].nodes.values()) == list(graph.nodes.values())
     assert again.config == demo_bundle.config

@@ -18,8 +18,9 @@ import pytest
 from precision_search import PrecisionSearchError, Seq2SeqGenerator, Step
 from precision_search.device.cuda import GEMM_VARIABLE
 from precision_search.errors import InputError, UsageError
-from precision_search.model.bundle import Bundle, graph_file, open_bundle, oracle_tokens
+from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
@@ -27,11 +28,12 @@ from precision_search.precision.convert import convert
 from precision_search.precision.emulate import widen
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
-from precision_search.published.load import FACTS_FILE, load_candidate
+from precision_search.published.load import FACTS_FILE, load_published
 from precision_search.published.seq2seq import Generated, _as_judged
+from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import NEAR_TIE, first_difference
-from precision_search.runtime.session import SessionSettings, resolve_device
+from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.tiny_model import LOUD, write_tiny_model
 
@@ -251,7 +253,7 @@ def test_low_graphs_run_widened_on_a_cpu(tiny_directory: Path, tmp_path: Path) -
     for index, row in enumerate(rows):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
     weights = WeightCache()
-    graphs = {name: widen(graph, weights) for name, graph in load_candidate(low).graphs.items()}
+    graphs = {name: widen(graph, weights) for name, graph in load_published(low).graphs.items()}
     wanted = Generator(graphs, bundle.generation, SessionSettings(threads=1)).generate(ids, mask)
 
     out = Seq2SeqGenerator.from_pretrained(low, device="cpu", threads=1).generate(SENTENCES)
@@ -279,8 +281,8 @@ def test_gemm_options_are_those_of_the_verdict_else_those_of_the_process(
     tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(str(tiny_directory), tmp_path / "cache")
-    judged = load_candidate(written_low(bundle, tmp_path / "judged", gemm_options="0"))
-    unsaid = load_candidate(written_low(bundle, tmp_path / "unsaid"))
+    judged = load_published(written_low(bundle, tmp_path / "judged", gemm_options="0"))
+    unsaid = load_published(written_low(bundle, tmp_path / "unsaid"))
     settings = SessionSettings(device="cuda")
     monkeypatch.setenv(GEMM_VARIABLE, "4")
     assert [_as_judged(model, settings)[1].gemm_options for model in (judged, unsaid)] == [0, 4]

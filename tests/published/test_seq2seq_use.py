@@ -22,8 +22,8 @@ import pytest
 
 from precision_search import Seq2SeqGenerator, Step
 from precision_search.errors import DeviceError, InputError, MissingPackageError, UsageError
-from precision_search.model.bundle import graph_file
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.runtime import token_matrix
 from tests.tiny_model import WORDS, write_tiny_model
@@ -137,7 +137,7 @@ def test_one_token_and_large_batches(tiny: Seq2SeqGenerator) -> None:
 def test_a_limit_beyond_memory_is_said_and_harms_nothing(tiny: Seq2SeqGenerator) -> None:
     wanted = tiny.generate(SENTENCES).ids
     for limit in (10**13, 10**30):
-        with pytest.raises(DeviceError, match="No memory"):
+        with pytest.raises(DeviceError, match="no memory"):
             tiny.generate(SENTENCES, max_new_tokens=limit)
         assert tiny.generate(SENTENCES).ids == wanted
 

@@ -14,14 +14,15 @@ import pytest
 
 from precision_search.errors import InputError
 from precision_search.judging.differences import DifferingSample
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName, compute_keys_by_op_type
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.model.samples import Sample, SampleSet, load_samples
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys
-from precision_search.published.load import FACTS_FILE, load_candidate, open_candidate
+from precision_search.published.load import FACTS_FILE, load_published, open_published
 from precision_search.published.verify import VerifyReport, compare, make_report
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
@@ -86,7 +87,7 @@ def test_a_careful_mixture_gives_the_tokens_of_fp32(demo_bundle: Bundle, careful
 
     report = compare(
         demo_bundle,
-        open_candidate(careful, demo_bundle),
+        open_published(careful, demo_bundle),
         few_samples(tmp_path),
         SETTINGS,
         batch_size=3,
@@ -105,7 +106,7 @@ def test_all_fp16_is_caught_although_a_cpu_would_hide_it(demo_bundle: Bundle, ca
     """The CPU provider computes such graphs in fp32, in effect: only the widened graphs fail as a GPU does."""
     samples = few_samples(tmp_path)
 
-    report = compare(demo_bundle, open_candidate(careless, demo_bundle), samples, SETTINGS)
+    report = compare(demo_bundle, open_published(careless, demo_bundle), samples, SETTINGS)
 
     assert report.exact == 0
     assert [difference.index for difference in report.differences] == list(range(SAMPLES))
@@ -117,7 +118,7 @@ def test_all_fp16_is_caught_although_a_cpu_would_hide_it(demo_bundle: Bundle, ca
 
 
 def test_the_fp32_model_verifies_against_itself(demo_bundle: Bundle, tmp_path: Path) -> None:
-    candidate = open_candidate(demo_bundle.path, demo_bundle)
+    candidate = open_published(demo_bundle.path, demo_bundle)
 
     report = compare(demo_bundle, candidate, few_samples(tmp_path), SETTINGS, batch_size=2)
 
@@ -179,10 +180,10 @@ def test_right_tokens_from_nonfinite_values_are_no_match_and_no_near_tie() -> No
 
 def test_missing_directories_and_files_are_named(demo_bundle: Bundle, broken: Path) -> None:
     with pytest.raises(InputError, match="there is no model directory"):
-        open_candidate(broken / "nothing", demo_bundle)
+        open_published(broken / "nothing", demo_bundle)
     (broken / "decoder_model.onnx").unlink()
     with pytest.raises(InputError, match=r"decoder_model\.onnx"):
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -190,7 +191,7 @@ def test_missing_hugging_face_files_are_named(demo_bundle: Bundle, broken: Path,
     (broken / name).unlink()
 
     with pytest.raises(InputError, match=rf"{name}|no tokenizer"):
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "num_decoder_layers"])
@@ -198,7 +199,7 @@ def test_a_config_of_another_model_is_refused(demo_bundle: Bundle, broken: Path,
     edit_json(broken / "config.json", **{key: 3})
 
     with pytest.raises(InputError, match="not a version of the reference") as caught:
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
     assert key in caught.value.why
     assert "--reference" in caught.value.fix
 
@@ -218,7 +219,7 @@ def test_a_graph_with_another_cache_is_refused_whatever_the_config_says(demo_bun
     replace_graph(broken, "decoder_with_past", rename)
 
     with pytest.raises(InputError, match="another cache") as caught:
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
     assert "past_key_values.3.decoder.key" in caught.value.why
 
 
@@ -233,7 +234,7 @@ def test_types_that_contradict_the_operators_are_refused(demo_bundle: Bundle, br
     replace_graph(broken, "encoder", lie)
 
     with pytest.raises(InputError, match="does not pass the ONNX checker"):
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
 
 
 def test_types_left_out_are_inferred(demo_bundle: Bundle, broken: Path) -> None:
@@ -246,7 +247,7 @@ def test_types_left_out_are_inferred(demo_bundle: Bundle, broken: Path) -> None:
 
     replace_graph(broken, "decoder", forget)
 
-    values = [value for node in open_candidate(broken, demo_bundle).graphs["decoder"].graph for value in node.outputs]
+    values = [value for node in open_published(broken, demo_bundle).graphs["decoder"].graph for value in node.outputs]
     assert {ir.DataType.FLOAT, ir.DataType.FLOAT16} <= {value.dtype for value in values}
     assert None not in {value.dtype for value in values if value.name}
 
@@ -261,7 +262,7 @@ def test_an_unknown_operator_without_a_type_is_refused(demo_bundle: Bundle, brok
     replace_graph(broken, "encoder", obscure)
 
     with pytest.raises(InputError, match="is unknown") as caught:
-        open_candidate(broken, demo_bundle)
+        open_published(broken, demo_bundle)
     assert "Mystery" in caught.value.why
 
 
@@ -274,13 +275,13 @@ def test_another_tokenizer_is_refused_by_what_it_makes_of_the_data(
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
 
     with pytest.raises(InputError, match="another tokenizer") as caught:
-        compare(demo_bundle, open_candidate(broken, demo_bundle), few_samples(tmp_path), SETTINGS)
+        compare(demo_bundle, open_published(broken, demo_bundle), few_samples(tmp_path), SETTINGS)
     assert caught.value.why.startswith("line 1 of ")
 
 
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(demo_bundle: Bundle, careful: Path, tmp_path: Path) -> None:
     small = dataclasses.replace(demo_bundle, config=dataclasses.replace(demo_bundle.config, vocab_size=20))
-    candidate = open_candidate(careful, demo_bundle)
+    candidate = open_published(careful, demo_bundle)
 
     with pytest.raises(InputError, match="gives the id"):
         compare(small, candidate, few_samples(tmp_path), SETTINGS)
@@ -293,7 +294,7 @@ def test_what_a_published_model_says_of_itself_is_applied_and_doubted(
     (broken / FACTS_FILE).write_text(json.dumps(facts))
     edit_json(broken / "generation_config.json", decoder_start_token_id=5)
 
-    candidate = open_candidate(broken, demo_bundle)
+    candidate = open_published(broken, demo_bundle)
     report = compare(demo_bundle, candidate, few_samples(tmp_path), SETTINGS)
 
     assert (candidate.optimization_level, candidate.use_tf32) == ("disabled", True)
@@ -319,11 +320,11 @@ def test_what_a_published_model_says_of_itself_is_applied_and_doubted(
 def test_a_fact_file_that_is_not_understood_is_an_error(broken: Path, text: str, told: str) -> None:
     (broken / FACTS_FILE).write_text(text)
     with pytest.raises(InputError) as caught:
-        load_candidate(broken)
+        load_published(broken)
     assert told in str(caught.value)
 
 
 def test_facts_that_say_nothing_of_settings_leave_them_open(broken: Path) -> None:
     (broken / FACTS_FILE).write_text('{"settings": {"gemm_options": null}, "content_hash": 1}')
-    found = load_candidate(broken)
+    found = load_published(broken)
     assert (found.optimization_level, found.use_tf32, found.gemm_options, found.content_hash) == (None,) * 4

@@ -115,7 +115,7 @@ def test_every_column_can_be_sorted_by(column: str) -> None:
 
 @pytest.mark.parametrize(("name", "near"), [("latency", "latency_ms"), ("speed", "speedup"), ("exact", "exact_match")])
 def test_an_unknown_column_is_refused_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(UsageError, match=f"did you mean '{near}'") as caught:
+    with pytest.raises(UsageError, match=f"did you mean `{near}`") as caught:
         pareto_table(small_run(), 0.98).sorted_by(name)
     assert caught.value.exit_code == 2
 

@@ -92,7 +92,7 @@ def test_numbers_that_are_not_finite_become_null_or_are_refused(value: float) ->
     line = trial_to_line(trial(min_margin=value, first_divergence=Divergence(0, 0, "n", value)))
     assert trial_from_line(line, "here").min_margin is None
     assert json.loads(line)["first_divergence"]["relative_error"] is None
-    with pytest.raises(InternalError, match="trial 3"):
+    with pytest.raises(InternalError, match="plan 3"):
         trial_to_line(trial(3, exact_match=value))
 
 
@@ -187,5 +187,5 @@ def test_a_repeated_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_log_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read the trial log"):
+    with pytest.raises(InputError, match="cannot read the plan log"):
         read_trials(tmp_path / "none.jsonl")

@@ -13,18 +13,21 @@ import pytest
 import tokenizers
 
 from precision_search.config import Config, DataSection, load_config
+from precision_search.device import cuda
 from precision_search.errors import ConfigError, InputError, UsageError, VerificationError
 from precision_search.judging import sample_sets
 from precision_search.judging.sample_sets import LoadedSet, NearTie, Parity, SampleRows, near_ties
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.samples import Sample, SampleSet
 from precision_search.precision.plan import all_compute_keys
 from precision_search.reporting import NOBODY
 from precision_search.run import prepare as module
 from precision_search.run.prepare import Prepared, open_inputs, prepare
 from precision_search.runtime import reference as reference_module
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.reference import NEAR_TIE, ParityDifference, Reference
 from precision_search.runtime.session import NO_LIMIT
 from tests.conftest import DEMO_DATA, DEMO_MODEL
@@ -134,16 +137,19 @@ def test_the_device_table_becomes_session_settings(make: Make) -> None:
 @pytest.mark.parametrize(("override", "warned"), [("use_tf32=true", 1), ("gemm_options=0", 1), ("gemm_options=2", 0)])
 def test_what_emulation_does_not_know_is_said(make: Make, override: str, warned: int) -> None:
     told = Told()
-    module._check_process(module._session_settings(make(f"device.{override}").device, "cpu"), told)
+    settings = module._session_settings(make(f"device.{override}").device, "cpu")
+    backend_of(settings).check_process(settings, told.warn)
     assert len(told.warnings) == warned
 
 
+@pytest.mark.usefixtures("no_export")
 def test_gemm_options_of_the_process_are_checked_before_the_slow_part(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cuda, "require", lambda device_id: None)
     monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "0")
     with pytest.raises(UsageError, match="to be 2, but ORT_CUDA_GEMM_OPTIONS is 0"):
-        module._check_process(module._session_settings(make().device, "cuda"), NOBODY)
+        talk.prepare(make("device.kind=cuda"))
 
 
 # Mistakes that need the graphs, and must not cost a reference.

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from precision_search import api
 from precision_search.config import load_config
-from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
-from precision_search.model.bundle import graph_file, open_bundle
+from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState, Trial
+from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
+from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
 from precision_search.records import run_files
 from precision_search.records.landmarks_json import LANDMARKS_FILE
@@ -29,76 +26,16 @@ from precision_search.records.trials import read_trials
 from precision_search.strategies import STRATEGIES
 from precision_search.strategies.pareto import choose_winner
 from tests.cli_models import fails, invoke
+from tests.run.killed import KILLED, After, Call, arguments
 from tests.tiny_model import MIN_EXACT_MATCH, write_sentences, write_tiny_config, write_tiny_model
 
-KILLED = -signal.SIGKILL if sys.platform != "win32" else None
 FEW_CHOICES = {
-    "keep_fp32": ["encoder.*/(Add|Mul|Pow|Reciprocal|ReduceMean|Sqrt)(\\.1)?"],
+    "keep_fp32": ["encoder.*/(Add|Mul|Pow|Reciprocal|ReduceMean|Relu|Sqrt)(\\.1)?"],
     "force_low": ["(decoder|lm_head)(?!.*SelfAttention/(Div|Log|Mul)).*"],
 }
-"""Pins that leave 4 of the 21 choices, 16 plans, half of them stable: for strategies that see no structure."""
-
-DRIVER = """
-import importlib, os, signal, sys
-
-module, name, count = sys.argv[1].split()
-holder = importlib.import_module(module)
-function, left = getattr(holder, name), int(count)
-
-def counted(*arguments, **options):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*arguments, **options)
-
-setattr(holder, name, counted)
-del sys.argv[1]
-from precision_search.cli.commands import main
-main()
-"""
-"""The command line in a process that kills itself when some function is called for the nth time."""
+"""Pins that leave 3 of the 21 choices, 8 plans, half of them stable: for strategies that see no structure."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """The moment at which a session is killed: a function, looked up where it is used, is called for the nth time."""
-
-    module: str
-    name: str
-    count: int = 1
-
-    def session(self, config: Path, out: Path) -> int:
-        """Runs until then, or to the end, and gives the exit code."""
-        point = f"{self.module} {self.name} {self.count}"
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER, point, *arguments(config, out)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode in (KILLED, 0), done.stderr
-        return done.returncode
-
-
-@dataclass(frozen=True, slots=True)
-class After:
-    """Some time after the session was started."""
-
-    seconds: float
-
-    def session(self, config: Path, out: Path) -> int:
-        """Runs until then, or to the end, and gives the exit code."""
-        command = [sys.executable, "-m", "precision_search", *arguments(config, out)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(self.seconds)
-            process.kill()
-        assert process.returncode in (KILLED, 0)
-        return process.returncode
-
-
-def arguments(config: Path, out: Path) -> list[str]:
-    """A run that goes on where there is one."""
-    return ["run", str(config), "--out", str(out), *(["--resume"] if out.exists() else [])]
 
 
 def run(config: Path, out: Path, *more: str) -> str:
@@ -155,7 +92,7 @@ def assert_same_end(whole: Path, resumed: Path) -> None:
 @pytest.mark.parametrize("strategy", [strategy.name for strategy in STRATEGIES])
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(strategy: str, tmp_path: Path) -> None:
     blind = strategy in ("exhaustive", "random")
-    config = write_tiny_config(tmp_path, strategy, max_trials=16 if blind else 24, **FEW_CHOICES if blind else {})
+    config = write_tiny_config(tmp_path, strategy, max_trials=8 if blind else 12, **FEW_CHOICES if blind else {})
     run(config, tmp_path / "whole")
     count = len(read_trials(tmp_path / "whole" / run_files.TRIALS_FILE))
     assert count >= 8
@@ -244,7 +181,7 @@ def test_a_killed_run_can_be_exported_and_says_that_it_is_unfinished(tiny: Path,
 # What is there after each plan
 
 
-class Watcher:
+class Watcher(SearchReporter):
     """A reporter that looks into the run directory after each judged plan, as somebody else might."""
 
     def __init__(self, out: Path) -> None:
@@ -363,14 +300,14 @@ def test_a_run_of_another_machine_or_version_is_refused(
 @pytest.mark.slow
 def test_a_search_and_a_given_plan_are_not_one_run(changeable: Path) -> None:
     blocklist = changeable / "run" / run_files.BLOCKLIST_FILE
-    assert "a search, or a given plan" in refusal(changeable, "--plan", blocklist)
+    assert "a search, or a given plan" in refusal(changeable, "--blocklist", blocklist)
     shutil.copy(blocklist, changeable / "mine.json")
     shutil.rmtree(changeable / "run")
-    run(changeable / "tiny.toml", changeable / "run", "--plan", str(changeable / "mine.json"))
+    run(changeable / "tiny.toml", changeable / "run", "--blocklist", str(changeable / "mine.json"))
     assert "a search, or a given plan" in refusal(changeable)
     (changeable / "other.json").write_text('{"op_types": {"encoder": ["MatMul", "Pow"]}}')
-    assert "the given plan changed since it began" in refusal(changeable, "--plan", changeable / "other.json")
-    run(changeable / "tiny.toml", changeable / "run", "--plan", str(changeable / "mine.json"))
+    assert "the given plan changed since it began" in refusal(changeable, "--blocklist", changeable / "other.json")
+    run(changeable / "tiny.toml", changeable / "run", "--blocklist", str(changeable / "mine.json"))
 
 
 @pytest.mark.slow

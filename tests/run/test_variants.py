@@ -14,8 +14,8 @@ from precision_search import api
 from precision_search.config import load_config
 from precision_search.errors import InputError
 from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
-from precision_search.model.bundle import graph_file
 from precision_search.model.graph import BASE_VARIANT
+from precision_search.model.layout import graph_file
 from precision_search.records.nodes_json import read_nodes
 from precision_search.records.run_files import read_run
 from precision_search.run.search import dry_run, search

@@ -22,11 +22,12 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import GraphName
 from precision_search.runtime import decoding
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache, cache_tensors
 from precision_search.runtime.generator import Generation, Generator
 from precision_search.runtime.head import with_margin_head
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.session import SessionSettings
 from tests.graphs import tiny_t5_protos
 from tests.toy_bundle import VOCABULARY, Toy
 
@@ -305,7 +306,7 @@ ONES = np.ones((2, 3), np.int64)
         (ONES, ONES[:, :2], 4, "do not fit together"),
         (ONES - 2, ONES, 4, "negative id"),
         (ONES, ONES * 2, 4, "0 and 1"),
-        (ONES, ONES, 0, "Nothing to generate"),
+        (ONES, ONES, 0, "nothing to generate"),
         (ONES * VOCABULARY, ONES, 4, "failed to run"),
     ],
 )
@@ -315,14 +316,14 @@ def test_bad_arguments_are_refused(ids: Any, mask: Any, limit: int, match: str) 
 
 
 def test_a_device_without_memory_is_a_device_error() -> None:
-    with pytest.raises(DeviceError, match="No memory for") as caught:
+    with pytest.raises(DeviceError, match="no memory for") as caught:
         Buffer(ir.DataType.FLOAT, CPU).reserve(2**60)
     assert "smaller batch" in caught.value.fix
 
 
 @pytest.fixture(scope="module")
 def demo_generator(demo_bundle: Bundle) -> Generator:
-    return Generator(demo_bundle.models, demo_bundle.generation, SessionSettings())
+    return Generator(demo_bundle.models, demo_bundle.generation, SessionSettings(threads=1))
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50])
@@ -393,4 +394,4 @@ def test_decoder_graphs_whose_caches_do_not_fit_are_refused(spoil: Any, name: st
     with pytest.raises(InputError, match=r"do not fit together at 'past_key_values\.0") as caught:
         cache_tensors(models["decoder"], models["decoder_with_past"])
     assert why in caught.value.why
-    assert "Export the three graphs together" in caught.value.fix
+    assert "export the three graphs together" in caught.value.fix

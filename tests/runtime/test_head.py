@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.runtime import head
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 
 V = 7
 PAD, EOS = 0, 1

@@ -26,8 +26,10 @@ from precision_search.errors import (
     NoKernelError,
     UsageError,
 )
+from precision_search.runtime import backends
 from precision_search.runtime import session as session_module
-from precision_search.runtime.session import SessionSettings, create_session, require_cuda, resolve_device, run_error
+from precision_search.runtime.backends import create_session, resolve_device
+from precision_search.runtime.session import SessionSettings, run_error
 
 ROWS, WIDTH = 64, 32
 CUDA = SessionSettings(device="cuda")
@@ -160,7 +162,7 @@ def test_cuda_runs_on_cuda_or_fails_without_noise(capfd: pytest.CaptureFixture[s
 def test_a_runtime_without_cuda_provider_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
     with pytest.raises(MissingPackageError, match="no CUDA provider") as caught:
-        require_cuda(CUDA)
+        cuda.require(0)
     assert "precision-search[cuda]" in caught.value.fix
 
 
@@ -226,7 +228,7 @@ MEMORY = [
 @pytest.mark.parametrize("text", MEMORY)
 def test_no_memory_for_the_weights_is_its_own_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", failing(text))
-    with pytest.raises(DeviceMemoryError, match="No memory for the graph 'lookup' on cuda"):
+    with pytest.raises(DeviceMemoryError, match="no memory for the graph 'lookup' on cuda"):
         create_session(lookup_model(table_of(np.float32)), CUDA)
 
 
@@ -284,11 +286,11 @@ def test_device_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_that_goes_unused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
     told: list[str] = []
-    monkeypatch.setattr(session_module, "read_driver", lambda: None)
+    monkeypatch.setattr(backends, "read_driver", lambda: None)
     assert resolve_device("auto", warn=told.append) == "cpu"
     assert told == []
     device = CudaDevice(0, "Tesla T4", "7.5", 16 * 2**30, None, bfloat16=False)
-    monkeypatch.setattr(session_module, "read_driver", lambda: CudaDriver("580.1", "13.0", (device,), None))
+    monkeypatch.setattr(backends, "read_driver", lambda: CudaDriver("580.1", "13.0", (device,), None))
     assert resolve_device("auto", warn=told.append) == "cpu"
     assert len(told) == 1
     assert "runs on the CPU" in told[0]

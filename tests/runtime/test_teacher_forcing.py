@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
-from precision_search.runtime.session import create_session
+from precision_search.runtime.backends import create_session
 from precision_search.runtime.teacher_forcing import (
     ForcedBatch,
     ForcedDecoder,
@@ -145,7 +145,8 @@ def test_margins_are_those_of_the_plain_logits(
     assert margins.dtype == np.float32
     assert np.isnan(margins[~forced.valid]).all()
     assert not forced.valid.all()
-    np.testing.assert_allclose(margins[forced.valid], wanted[forced.valid], rtol=0, atol=1e-5)
+    # A logit is a sum of 192 products below 32, which the head may add up in another order.
+    np.testing.assert_allclose(margins[forced.valid], wanted[forced.valid], rtol=0, atol=1e-4)
     assert (margins[forced.valid] > 0).all()
 
 

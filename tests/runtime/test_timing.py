@@ -19,7 +19,6 @@ from precision_search.runtime.timing import (
     Timing,
     TimingRules,
     compare_times,
-    interleave,
     synthetic_batch,
     without_end,
 )
@@ -188,9 +187,9 @@ def test_slow_runs_get_no_more_rounds_than_there_is_time_for() -> None:
 def test_a_fixed_number_of_rounds_is_kept_to() -> None:
     watch = noisy(2, 0.2)
 
-    first, second = interleave(lambda: watch.run("A"), lambda: watch.run("B"), rounds=7, clock=lambda: watch.now)
+    found = watch.compare(fixed(7))
 
-    assert len(first.samples_ms) == len(second.samples_ms) == 14
+    assert len(found.first.samples_ms) == len(found.second.samples_ms) == 14
 
 
 def test_one_slow_run_moves_neither_medians_nor_intervals_and_is_kept() -> None:

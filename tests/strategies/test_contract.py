@@ -142,7 +142,7 @@ def test_exhaustive_judges_every_subset_fastest_first(tmp_path: Path) -> None:
 
 
 def test_exhaustive_refuses_a_space_beyond_the_budget() -> None:
-    with pytest.raises(ConfigError, match=r"needs 512 trials, search.max_trials is 511") as caught:
+    with pytest.raises(ConfigError, match=r"judges 512 plans, search.max_trials is 511") as caught:
         make_strategy("exhaustive", context(space(), 511))
     assert "9 op types" in caught.value.why
     assert "512" in caught.value.fix

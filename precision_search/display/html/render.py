@@ -7,7 +7,6 @@ template engine, in the scripts' data by `json_for_script`; and the scripts put 
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 from importlib import resources
@@ -93,7 +92,6 @@ def asset(name: str) -> str:
     return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
-@functools.cache
 def plotly_js() -> str:
     """Plotly's script, as its Python package ships it."""
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from precision_search.config import load_config
 from precision_search.display.html.render import render
-from precision_search.errors import OutputExistsError
+from precision_search.files import refuse_existing
 from precision_search.records import run_files
 from precision_search.records.landmarks_json import LANDMARKS_FILE, RunLandmarks, read_landmarks
 from precision_search.records.nodes_json import NODES_FILE, RunNodes, read_nodes
@@ -29,12 +29,8 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         MissingPackageError: plotly is not installed.
         EnvironmentProblemError: the file cannot be written.
     """
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise OutputExistsError(
-            f"{out} exists already",
-            why="a report replaces only the one in its own run directory",
-            fix="give another --out",
-        )
+    if out is not None:
+        refuse_existing(out)
     path = run_dir / REPORT_FILE if out is None else out
     run = run_files.read_run(run_dir)
     share = load_config(run_dir / run_files.CONFIG_FILE).min_exact_match

@@ -82,7 +82,7 @@ def hover(opened: Opened, plan: int) -> None:
     x, y = place_of(opened, plan)
     opened.page.mouse.move(x - 3, y - 3)
     opened.page.mouse.move(x, y, steps=3)
-    opened.page.wait_for_selector("#tip:not([hidden])", timeout=5000)
+    opened.page.wait_for_selector("#tip:not([hidden])")
 
 
 def click(opened: Opened, plan: int) -> None:

@@ -22,7 +22,7 @@ from precision_search.display.html import REPORT_FILE
 from precision_search.display.html import overview as facts
 from precision_search.display.html.content import bits, make_page
 from precision_search.display.html.page import Page
-from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script, plotly_js
+from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script
 from precision_search.errors import InputError, OutputExistsError
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records import run_files
@@ -339,7 +339,7 @@ def test_a_report_replaces_its_own_and_no_other_file(tmp_path: Path) -> None:
     assert api.report(directory, other) == other
     assert other.read_bytes() == (directory / REPORT_FILE).read_bytes()
     other.write_text("precious")
-    with pytest.raises(OutputExistsError, match=r"mine\.html exists already"):
+    with pytest.raises(OutputExistsError, match=r"mine\.html already exists"):
         api.report(directory, other)
     assert other.read_text() == "precious"
 
@@ -358,7 +358,7 @@ def test_the_command_prints_the_path(tmp_path: Path) -> None:
 
     assert invoke("report", directory).stdout == f"{directory / REPORT_FILE}\n"
     assert invoke("report", directory, "--out", tmp_path / "a.html").stdout == f"{tmp_path / 'a.html'}\n"
-    assert "exists already" in fails(invoke("report", directory, "--out", tmp_path / "a.html"), 2)
+    assert "already exists" in fails(invoke("report", directory, "--out", tmp_path / "a.html"), 2)
     assert "is not a run directory" in fails(invoke("report", tmp_path / "nowhere"), 2)
 
 
@@ -380,7 +380,6 @@ def test_the_wheel_holds_the_parts_of_the_page(tmp_path: Path) -> None:
 def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_report_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    plotly_js.cache_clear()
     message = fails(invoke("report", run, "--out", tmp_path / "report.html"), 3)
     assert message.startswith("error: the report needs plotly\n  why: ")
     assert "fix: pip install plotly, then: precision-search report RUN" in message

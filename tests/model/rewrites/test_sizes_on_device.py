@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_search.model.bundle import Bundle, graph_file
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import describe
+from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import read_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device, place
-from precision_search.runtime.session import SessionSettings, create_session
+from precision_search.runtime.backends import create_session
+from precision_search.runtime.session import SessionSettings
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 CONSTANTS = (

@@ -1,0 +1,91 @@
+"""Sessions of the command line in processes that are killed: at a call of some function, or after some time.
+
+The processes are forked from one that has imported what a run needs, which takes seconds otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KILLED = -signal.SIGKILL if sys.platform != "win32" else None
+
+_IMPORTED = ("onnxruntime", "onnx_ir", "onnx", "optuna", "scipy.stats", "tokenizers", "jinja2", "rich.console")
+_IMPORTED_OF_OURS = ("precision_search.cli.commands", "precision_search.run.search", "precision_search.api")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The moment at which a session is killed: a function, looked up where it is used, is called for the nth time."""
+
+    module: str
+    name: str
+    count: int = 1
+
+    def session(self, config: Path, out: Path) -> int:
+        """Runs until then, or to the end, and gives the exit code."""
+        return _session(arguments(config, out), self, None)
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """Some time after the session was started."""
+
+    seconds: float
+
+    def session(self, config: Path, out: Path) -> int:
+        """Runs until then, or to the end, and gives the exit code."""
+        return _session(arguments(config, out), None, self.seconds)
+
+
+def arguments(config: Path, out: Path) -> list[str]:
+    """A run that goes on where there is one."""
+    return ["run", str(config), "--out", str(out), *(["--resume"] if out.exists() else [])]
+
+
+def _session(command: Sequence[str], call: Call | None, seconds: float | None) -> int:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_IMPORTED, *_IMPORTED_OF_OURS])
+    with tempfile.NamedTemporaryFile() as said:
+        process = context.Process(target=_command_line, args=(command, call, said.name))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        code = process.exitcode
+        process.close()
+        assert code is not None and code in (KILLED, 0), Path(said.name).read_text()
+    return code
+
+
+def _command_line(command: Sequence[str], call: Call | None, said: str) -> None:
+    """In the child."""
+    file = os.open(said, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if call is not None:
+        holder = importlib.import_module(call.module)
+        setattr(holder, call.name, _killing(getattr(holder, call.name), call.count))
+    sys.argv = ["precision-search", *command]
+    importlib.import_module("precision_search.cli.commands").main()
+
+
+def _killing(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    left = count
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return counted
