@@ -101,8 +101,8 @@ def export_bundle(
         EnvironmentProblemError: `out` cannot be written.
     """
     target = Path(out)
-    refuse_existing(target)
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
+        refuse_existing(target)
         return write_bundle(_open(source, cache, told), target)
 
 
@@ -190,13 +190,13 @@ def publish(
             `candidate` are given.
         OutputExistsError: `out` exists.
     """
-    if plan is not None and candidate is not None:
-        raise UsageError(
-            "plan and candidate are given",
-            why="`candidate` is the former name of `plan`",
-            fix="give `plan` alone",
-        )
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
+        if plan is not None and candidate is not None:
+            raise UsageError(
+                "plan and candidate are given",
+                why="`candidate` is the former name of `plan`",
+                fix="give `plan` alone",
+            )
         return _publish(Path(run), Path(out), candidate if plan is None else plan, told)
 
 

@@ -182,7 +182,7 @@ class SearchSection:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSection:
-    """What latency is stated for.
+    """The workload that latency refers to.
 
     Attributes:
         batch: sentences in a batch.
@@ -224,7 +224,7 @@ class Config:
         generation: how far is generated.
         device: where sessions run.
         search: the low dtype, how plans are proposed, and when to stop.
-        workload: what latency is stated for.
+        workload: the workload that latency refers to.
         latency: what estimates are made with.
     """
 

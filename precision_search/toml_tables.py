@@ -224,11 +224,11 @@ def _override_value(raw: str) -> object:
 def _check_known(word: str, known: Iterable[str], what: str, tables: Mapping[str, _Table]) -> None:
     if word in known:
         return
-    elsewhere = (f"{table}.{word}" for table in tables if word in tables[table].keys)
+    elsewhere = next((f"did you mean `{table}.{word}`?" for table in tables if word in tables[table].keys), "")
     raise ConfigError(
         what,
         why=f"known here: {', '.join(known)}",
-        fix=did_you_mean(word, known) or did_you_mean(word, elsewhere, cutoff=0.0) or "remove it",
+        fix=did_you_mean(word, known) or elsewhere or "remove it",
     )
 
 

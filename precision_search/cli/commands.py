@@ -25,6 +25,7 @@ from precision_search.cli.support import (
     new_run,
     open_reporter,
     print_rich,
+    renamed,
     resumable,
     say,
     tell_interrupted,
@@ -111,7 +112,7 @@ def run(
     """
     from precision_search.config import load_config
 
-    blocklist = blocklist or former
+    blocklist = renamed(blocklist, former, "--blocklist", "--plan")
     resolved = load_config(config, overrides)
     if out is None:
         out = latest_run(resolved.name) if resume else new_run(resolved.name)
@@ -214,12 +215,13 @@ def report(run_directory: Path, out: Path | None) -> None:
 @click.pass_context
 def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former: int | None, out: Path) -> None:
     """Write the ONNX graphs of a stable plan of the run in the directory RUN; prints the model directory."""
+    plan = renamed(plan, former, "--plan", "--candidate")
     check_run(run_directory)
     refuse_existing(out)
     from precision_search import api
 
     with open_reporter(ctx) as reporter:
-        written = api.publish(run_directory, out, plan=former if plan is None else plan, reporter=reporter)
+        written = api.publish(run_directory, out, plan=plan, reporter=reporter)
     click.echo(written)
 
 

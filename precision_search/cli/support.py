@@ -29,6 +29,7 @@ PIPED_WIDTH = 160
 _VERBOSE, _QUIET = f"{__name__}.verbose", f"{__name__}.quiet"
 _SHOWN_RUNS = 10
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -145,3 +146,18 @@ def _resume_command(config: Path, overrides: Sequence[str], out: Path, blocklist
     command += [part for override in overrides for part in ("--set", override)]
     command += [] if blocklist is None else ["--blocklist", str(blocklist)]
     return shlex.join(command)
+
+
+def renamed(given: T | None, former: T | None, option: str, former_option: str) -> T | None:
+    """What an option with a hidden former name was given as.
+
+    Raises:
+        UsageError: both were given.
+    """
+    if given is not None and former is not None:
+        raise UsageError(
+            f"{option} and {former_option} are given",
+            why=f"{former_option} is the former name of {option}",
+            fix=f"give {option} alone",
+        )
+    return former if given is None else given

@@ -34,7 +34,7 @@ times less than reading the byte once, even on the fastest device, it settles ti
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a latency is stated for: sentences in a batch, tokens of each source and of each target."""
+    """The workload that latency refers to: sentences in a batch, tokens of each source and of each target."""
 
     batch: int
     source_length: int

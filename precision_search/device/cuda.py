@@ -217,7 +217,7 @@ def quiet() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(LOG_ERROR)
 
 
-def is_out_of_memory(text: str) -> bool:
+def says_out_of_memory(text: str) -> bool:
     """Whether an ONNX Runtime message says that an allocation failed; there is no status code for that."""
     return any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS)
 
@@ -249,7 +249,7 @@ def _refused(device_id: int, text: str) -> EnvironmentProblemError:
     failure, absent = _FAILURE.search(text), _NO_SUCH_DEVICE.search(text)
     code = int(failure[1]) if failure else None
     why = failure.group() if failure else first_line(text)
-    if code == _OUT_OF_MEMORY or (code is None and is_out_of_memory(text)):
+    if code == _OUT_OF_MEMORY or (code is None and says_out_of_memory(text)):
         return DeviceMemoryError(
             f"CUDA device {device_id} has no memory left to start with", why=why, fix="free memory on it"
         )

@@ -65,14 +65,6 @@ def confirm_with(
     return ConfirmResult(exact / len(tokens), bool(nonfinite.any()), divergence)
 
 
-def may_idle(settings: SessionSettings) -> bool:
-    """Whether sessions that will be needed again may wait beside others.
-
-    On a device they would take the memory that others are measured in.
-    """
-    return settings.device == "cpu"
-
-
 def open_generator(
     models: Mapping[GraphName, ir.Model],
     generation: GenerationSettings,

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import DeviceMemoryError
-from precision_search.judging.confirm import ConfirmResult, confirm_with, may_idle, open_generator
+from precision_search.judging.confirm import ConfirmResult, confirm_with, open_generator
 from precision_search.judging.damage import DamageFinder
 from precision_search.judging.flip_risk import TokenMargins, estimate_flip_risk
 from precision_search.judging.noise import is_damage, noise, rounding_unit
@@ -259,13 +259,14 @@ class PlanJudge:
         """What generates with a plan's converted graphs; on a CPU it stays until another plan's is asked for."""
         if self._generator is not None and self._generator[0] == plan:
             return self._generator[1]
-        self._generator = None
-        if self._fp32 is not None and self._is_fp32(plan):
-            generator = self._fp32
+        # Those that made the references serve the first plan that is judged, which is fp32, or nobody.
+        fp32, self._fp32, self._generator = self._fp32, None, None
+        if fp32 is not None and self._is_fp32(plan):
+            generator = fp32
         else:
             session, models = self._settings.session, self.converted(plan).models
             generator = open_generator(models, self._bundle.generation, session, self._weights)
-        if may_idle(self._settings.session):
+        if backend_of(self._settings.session).may_idle:
             self._generator = plan, generator
         return generator
 

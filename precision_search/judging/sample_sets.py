@@ -11,6 +11,7 @@ from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.reporting import NOBODY, Reporter
+from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
 from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import (
@@ -93,9 +94,12 @@ class Fp32Model:
         Raises:
             DeviceMemoryError: the device's memory does not hold its sessions.
         """
-        if self._forced is None:
-            self._forced = open_forced(self.bundle, self.settings)
-        return self._forced
+        if self._forced is not None:
+            return self._forced
+        forced = open_forced(self.bundle, self.settings)
+        if backend_of(self.settings).may_idle:
+            self._forced = forced
+        return forced
 
     def close(self) -> None:
         """Lets go of the sessions; they are made anew if they are asked for once more."""

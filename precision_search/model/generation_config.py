@@ -12,7 +12,7 @@ from pathlib import Path
 
 from precision_search.errors import InputError
 from precision_search.files import read_file, reason
-from precision_search.model.families import family_of, likely_family
+from precision_search.model.families import likely_family, model_family_of
 from precision_search.model.families.base import ModelFamily
 
 # Every attribute of transformers 5.23's GenerationConfig (and of older ones) that changes which tokens come out of
@@ -109,7 +109,7 @@ def read_model_config(directory: Path, family: ModelFamily | None = None) -> Mod
     """
     path = directory / "config.json"
     config = _read_json(path)
-    family = family or family_of(config, path)
+    family = family or model_family_of(config, path)
     names, scale = family.sizes, family.parts.output_scale
     layers, width, heads = (
         _size(config, name, path, family) for name in (names.encoder_layers, names.width, names.heads)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, first_line
 from precision_search.files import read_file
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
@@ -140,7 +140,7 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family
     except Exception as error:  # what the many formats and their libraries raise has no common root
         raise InputError(
             f"the tokenizer in {model_dir} cannot be loaded",
-            why=str(error).strip().partition("\n")[0] or type(error).__name__,
+            why=first_line(error),
             fix="save it as tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) where it loads",
         ) from error
     if backend.eos_token_id is None or backend.pad_token_id is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from precision_search.errors import InternalError
+from precision_search.errors import InternalError, first_line
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, is_weight, node_kind
 from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import load_model
@@ -90,9 +90,7 @@ def _check_onnx(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker raises its own classes and those of shape inference
-        raise InternalError(
-            f"{path.name} does not pass the ONNX checker", why=str(error).strip().partition("\n")[0]
-        ) from error
+        raise InternalError(f"{path.name} does not pass the ONNX checker", why=first_line(error)) from error
 
 
 def _check_loads(model: ir.Model, path: Path) -> None:
@@ -109,6 +107,4 @@ def _check_loads(model: ir.Model, path: Path) -> None:
         options.intra_op_num_threads = 1
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code
-        raise InternalError(
-            f"{path.name} does not load in ONNX Runtime", why=str(error).strip().partition("\n")[0]
-        ) from error
+        raise InternalError(f"{path.name} does not load in ONNX Runtime", why=first_line(error)) from error

@@ -95,7 +95,7 @@ class PublishFacts:
         samples: on which samples.
         versions: of the packages.
         latency: of the plan, None where unknown.
-        workload: what the latency is stated for.
+        workload: the workload that latency refers to.
         reasons: why each compute node has its precision, by key.
     """
 
@@ -127,7 +127,7 @@ class ModelFacts:
         versions: of the packages.
         numbers: what the plan comes to.
         latency: of the plan, None where unknown; it says whether it was measured or estimated.
-        workload: what the latency is stated for.
+        workload: the workload that latency refers to.
     """
 
     schema_version: int

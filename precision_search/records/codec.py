@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 T = TypeVar("T")
 
+# A pure function of a handful of classes; asked for every value of logs with thousands of lines.
 _hints = functools.cache(get_type_hints)
 
 

@@ -18,7 +18,7 @@ from precision_search.judging.trial import Trial
 from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import Plan
 from precision_search.strategies.base import SearchSpace
-from precision_search.strategies.scale import scaled_ms
+from precision_search.strategies.scale import fp32_plan, scaled_ms
 from precision_search.strategies.tpe import objectives, violation
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class StudyFile:
         by_parameter = self._keys[plan.variant]
         choice = optuna.distributions.CategoricalDistribution(PARTS)
         stored = optuna.create_trial(
-            values=objectives(trial, scaled_ms(trial, self._space, self._estimate)),
+            values=objectives(trial, scaled_ms(trial, self._estimate(fp32_plan(self._space)), self._estimate)),
             params={name: part_of(keys, plan) for name, keys in by_parameter.items()},
             distributions=dict.fromkeys(by_parameter, choice),
             constraints={"stable": violation(trial)},

@@ -64,7 +64,7 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where the run judged and what latency is stated for.
+    """Where the run judged and the workload that latency refers to.
 
     Attributes:
         kind: where sessions ran.
@@ -144,7 +144,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadInfo:
-    """What latency is stated for.
+    """The workload that latency refers to.
 
     Attributes:
         batch: sentences in a batch.
@@ -279,7 +279,7 @@ class RunInfo:
         batch_size: samples judged at once, since the memory last ran out; rounding depends on the shapes that it
             leads to. Each plan says what it was judged at.
         config_hash: SHA-256 of the resolved config, hexadecimal.
-        workload: what latency is stated for.
+        workload: the workload that latency refers to.
         strategy: the name of the search strategy.
         seed: of everything random.
         counts: judged plans.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.device.profile import DeviceProfile, load_profile
-from precision_search.judging.confirm import may_idle
 from precision_search.judging.ranges import NodeRange, measure_ranges
 from precision_search.judging.sample_sets import (
     Fp32Model,
@@ -159,7 +158,7 @@ def measure_inputs(config: Config, opened: Opened, reporter: Reporter) -> Prepar
             texts = opened.texts[name]
             reporter.stage(f"generating the fp32 reference, {len(texts.samples)} {name} samples")
             sets[name] = load_set(texts, section, fp32, reporter)
-    if not may_idle(opened.settings):
+    if not backend_of(opened.settings).may_idle:
         fp32.close()
     check_ties(sets["calibration"], reporter)
     parity = check_parity(bundle, sets["calibration"], config, reporter)

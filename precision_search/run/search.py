@@ -14,7 +14,6 @@ from precision_search.config import Config, DataSection, to_toml
 from precision_search.cost.estimate import Workload
 from precision_search.display.html import write_report
 from precision_search.errors import ConfigError, PrecisionSearchError
-from precision_search.judging.confirm import may_idle
 from precision_search.judging.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.judging.landmarks import rejected_landmarks, show_landmark
 from precision_search.judging.latency import EstimatedLatency, MeasuredLatency
@@ -275,7 +274,7 @@ def _measured(config: Config, prepared: Prepared, workload: Workload) -> Measure
 
 def _judge(config: Config, prepared: Prepared, latency: LatencySource) -> PlanJudge:
     validation = prepared.sets.get("validation")
-    fp32 = prepared.fp32.generator if may_idle(prepared.settings) else None
+    fp32 = prepared.fp32.generator if backend_of(prepared.settings).may_idle else None
     if config.test is None:
         prepared.fp32.close()  # no other reference will be generated
     return PlanJudge(
@@ -333,6 +332,7 @@ def _strategy_of(
             estimate=estimate.plan_ms,
             nodes=nodes,
             min_validation_match=config.min_exact_match,
+            fp32_ms=estimate.plan_ms(_fp32_plan(config, prepared)),
         ),
     )
 

@@ -45,6 +45,8 @@ class Backend(Protocol):
         evidence: the same in a sentence or two, for model cards.
         measures_latency: whether times taken here are what users will see; if not, latency is estimated.
         check_every: steps between looks at the flags of finished rows.
+        may_idle: whether sessions that will be needed again may wait beside others; on a device they would take the
+            memory that others are measured in.
         plans_steps: whether decoder steps, each of another shape, should plan their memory from the step before.
         fp32_level: the optimization level of fp32 graphs that no verdict pins.
     """
@@ -54,6 +56,7 @@ class Backend(Protocol):
     evidence: str
     measures_latency: bool
     check_every: int
+    may_idle: bool
     plans_steps: bool
     fp32_level: OptimizationLevel
 
@@ -93,6 +96,7 @@ class EmulationOnCpu:
     )
     measures_latency = False
     check_every = 1  # looking costs nothing
+    may_idle = True
     plans_steps = False  # a plan for every new shape is a quarter of a step's time
     fp32_level: OptimizationLevel = "all"
 
@@ -136,6 +140,7 @@ class Cuda:
     evidence = "The graphs ran on a CUDA device as they are."
     measures_latency = True
     check_every = 4  # each look waits for the device
+    may_idle = False
     plans_steps = True  # spares each step a tenth of its host time, and takes nothing from the device
     fp32_level: OptimizationLevel = "basic"
 

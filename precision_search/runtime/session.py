@@ -201,7 +201,7 @@ def run_error(error: Exception) -> PrecisionSearchError:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an ONNX Runtime error says that an allocation failed; it has no status code for that."""
-    return isinstance(error, MemoryError) or cuda.is_out_of_memory(str(error))
+    return isinstance(error, MemoryError) or cuda.says_out_of_memory(str(error))
 
 
 def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:

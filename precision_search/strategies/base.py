@@ -99,6 +99,7 @@ class StrategyContext:
         estimate: the estimated latency of a plan in milliseconds; cheap, and the same at each call.
         nodes: gives the space at node level.
         min_validation_match: share of the validation samples that a winner must keep, 0 to 1.
+        fp32_ms: the estimate of the base graphs in fp32, which speedups are over; None for that of the space's graphs.
     """
 
     space: SearchSpace
@@ -107,6 +108,7 @@ class StrategyContext:
     estimate: Callable[[Plan], float]
     nodes: Callable[[], NodeSpace]
     min_validation_match: float = 0.0
+    fp32_ms: float | None = None
 
 
 class Strategy(Protocol):

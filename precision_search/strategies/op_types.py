@@ -23,7 +23,7 @@ from precision_search.model.graph import Family
 from precision_search.precision.plan import FAMILIES
 from precision_search.strategies.base import OpTypeSteps, Selection, Steps, StrategyContext
 from precision_search.strategies.pareto import choose_winner, front, is_acceptable
-from precision_search.strategies.scale import scaled_ms
+from precision_search.strategies.scale import fp32_plan, scaled_ms
 from precision_search.strategies.tpe import Choice, Sampler
 
 MAX_IN_VAIN = 2048
@@ -113,6 +113,10 @@ class OpTypeSearch:
             return False
         return all(self._estimate(selection) < self._estimate(selection | {choice}) for choice in low)
 
+    def _fp32_ms(self) -> float:
+        known = self._context.fp32_ms
+        return self._context.estimate(fp32_plan(self._space)) if known is None else known
+
     def _sampled(self, base: Selection, free: Sequence[Choice], last: int) -> Iterator[Selection]:
         """Samples of the subsets of `free` until `last` trials are used; a repeat gives way to its nearest new one."""
         sampler = Sampler(free, self._context.seed)
@@ -122,7 +126,7 @@ class OpTypeSearch:
             for digest, trial in self._trials.items():
                 selection = self._selections[digest]
                 if digest not in told and base <= selection:
-                    sampler.add(trial, selection, scaled_ms(trial, self._space, self._context.estimate))
+                    sampler.add(trial, selection, scaled_ms(trial, self._fp32_ms(), self._context.estimate))
                 told.add(digest)
             chosen = self._nearest_new(sampler.suggest(len(self._trials)), free, tried, base)
             tried.add(chosen)

@@ -19,14 +19,14 @@ def fp32_plan(space: SearchSpace) -> Plan:
     return Plan(everything.dtype, everything.variant, everything.fp32 | space.forced_low)
 
 
-def scaled_ms(trial: Trial, space: SearchSpace, estimate: Callable[[Plan], float]) -> float:
+def scaled_ms(trial: Trial, fp32_ms: float, estimate: Callable[[Plan], float]) -> float:
     """Latency of a judged plan, in milliseconds of the estimates.
 
     Args:
         trial: the judged plan.
-        space: which plan is fp32.
+        fp32_ms: the estimate of the base graphs in fp32, which speedups are over.
         estimate: the estimated latency of a plan in milliseconds.
     """
     if trial.latency is None:
         return estimate(trial.plan.plan)
-    return estimate(fp32_plan(space)) / trial.latency.speedup
+    return fp32_ms / trial.latency.speedup

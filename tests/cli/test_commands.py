@@ -107,6 +107,12 @@ def test_export_gives_the_model_directory_on_stdout(
     assert "--candidate" not in invoke("export", "--help").stdout
 
 
+def test_export_takes_one_plan(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    given = invoke("export", run, "--plan", "1", "--candidate", "2", "--out", tmp_path / "model")
+    assert "give --plan alone" in fails(given, 2)
+
+
 def test_export_overwrites_nothing_and_wants_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 

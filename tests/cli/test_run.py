@@ -126,6 +126,10 @@ def test_a_given_blocklist_is_passed_on(searched: dict[str, Any], option: str) -
     assert "--plan" not in invoke("run", "--help").stdout
 
 
+def test_a_former_name_is_not_given_beside_the_new_one() -> None:
+    assert "give --blocklist alone" in fails(invoke("run", DEMO, "--blocklist", "a.json", "--plan", "b.json"), 2)
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def search(config: Any, out: Path, **options: Any) -> RunResult:
         out.mkdir()

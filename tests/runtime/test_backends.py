@@ -160,7 +160,7 @@ def test_a_device_that_is_in_no_table_is_refused() -> None:
 
 
 def comparisons(tree: ast.AST) -> Iterator[int]:
-    """Lines that compare anything with a name of a device, or look something up by one."""
+    """Lines that compare anything with a name in the table of backends, or look something up by one."""
     for node in ast.walk(tree):
         match node:
             case ast.Compare():
@@ -171,7 +171,9 @@ def comparisons(tree: ast.AST) -> Iterator[int]:
                 parts = [node.value]
             case _:
                 continue
-        if any(isinstance(inner, ast.Constant) and inner.value == "cuda" for part in parts for inner in ast.walk(part)):
+        if any(
+            isinstance(inner, ast.Constant) and inner.value in BACKENDS for part in parts for inner in ast.walk(part)
+        ):
             yield node.lineno if isinstance(node, ast.expr) else node.value.lineno
 
 
@@ -190,7 +192,14 @@ def test_no_module_but_the_backends_and_the_device_compares_with_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['x == "cuda"', 'x not in ("cpu", "cuda")', '{"cpu": 1, "cuda": 4}[x]', 'match x:\n case "cuda": pass']
+    "text",
+    [
+        'x == "cuda"',
+        'x != "cpu"',
+        'x not in ("cpu", "cuda")',
+        '{"cpu": 1, "cuda": 4}[x]',
+        'match x:\n case "cuda": pass',
+    ],
 )
 def test_such_comparisons_are_found_in_every_form(text: str) -> None:
     assert list(comparisons(ast.parse(text)))

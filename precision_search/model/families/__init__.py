@@ -18,7 +18,7 @@ FAMILIES: dict[str, ModelFamily] = {family.model_type: family for family in (T5,
 """By `model_type`. A new family is one more name here."""
 
 
-def family_of(config: Mapping[str, object], path: Path) -> ModelFamily:
+def model_family_of(config: Mapping[str, object], path: Path) -> ModelFamily:
     """The family of a checkpoint, from the content of its `config.json`; `path` is that file.
 
     Raises:
@@ -56,7 +56,7 @@ def family_in(directory: Path) -> ModelFamily:
 def likely_family(config: Mapping[str, object]) -> ModelFamily:
     """The family that a config names; the first of the table where it names none that is known.
 
-    For those who read something else beside it: `family_of` says what is wrong with the config.
+    For those who read something else beside it: `model_family_of` says what is wrong with the config.
     """
     model_type = config.get("model_type")
     known = FAMILIES.get(model_type) if isinstance(model_type, str) else None

@@ -13,7 +13,7 @@ import pytest
 from precision_search.errors import InputError
 from precision_search.model import families
 from precision_search.model.bundle import open_bundle, oracle_tokens
-from precision_search.model.families import FAMILIES, family_in, family_of, likely_family, vocabulary_files
+from precision_search.model.families import FAMILIES, family_in, likely_family, model_family_of, vocabulary_files
 from precision_search.model.families.base import ModelFamily, Parts, SizeNames, TokenRules, family_from_json
 from precision_search.model.families.t5 import MT5, T5
 from precision_search.model.generation_config import read_generation_settings, read_model_config
@@ -91,7 +91,7 @@ def with_bart(monkeypatch: pytest.MonkeyPatch) -> ModelFamily:
 
 def refusal(config: dict[str, object]) -> InputError:
     with pytest.raises(InputError) as caught:
-        family_of(config, Path("model/config.json"))
+        model_family_of(config, Path("model/config.json"))
     return caught.value
 
 
@@ -115,8 +115,8 @@ def test_a_family_added_by_one_line_is_exported_and_generates_what_transformers_
 
 def test_the_table_names_each_family_by_its_model_type() -> None:
     assert FAMILIES == {"t5": T5, "mt5": MT5}
-    assert family_of({"model_type": "t5"}, Path("model/config.json")) is T5
-    assert family_of({"model_type": "mt5", "architectures": list(MT5.classes)}, Path("model/config.json")) is MT5
+    assert model_family_of({"model_type": "t5"}, Path("model/config.json")) is T5
+    assert model_family_of({"model_type": "mt5", "architectures": list(MT5.classes)}, Path("model/config.json")) is MT5
 
 
 @pytest.mark.parametrize("family", [T5, MT5, BART])
@@ -146,7 +146,7 @@ def test_a_config_cannot_name_code_to_load(model_type: object) -> None:
 def test_keys_of_a_config_do_not_change_a_family() -> None:
     """All that a config decides is which entry of the table is taken."""
     config = {"model_type": "t5", "model_class": "os.system", "parts": {"encoder": "os.system"}, "auto_map": {}}
-    assert family_of(config, Path("model/config.json")) is T5
+    assert model_family_of(config, Path("model/config.json")) is T5
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": 5}', '{"model_type": "bert"}'])
