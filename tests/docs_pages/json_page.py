@@ -21,7 +21,7 @@ those you do not know. A number that is NaN or infinite is `null`, as JSON has n
 | `config.toml` | the [config](config.md), resolved: every default filled in, every path absolute |
 | `run.json` | [what ran, on what, with which result](#run) |
 | `trials.jsonl` | [every judged plan](#trial), a line each, on the disk as soon as it is judged |
-| `nodes.json` | [ranges of all compute nodes, and what has no choice](#nodes); `nodes-NAME.json`: of graph variant NAME |
+| `nodes.json` | [ranges of compute nodes, and which have no choice](#nodes); `nodes-NAME.json`: of variant NAME |
 | `landmarks.json` | [what rejected landmarks make of sentences](#landmarks) |
 | `timings.jsonl` | [every time that was measured](#timing); on a CUDA device only |
 | `study.journal` | the same plans as an Optuna study |
