@@ -250,7 +250,7 @@ def test_an_interrupted_run_has_a_report_that_says_so(
 ) -> None:
     """A run whose model is written is complete: what comes after it is for readers."""
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, name, interrupted)
