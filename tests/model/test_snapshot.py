@@ -20,7 +20,7 @@ from precision_search.model.snapshot import Snapshot, unchanged
 from precision_search.published import load as candidate
 from precision_search.published import publish as publish_module
 from precision_search.published import seq2seq as generate
-from precision_search.run.search import search as run
+from precision_search.run import search as run
 from tests.checkpoints import word_tokenizer
 from tests.cli_models import fails, invoke
 from tests.tiny_model import WORDS, write_sentences, write_tiny_config, write_tiny_model
