@@ -157,7 +157,7 @@ def test_a_given_blocklist_is_about_the_variant_that_it_names(folder: Path, tmp_
     with pytest.raises(InputError, match="unknown graph variant 'tot'") as caught:
         search(load_config(folder / "tiny.toml"), tmp_path / "odd", blocklist=tmp_path / "odd.json", reporter=Told())
     assert caught.value.why == "only 'base' and 'toy' exist"
-    assert caught.value.fix == "did you mean 'toy'? set variant to 'base' or 'toy'"
+    assert caught.value.fix == "did you mean `toy`? set variant to 'base' or 'toy'"
 
 
 def test_the_search_at_node_level_cuts_the_graphs_of_each(folder: Path, tmp_path: Path) -> None:
