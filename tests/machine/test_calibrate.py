@@ -18,39 +18,15 @@ from precision_search.machine import calibrate as module
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.measure import default_series, measure_device
 from precision_search.records import run_files
-from precision_search.reporting import Reporter
 from precision_search.runtime.session import SessionSettings
 from tests.cli_models import fails, invoke
 from tests.fake_device import FakeDevice
+from tests.told import Told
 
 DEVICES = (
     CudaDevice(0, "First", "7.5", 16_000_000_000, None, bfloat16=False),
     CudaDevice(1, "Second", "8.0", 80_000_000_000, None, bfloat16=True),
 )
-
-
-class Notes(Reporter):
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def trial(self, trial: object, state: object = None) -> None: ...
-
-    def progress(self, done: int, total: int, what: str) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -61,7 +37,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calibrate(
-    out: Path, device: FakeDevice, reporter: Notes, *, device_id: int = 0, force: bool = False
+    out: Path, device: FakeDevice, reporter: Told, *, device_id: int = 0, force: bool = False
 ) -> DeviceProfile:
     measure = functools.partial(measure_device, open_probe=device.open, clock=device.clock, state=device.state)
     settings = SessionSettings(device="cuda", device_id=device_id)
@@ -69,7 +45,7 @@ def calibrate(
 
 
 def test_the_profile_is_written_and_read_back(cuda: None, tmp_path: Path) -> None:
-    out, reporter = tmp_path / "lab.toml", Notes()
+    out, reporter = tmp_path / "lab.toml", Told()
 
     found = calibrate(out, FakeDevice(), reporter, device_id=1)
 
@@ -85,7 +61,7 @@ def test_the_profile_is_written_and_read_back(cuda: None, tmp_path: Path) -> Non
 
 
 def test_every_time_lies_beside_it(cuda: None, tmp_path: Path) -> None:
-    found = calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+    found = calibrate(tmp_path / "lab.toml", FakeDevice(), Told())
 
     assert found.measurement is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lab.samples.json", "lab.toml"]
@@ -104,7 +80,7 @@ def test_every_time_lies_beside_it(cuda: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("out", "told"), [("", "gpu.toml"), (".toml", "gpu.toml"), ("lab.json", "lab.toml")])
 def test_a_path_that_is_no_profile_is_refused_with_one_that_is(out: str, told: str) -> None:
     with pytest.raises(UsageError, match=r"a profile is a \.toml file") as caught:
-        calibrate(Path(out), FakeDevice(), Notes())
+        calibrate(Path(out), FakeDevice(), Told())
     assert caught.value.fix == f"write --out {told}"
 
 
@@ -114,12 +90,12 @@ def test_nothing_is_replaced_unless_that_is_asked_for(cuda: None, tmp_path: Path
     device = FakeDevice()
 
     with pytest.raises(OutputExistsError) as caught:
-        calibrate(tmp_path / "lab.toml", device, Notes())
+        calibrate(tmp_path / "lab.toml", device, Told())
 
     assert "--force" in caught.value.fix
     assert device.runs == 0
     assert (tmp_path / name).read_text() == "mine"
-    calibrate(tmp_path / "lab.toml", device, Notes(), force=True)
+    calibrate(tmp_path / "lab.toml", device, Told(), force=True)
     assert load_profile(str(tmp_path / "lab.toml")).measurement is not None
 
 
@@ -127,7 +103,7 @@ def test_a_profile_never_lies_beside_the_times_of_another(
     cuda: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill between the two files, after a first profile."""
-    calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+    calibrate(tmp_path / "lab.toml", FakeDevice(), Told())
     before, write = (tmp_path / "lab.samples.json").read_text(), run_files.write_text_atomically
 
     def kill(path: Path, text: str) -> None:
@@ -137,24 +113,24 @@ def test_a_profile_never_lies_beside_the_times_of_another(
 
     monkeypatch.setattr(run_files, "write_text_atomically", kill)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=8e-6), Notes(), force=True)
+        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=8e-6), Told(), force=True)
 
     assert [path.name for path in tmp_path.iterdir()] == ["lab.samples.json"]
     assert (tmp_path / "lab.samples.json").read_text() != before
 
 
 def test_a_device_that_cannot_be_measured_keeps_its_profile(cuda: None, tmp_path: Path) -> None:
-    calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+    calibrate(tmp_path / "lab.toml", FakeDevice(), Told())
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
     with pytest.raises(DeviceError):
-        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=0.0, product_s=0.0, bandwidth=1e30), Notes(), force=True)
+        calibrate(tmp_path / "lab.toml", FakeDevice(kernel_s=0.0, product_s=0.0, bandwidth=1e30), Told(), force=True)
 
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_is_left_out_and_what_is_not_known_well_is_told(cuda: None, tmp_path: Path) -> None:
-    reporter = Notes()
+    reporter = Told()
 
     calibrate(tmp_path / "lab.toml", FakeDevice(flops={"float32": 6e12, "float16": 50e12}, noise=0.1), reporter)
 
@@ -166,13 +142,13 @@ def test_a_directory_is_never_replaced(cuda: None, tmp_path: Path) -> None:
     (tmp_path / "lab.toml").mkdir()
 
     with pytest.raises(OutputExistsError, match="is a directory"):
-        calibrate(tmp_path / "lab.toml", FakeDevice(), Notes(), force=True)
+        calibrate(tmp_path / "lab.toml", FakeDevice(), Told(), force=True)
 
 
 @pytest.mark.parametrize("name", ["lab", "lab.json", "a.b"])
 def test_another_suffix_is_refused_with_the_right_one(cuda: None, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as caught:
-        calibrate(tmp_path / name, FakeDevice(), Notes())
+        calibrate(tmp_path / name, FakeDevice(), Told())
 
     assert caught.value.fix.endswith(".toml")
     assert list(tmp_path.iterdir()) == []
@@ -182,14 +158,14 @@ def test_a_missing_folder_is_told_before_anything_is_measured(cuda: None, tmp_pa
     device = FakeDevice()
 
     with pytest.raises(EnvironmentProblemError, match="cannot be written"):
-        calibrate(tmp_path / "no/such/lab.toml", device, Notes())
+        calibrate(tmp_path / "no/such/lab.toml", device, Told())
 
     assert device.runs == 0
 
 
 def test_a_device_that_the_driver_does_not_know_is_refused(cuda: None, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblemError, match="device 7"):
-        calibrate(tmp_path / "lab.toml", FakeDevice(), Notes(), device_id=7)
+        calibrate(tmp_path / "lab.toml", FakeDevice(), Told(), device_id=7)
 
 
 def test_a_device_that_is_slowed_down_or_shared_is_said_to_be(cuda: None, tmp_path: Path) -> None:
@@ -201,7 +177,7 @@ def test_a_device_that_is_slowed_down_or_shared_is_said_to_be(cuda: None, tmp_pa
             super()._advance(probe)  # type: ignore[arg-type]
             self.kernel_s *= 1.01
 
-    reporter = Notes()
+    reporter = Told()
 
     found = calibrate(tmp_path / "lab.toml", Hot(), reporter)
 
@@ -218,7 +194,7 @@ def test_a_profile_that_does_not_come_back_is_our_fault(
     monkeypatch.setattr(module, "load_profile", lambda name: load_profile("t4"))
 
     with pytest.raises(InternalError):
-        calibrate(tmp_path / "lab.toml", FakeDevice(), Notes())
+        calibrate(tmp_path / "lab.toml", FakeDevice(), Told())
 
 
 def test_the_command_prints_where_the_profile_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
