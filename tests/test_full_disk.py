@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.config import Requirement
 from precision_search.errors import EnvironmentProblemError
 from precision_search.records import run_files
 from precision_search.records.optuna_journal import StudyFile
@@ -155,7 +156,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "trials.jsonl": a_plan_in_the_log,
     "timings.jsonl": times,
     "config.toml": lambda folder: run_files.write_text_atomically(folder / "config.toml", "text"),
-    "pareto.csv": lambda folder: run_files.write_pareto_csv(folder / "pareto.csv", (), 1.0),
+    "pareto.csv": lambda folder: run_files.write_pareto_csv(folder / "pareto.csv", (), Requirement(1.0)),
 }
 
 

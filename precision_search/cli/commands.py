@@ -137,7 +137,7 @@ def run(
     if result.interrupted:
         tell_interrupted(config, overrides, out, blocklist)
     else:
-        say(ctx, f"model:  {result.directory / 'model'}{'' if result.choice.faster else ' (fp32: nothing is faster)'}")
+        say(ctx, f"model:  {result.directory / 'model'}{result.choice.why_fp32}")
     ctx.exit(result.exit_code)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
-from precision_search.config import load_config
+from precision_search.config import Requirement, load_config
 from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
@@ -57,7 +57,7 @@ def assert_readable(config: Path, out: Path) -> None:
     found = run_files.read_run(out)
     assert found.info.status in ("running", "complete")
     # A kill may come between a trial's line and the files that follow from it.
-    best = [choose_winner(found.trials[:end], MIN_EXACT_MATCH).trial for end in (-1, None)]
+    best = [choose_winner(found.trials[:end], Requirement(MIN_EXACT_MATCH)).trial for end in (-1, None)]
     plans = [None if trial is None else trial.plan.plan for trial in best]
     stored = out / run_files.BLOCKLIST_FILE
     graphs = open_bundle(str(config.parent / "model"), config.parent / "cache").graphs
@@ -203,7 +203,7 @@ class Watcher(SearchReporter):
         assert found.trials[-1] == trial
         assert (found.info.status, found.info.counts.judged) == ("running", len(found.trials))
         assert found.info.screen is not None and found.info.screen.screens_per_second is not None
-        best = choose_winner(found.trials, MIN_EXACT_MATCH)
+        best = choose_winner(found.trials, Requirement(MIN_EXACT_MATCH))
         assert best.trial is not None and found.info.best is not None
         assert (found.info.best.id, found.info.best.reason) == (best.trial.id, best.reason)
         assert found.info.best.test_match is None
