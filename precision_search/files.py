@@ -59,8 +59,9 @@ def writing(path: Path, otherwise: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = remedy(error, otherwise)
-        raise EnvironmentProblemError(f"cannot write {path}", why=reason(error), fix=fix) from error
+        raise EnvironmentProblemError(
+            f"cannot write {path}", why=reason(error), fix=remedy(error, otherwise)
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes, otherwise: str = "") -> None:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError, PrecisionSearchError
 from precision_search.files import reason, remedy
@@ -142,7 +142,7 @@ class _Child:
             self._jobs.flush()
         answer = next((found for each in self._answers if (found := _answer(each, number)) is not None), None)
         if answer is None:
-            raise self._death()
+            self._raise_death()
         if "error" in answer:
             kind = _KINDS[answer["error"]["kind"]]
             raise kind(answer["error"]["what"], why=answer["error"]["why"], fix=answer["error"]["fix"])
@@ -161,17 +161,17 @@ class _Child:
             with contextlib.suppress(OSError):  # what it never read
                 stream.close()  # type: ignore[union-attr]
 
-    def _death(self) -> PrecisionSearchError:
+    def _raise_death(self) -> NoReturn:
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return EnvironmentProblemError(
+            raise EnvironmentProblemError(
                 "the torch worker was killed",
                 why="nothing but the system does that, and mostly because memory is used up",
                 fix="run it where there is more memory: it needs about three times the size of the checkpoint in fp32",
             )
         self._listener.join()
         tail = "".join(self._last_words).strip()
-        return InternalError(f"the torch worker ended with code {code}", why=tail)
+        raise InternalError(f"the torch worker ended with code {code}", why=tail)
 
 
 def _answer(line: str, number: int) -> dict[str, Any] | None:
