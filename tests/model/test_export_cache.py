@@ -29,7 +29,8 @@ def emptied(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def flipped(path: Path) -> None:
@@ -59,10 +60,14 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ExportJob | G
 
     def work(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]:
         done.extend(jobs)
+        answers: list[Mapping[str, Any]] = []
         for job in jobs:
             if isinstance(job, ExportJob):
                 shutil.copyfile(donor / graph_file(job.graph), job.target)
-        return [{"tokens": [[5, 1]]}]
+                answers.append({})
+            else:
+                answers.append({"tokens": [[5, 1] for _ in job.rows]})
+        return answers
 
     monkeypatch.setattr(bundle_module, "run_jobs", work)
     return done
@@ -148,7 +153,7 @@ def test_the_command_line_says_it_and_goes_on(checkpoint: Path, tmp_path: Path, 
     message = fails(invoke("run", config, "--dry-run", "--quiet"), 1)
     assert f"warning: {stored} is broken: it is not what was written there" in message
     assert str(entry) not in message
-    assert "warning: " not in fails(invoke("run", config, "--dry-run", "--quiet"), 1)
+    assert "is broken" not in fails(invoke("run", config, "--dry-run", "--quiet"), 1)
 
 
 def write(folder: Path) -> None:
@@ -184,7 +189,7 @@ def test_a_failure_to_make_it_again_leaves_what_was_there(tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         kept_export(target, fail, Told())
-    assert (target / "file").read_text() == "whol"
+    assert (target / "file").read_text() == "wh"
     assert not list(target.parent.glob(f"{WORK}*"))
 
 
