@@ -87,8 +87,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("name", [GRAPH, "tokenizer.json", "config.json", HASHES])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((GRAPH, change) for change in CHANGES),
+        *((name, flipped) for name in ("tokenizer.json", "config.json", HASHES)),
+        (HASHES, deleted),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given.__name__,
+)
 def test_a_broken_export_is_made_again_once_and_said(
     checkpoint: Path, tmp_path: Path, asked: list[object], name: str, change: Callable[[Path], None]
 ) -> None:
