@@ -54,7 +54,8 @@ def find_ceiling(estimate: EstimatedLatency, dtype: LowDtype, pins: Mapping[str,
         return there.fp32_ms - WORTH_IT * _least_ms(there, dtype, pins)[0]
 
     return Ceiling(
-        speedup=estimate.fp32_ms / least_ms,
+        # Two sums of the same numbers differ in their last bits: fp32 itself is 1.0 times as fast.
+        speedup=round(estimate.fp32_ms / least_ms, 9),
         variant=variant,
         source="estimated",
         profile=estimate.profile,

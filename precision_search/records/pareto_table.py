@@ -93,6 +93,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("casts", _at("trial.casts")),
     Column("fp32_nodes", _at("trial.fp32_nodes")),
     Column("low_nodes", _at("trial.low_nodes")),
+    Column("fp32_decisions", _at("trial.fp32_decisions")),
+    Column("decisions", _at("trial.decisions")),
     Column("seconds", _at("trial.seconds")),
     Column("reason", _at("reason")),
 )
@@ -153,7 +155,7 @@ def pareto_table(
     Args:
         trials: in the order they were judged.
         min_exact_match: the share of validation samples that a winner keeps, 0 to 1.
-        pinned: node keys that no plan can make low (index arithmetic), which are not worth a word.
+        pinned: node keys that no plan can make low (index arithmetic), which are not worth a word of their own.
         every: whether rejected plans that are no landmarks are rows too.
     """
     text = kept_text(trials, pinned)

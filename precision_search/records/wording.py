@@ -39,6 +39,13 @@ def number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
+def part_of(part: int | None, whole: int | None) -> str:
+    """A count, of all there are where that is known: `125 of 320`."""
+    if part is None:
+        return UNKNOWN
+    return str(part) if whole is None else f"{part} of {whole}"
+
+
 def ceiling_line(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:
     """What could be gained at most at a workload, how much of the time no plan saves, and where it is worth it."""
     gain = f"at most {ceiling.speedup:.2f}x"

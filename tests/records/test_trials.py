@@ -51,6 +51,8 @@ trials = st.builds(
     casts=st.none() | st.integers(0),
     seconds=finite,
     message=st.none() | st.text(),
+    fp32_decisions=st.none() | st.integers(0),
+    decisions=st.none() | st.integers(0),
 )
 
 
@@ -68,7 +70,7 @@ def test_the_keys_are_the_documented_ones() -> None:
     assert ", ".join(data) == (
         "id, parent, stage, plan, verdict, verdict_source, exact_match, validation_match, min_margin, flip_risk, "
         "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened, noise, "
-        "expected_ms, batch_size, kept_for"
+        "expected_ms, batch_size, kept_for, fp32_decisions, decisions"
     )
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
