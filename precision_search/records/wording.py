@@ -47,11 +47,16 @@ def part_of(part: int | None, whole: int | None) -> str:
 
 
 def ceiling_line(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:
+    """What could be gained at most, as a line of its own."""
+    return f"ceiling: {ceiling_text(ceiling, workload)}"
+
+
+def ceiling_text(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:
     """What could be gained at most at a workload, how much of the time no plan saves, and where it is worth it."""
     gain = f"at most {ceiling.speedup:.2f}x"
     most = gain if round(ceiling.speedup, 2) > 1.0 else f"no gain, {gain}"
     launches = f"{ceiling.launch_share:.0%} of the time is launches"
-    return f"ceiling: {most} {_place(ceiling, workload)}; {launches}; {_worth_it(ceiling)}"
+    return f"{most} {_place(ceiling, workload)}; {launches}; {_worth_it(ceiling)}"
 
 
 def nothing_faster(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records.pareto_table import ParetoTable, Row
 from precision_search.records.run_json import Match, RunInfo, SampleFile
-from precision_search.records.wording import UNKNOWN, milliseconds, number, part_of, share
+from precision_search.records.wording import UNKNOWN, ceiling_text, milliseconds, number, part_of, share
 
 LIMITS = {"max_trials": "search.max_trials", "timeout": "search.timeout"}
 
@@ -235,6 +235,8 @@ def _device(info: RunInfo) -> Iterator[Fact]:
     yield Fact("GEMM options", device.gemm_options or UNKNOWN)
     lengths = f"{workload.source_length} tokens in, {workload.target_length} out"
     yield Fact("workload", f"batch {workload.batch}, {lengths}")
+    if info.ceiling is not None:
+        yield Fact("ceiling", ceiling_text(info.ceiling, workload))
 
 
 def _versions(info: RunInfo) -> Iterator[Fact]:
