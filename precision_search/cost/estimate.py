@@ -34,7 +34,13 @@ times less than reading the byte once, even on the fastest device, it settles ti
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The workload that latency refers to: sentences in a batch, tokens of each source and of each target."""
+    """The workload that latency refers to.
+
+    Attributes:
+        batch: sentences in a batch.
+        source_length: tokens of each source.
+        target_length: tokens of each target.
+    """
 
     batch: int
     source_length: int
