@@ -34,8 +34,8 @@ class Ceiling:
         profile: the device profile that it is made with.
         launch_share: the share of fp32's time that goes into launches, 0 to 1; no plan for the same graphs saves any of
             it.
-        from_batch: the smallest batch at which `speedup` is at least `WORTH_IT`, with sources and targets as long; None
-            where no batch up to `MOST_BATCH` is.
+        from_batch: the smallest batch at which the ceiling is at least 1.1 (`WORTH_IT`), with sources and targets as
+            long; None where it is at no batch up to 4,096 (`MOST_BATCH`).
     """
 
     speedup: float
