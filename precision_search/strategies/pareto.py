@@ -15,6 +15,9 @@ LEAST_SPEEDUP = 1.01
 """Speedup from which a plan counts as faster than fp32: less than a percent is within what neither a measurement nor an
 estimate can tell, and not worth a flipped token."""
 
+ALIKE = 1.02
+"""Plans whose latencies differ by up to this factor are as good as equally fast: flip risk decides between them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -75,10 +78,8 @@ def is_faster(trial: Trial) -> bool:
 def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
     """Chooses the plan to publish.
 
-    That is the fastest stable plan other than fp32 with at least `min_exact_match` (0 to 1) on the validation samples,
-    or without a validation result; if none has it, the stable plan with the least flip risk. A plan that is known to be
-    faster than fp32 goes before one that is not (see `is_faster`). Of equally fast ones the one with less flip risk
-    wins, then the one with fewer casts, then the one judged first.
+    That is, of the stable plans other than fp32 with at least `min_exact_match` (0 to 1) on the validation samples, or
+    without a validation result, the one that `pick` takes; if there are none, the stable plan with the least flip risk.
     """
     stable = [trial for trial in trials if trial.verdict == "stable"]
     candidates = [trial for trial in stable if not trial.is_fp32]
@@ -89,14 +90,16 @@ def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
         return Choice(fp32, reason, faster=False)
     good = [trial for trial in candidates if is_acceptable(trial, min_exact_match)]
     if good:
-        trial = min(good, key=lambda t: (not is_faster(t), *_by_speed(t)))
+        trial, fastest = pick(good), _fastest(good)
         kept = (
             "stable plan"
             if trial.validation_match is None
             else f"stable plan that keeps at least {min_exact_match:.1%} of the validation samples"
         )
         reason = f"the fastest {kept}"
-        if trial != min(good, key=_by_speed):
+        if trial != fastest:
+            reason = f"the one with the least flip risk within {ALIKE - 1:.0%} of {reason}"
+        if fastest != min(good, key=_by_speed):
             reason += ", of those known to be faster than fp32"
     else:
         trial = min(candidates, key=lambda t: (_risk(t), *_by_speed(t)))
@@ -109,6 +112,22 @@ def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
     if trial.latency is not None and trial.latency.speedup >= LEAST_SPEEDUP:
         return Choice(trial, f"{reason}; its times vary too much to say that it is faster than fp32", faster=False)
     return Choice(trial, f"{reason}; it is not faster than fp32", faster=False)
+
+
+def pick(acceptable: Sequence[Trial]) -> Trial:
+    """The best of acceptable trials, of which there is at least one.
+
+    A plan that is known to be faster than fp32 goes before one that is not (see `is_faster`). Among those, the fastest
+    and all within `ALIKE` of its latency are as good as equally fast: of these the one with the least flip risk wins,
+    then the faster one, then the one with fewer casts, then the one judged first.
+    """
+    fastest = _fastest(acceptable)
+    alike = [t for t in acceptable if _latency(t) <= ALIKE * _latency(fastest) and is_faster(t) == is_faster(fastest)]
+    return min(alike, key=lambda t: (_risk(t), *_by_speed(t)))
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda t: (not is_faster(t), *_by_speed(t)))
 
 
 def _by_speed(trial: Trial) -> tuple[float, float, float, int]:
