@@ -21,7 +21,7 @@ from precision_search.config import Config, load_config
 from precision_search.cost.estimate import Workload
 from precision_search.cost.placement import Placer
 from precision_search.device.profile import load_profile
-from precision_search.files import write_text_atomically
+from precision_search.files import write_atomically
 from precision_search.judging.judge import JudgeSettings, PlanJudge
 from precision_search.judging.latency import EstimatedLatency
 from precision_search.judging.ranges import NodeRange
@@ -191,7 +191,7 @@ def main() -> None:
         if options.record is not None:
             recording = Recording(recording.largest, recording.noise, dict(sorted(found.items())))
             options.record.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(options.record, json.dumps(to_json(recording), indent=1, allow_nan=False) + "\n")
+            write_atomically(options.record, json.dumps(to_json(recording), indent=1, allow_nan=False).encode() + b"\n")
     print(markdown_table(["share", "plans judged", "winner", "validation"], rows))
 
 

@@ -231,10 +231,10 @@ class NodeSearch:
             for fast, calm in pairwise(corners):
                 points += [*self._between(fast, calm), calm]
             points = [point for point in points if point.ms * LEAST_SPEEDUP <= self._estimate(self._kept)]
-            found = points[:1]
-            for point, after in pairwise([*points[1:], None]):
+            found, following = points[:1], [*(point.ms for point in points[2:]), np.inf]
+            for point, after_ms in zip(points[1:], following, strict=False):
                 here = found[-1].ms
-                if after is None or after.ms > max(ALIKE * here, here + (here - start.ms) / LATER_STEP):
+                if after_ms > max(ALIKE * here, here + (here - start.ms) / LATER_STEP):
                     found.append(point)
             self._curves[start] = found
         return self._curves[start]
