@@ -105,7 +105,9 @@ def show_best(info: RunInfo, console: Console) -> None:
 def show_ceiling(info: RunInfo, console: Console) -> None:
     """Prints what could have been gained at most, where nothing was."""
     if info.ceiling is not None and info.best is not None and not info.best.faster:
-        _print(console, [nothing_faster(info.ceiling, info.workload)])
+        # Where plans are faster and keep too little, the choice has said so.
+        line = ceiling_line if info.best.requirements_met is False else nothing_faster
+        _print(console, [line(info.ceiling, info.workload)])
 
 
 def show_doctor(report: DoctorReport, console: Console) -> None:

@@ -60,7 +60,7 @@ def ceiling_text(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:
 
 
 def nothing_faster(ceiling: Ceiling, workload: Workload | WorkloadInfo) -> str:
-    """The same, where no plan is faster than fp32 and keeps what is required."""
+    """The same, where no plan is faster than fp32."""
     most = f"at most {ceiling.speedup:.2f}x could be gained {_place(ceiling, workload)}"
     return f"nothing is faster than fp32: {most}; {_worth_it(ceiling)}"
 
