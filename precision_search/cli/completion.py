@@ -18,6 +18,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
 
 from precision_search.cli.support import RUNS
+from precision_search.printable import printable
 
 Items = list[CompletionItem[str]]
 Completer = Callable[[click.Context, click.Parameter, str], Items]
@@ -109,4 +110,8 @@ def _stable(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _starting(incomplete: str, words: Iterable[tuple[str, str | None]]) -> Items:
-    return [CompletionItem(word, help=about) for word, about in words if word.startswith(incomplete)]
+    return [
+        CompletionItem(printable(word), help=about and printable(about))
+        for word, about in words
+        if word.startswith(incomplete)
+    ]
