@@ -49,7 +49,7 @@ def guarded(ctx: click.Context, verbose: Callable[[], bool]) -> Iterator[None]:
         try:
             yield
         except click.ClickException as error:
-            error.message = printable(error.message)
+            vars(error)["message"] = printable(error.message)  # it quotes arguments; typed as if nobody changed it
             raise
         except (click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import check_name, read_file, write_atomically, writing
+from precision_search.files import check_name, read_json, reason, write_atomically, writing
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.generation_config import (
@@ -118,6 +118,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
     read_generation_settings(directory, max_new_tokens)
     load_tokenizer(directory)
     check_index(directory)
+    _check_parameters(directory, config)
     exported = _export(directory, config, cache, found, reporter)
     return _load(exported, config, max_new_tokens, directory)
 
@@ -130,11 +131,11 @@ def check_index(checkpoint: Path) -> None:
     """
     for path in checkpoint.glob(INDEX):
         try:
-            names = set(json.loads(read_file(path))["weight_map"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            names = set(read_json(path)["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} does not say where the weights are",
-                why=f"it is not a JSON object with a `weight_map`: {first_line(error)}",
+                why=f"it is not a JSON object with a `weight_map`: {reason(error)}",
                 fix="restore the file",
             ) from error
         for name in sorted(map(str, names)):
@@ -144,6 +145,25 @@ def check_index(checkpoint: Path) -> None:
                     why=f"one of its files is {name!r}",
                     fix="put the safetensors files beside it, and name them there without a path",
                 )
+
+
+def _check_parameters(checkpoint: Path, config: ModelConfig) -> None:
+    """Raises InputError where weights cannot be as many as the config says; transformers makes room before it looks.
+
+    Counted are the matrices that every model of these sizes has, at half a byte each.
+    """
+    attention = 4 * config.d_model * config.num_heads * config.d_kv
+    feed_forward = 2 * config.d_model * config.d_ff
+    layers = config.num_layers * (attention + feed_forward)
+    layers += config.num_decoder_layers * (2 * attention + feed_forward)
+    parameters = config.vocab_size * config.d_model + layers
+    stored = sum(path.stat().st_size for path in checkpoint.glob(WEIGHTS))
+    if parameters > 2 * stored:
+        raise InputError(
+            f"{checkpoint / 'config.json'} describes another model than its weights are",
+            why=f"a model of its sizes has {parameters:,} weights or more; the safetensors files have {stored:,} bytes",
+            fix="restore the checkpoint's own config.json, or copy all of its safetensors files",
+        )
 
 
 def oracle_tokens(
@@ -166,7 +186,7 @@ def oracle_tokens(
     stored = cache / "oracle" / f"{key.hexdigest()[:32]}.json"
     if stored.is_file():
         with contextlib.suppress(OSError, ValueError, TypeError):  # a broken answer is asked for again
-            return [list(map(int, row)) for row in json.loads(read_file(stored))]
+            return [list(map(int, row)) for row in read_json(stored)]
     family = FAMILIES[bundle.config.model_type]
     job = GenerateJob(str(bundle.checkpoint), family, rows, bundle.generation.max_new_tokens, batch_size)
     tokens: list[list[int]] = run_jobs([job])[0]["tokens"]

@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from safetensors import SafetensorError
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from precision_search.errors import InputError, first_line
@@ -59,7 +58,9 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what transformers and torch raise for other people's files has no common root
         raise InputError(
             f"cannot load the checkpoint in {path}",
             why=first_line(error),

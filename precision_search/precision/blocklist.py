@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from precision_search.errors import InputError, did_you_mean
-from precision_search.files import read_file, reason
+from precision_search.files import read_json, reason
 from precision_search.model.graph import (
     BASE_VARIANT,
     GRAPH_NAMES,
@@ -107,10 +106,10 @@ def read_blocklist(path: Path, default_dtype: LowDtype = "float16") -> Blocklist
         InputError: it is missing, not JSON, or not a blocklist.
     """
     try:
-        data = json.loads(read_file(path))
+        data = read_json(path)
     except OSError as error:
         raise InputError(f"cannot read the blocklist {path}", why=reason(error), fix="check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
     return blocklist_from_json(data, str(path), default_dtype)
 
