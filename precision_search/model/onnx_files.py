@@ -120,16 +120,26 @@ def _parse(path: Path) -> ir.Model:
         return ir.load(path, format="protobuf")
 
 
+class _Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record."""
+        self.records.append(record)
+
+
 @contextlib.contextmanager
 def _notes() -> Iterator[list[logging.LogRecord]]:
     """What onnx_ir has to say meanwhile, which it would print with its tracebacks; our own messages say it once."""
-    logger, records = logging.getLogger("onnx_ir"), list[logging.LogRecord]()
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    logger, handler = logging.getLogger("onnx_ir"), _Kept()
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield records
+        yield handler.records
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagated

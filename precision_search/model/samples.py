@@ -32,9 +32,11 @@ __all__ = [
 
 _SHOWN_LINES = 8
 _TABLES = (".csv", ".tsv", ".tab", ".psv")
-_NO_TEXT = (".parquet", ".arrow", ".feather", ".avro", ".orc", ".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf")
-_NO_TEXT += (".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".html", ".xml", ".tmx", ".xliff", ".yaml")
-_NO_TEXT += (".yml", ".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar")
+_NO_TEXT = (
+    *(".parquet", ".arrow", ".feather", ".avro", ".orc", ".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf"),
+    *(".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".html", ".xml", ".tmx", ".xliff", ".yaml", ".yml"),
+    *(".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar"),
+)
 """Suffixes of files whose lines are no sentences, even where they are text."""
 _WIDE = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, with which it begins
