@@ -17,6 +17,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from precision_search.errors import InputError, first_line
@@ -43,6 +45,10 @@ class Checkpoint:
         return found
 
 
+_BROKEN = (OSError, ValueError, TypeError, RuntimeError, LookupError, SafetensorError, StrictDataclassError)
+"""What transformers and torch raise for a checkpoint that is not what they expect."""
+
+
 def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     """Loads a checkpoint in fp32 whatever it is stored in, from safetensors only (a pickle can run code).
 
@@ -60,9 +66,7 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
             local_files_only=True,
             output_loading_info=True,
         )
-    except MemoryError:
-        raise
-    except Exception as error:  # what transformers and torch raise for other people's files has no common root
+    except _BROKEN as error:
         raise InputError(
             f"cannot load the checkpoint in {path}",
             why=first_line(error),

@@ -237,7 +237,7 @@ def test_numbers_of_a_run_that_cannot_be(tmp_path: Path, name: str, pattern: str
     assert why in message
 
 
-@pytest.mark.parametrize("content", [DEEP, LONG, "{" + DEEP, f'{{"num_layers": {LONG}}}'])
+@pytest.mark.parametrize("content", [DEEP, f'{{"num_layers": {LONG}}}'])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_model_of_nonsense(tiny: Path, model: Path, name: str, content: str) -> None:
     (model / name).write_text(content)
@@ -251,7 +251,7 @@ def test_a_model_of_nonsense(tiny: Path, model: Path, name: str, content: str) -
         assert name in ("generation_config.json", "tokenizer_config.json")
 
 
-@pytest.mark.parametrize("content", [DEEP, "{" + DEEP, f'{{"settings": {LONG}}}'])
+@pytest.mark.parametrize("content", [DEEP, f'{{"settings": {LONG}}}'])
 def test_facts_and_blocklists_of_nonsense(tiny: Path, model: Path, tmp_path: Path, content: str) -> None:
     for path in (model / "precision_search.json", tmp_path / "plan.json"):
         path.write_text(content)
