@@ -35,7 +35,7 @@ _TABLES = (".csv", ".tsv", ".tab", ".psv")
 _NO_TEXT = (
     *(".parquet", ".arrow", ".feather", ".avro", ".orc", ".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf"),
     *(".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".html", ".xml", ".tmx", ".xliff", ".yaml", ".yml"),
-    *(".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar"),
+    *(".json", ".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar"),
 )
 """Suffixes of files whose lines are no sentences, even where they are text."""
 _WIDE = (

@@ -443,7 +443,7 @@ def test_parentheses_inside_each_other(tiny: Path, model: Path) -> None:
 # Data
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.TSV", "data.parquet", "data.xlsx", "data.txt.gz"])
+@pytest.mark.parametrize("name", ["data.csv", "data.TSV", "data.json", "data.parquet", "data.xlsx", "data.txt.gz"])
 def test_a_table_is_no_list_of_sentences(tiny: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("german,english\nHallo,Hello\n")
     option = ("--set", f"calibration.path={tmp_path / name}")
