@@ -38,7 +38,7 @@ from precision_search.judging.trial import (
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.low import low_max
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.precision.weights import WeightCache
 from precision_search.records.codec import from_json, to_json
 from precision_search.run.prepare import prepare
@@ -139,7 +139,8 @@ def searched(ground: Ground, share: float, seed: int, judge: JudgePlan, max_tria
             flip_risk=found.flip_risk,
             latency=TrialLatency(ms, ms, ms, fp32_ms / ms, "estimated", None),
         )
-        record, counts = PlanRecord.of(plan, {}), (len(plan.fp32), low)
+        record, kept = PlanRecord.of(plan, {}), len(plan.fp32)
+        counts = NodeCounts(kept, low, kept, kept + low)
         trials.append(make_trial(proposal, len(trials), findings, plan=record, nodes=counts, seconds=0.0))
         search.observe(trials[-1])
     return trials
