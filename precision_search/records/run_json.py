@@ -18,7 +18,7 @@ from precision_search.errors import InputError, InternalError
 from precision_search.files import read_file, reason
 from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.sample_sets import NearTie, Parity
-from precision_search.judging.trial import Trial
+from precision_search.judging.trial import Judged, Trial
 from precision_search.records.codec import from_json
 
 SCHEMA_VERSION = 1
@@ -251,6 +251,7 @@ class Best:
         faster: whether it is faster than fp32; if not, `model/` holds fp32.
         test_match: share of the test samples, None where not run.
         validation_match: share of the validation samples, None where not run.
+        judged: in which batches it was judged, None where an older version judged it in the sets' own batches alone.
     """
 
     id: int
@@ -258,6 +259,7 @@ class Best:
     faster: bool
     test_match: Match | None
     validation_match: Match | None
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from precision_search.records.run_directory import FRESH_MODEL, check_run_direct
 from precision_search.records.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.records.trials import TrialLog
 from precision_search.reporting import Reporter
-from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search
+from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search, tell_of_older_verdicts
 from precision_search.run.prepare import Prepared, measure_inputs, open_inputs, prepare
 from precision_search.run.recorder import RunRecorder
 from precision_search.runtime.backends import backend_of
@@ -171,6 +171,7 @@ def _judge_plans(run: _Run) -> SearchOutcome:
     for trial in log.trials:
         study.add(trial)
     recorder.judged(log.trials, judge.statistics)
+    tell_of_older_verdicts(log.trials, reporter)
 
     def on_trial(trial: Trial, remaining: Remaining) -> None:
         best = recorder.judged(log.trials, judge.statistics).trial
