@@ -68,7 +68,7 @@ def test_the_keys_are_the_documented_ones() -> None:
     assert ", ".join(data) == (
         "id, parent, stage, plan, verdict, verdict_source, exact_match, validation_match, min_margin, flip_risk, "
         "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened, noise, "
-        "expected_ms, batch_size, kept_for"
+        "expected_ms, batch_size, kept_for, judged"
     )
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
