@@ -73,7 +73,7 @@ def test_the_keys_are_the_documented_ones() -> None:
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
     assert list(data["flip_risk"]) == ["value", "low", "high"]
-    assert list(data["first_divergence"]) == ["sample", "position", "node", "relative_error"]
+    assert list(data["first_divergence"]) == ["sample", "position", "node", "relative_error", "batch"]
     assert ", ".join(data["latency"]) == (
         "p50_ms, low_ms, high_ms, speedup, source, profile, speedup_low, speedup_high"
     )
