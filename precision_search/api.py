@@ -42,7 +42,6 @@ from precision_search.run.search import dry_run as dry_run_of
 from precision_search.run.search import search as run_search
 from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.session import SessionSettings
-from precision_search.strategies.pareto import choose_winner
 
 __all__ = [
     "Config",
@@ -146,8 +145,9 @@ def pareto(run: AnyPath) -> ParetoTable:
         UsageError: `run` is no run directory, or a file in it is broken.
     """
     found = run_files.read_run(Path(run))
-    share = load_config(found.directory / run_files.CONFIG_FILE).min_exact_match
-    return pareto_table(found.trials, share, pinned=found.info.model.pinned)
+    requirement = load_config(found.directory / run_files.CONFIG_FILE).requirement
+    choice = run_files.choice_of(found, requirement)
+    return pareto_table(found.trials, requirement, choice=choice, pinned=found.info.model.pinned)
 
 
 def report(run: AnyPath, out: AnyPath | None = None) -> Path:
@@ -203,7 +203,7 @@ def publish(
 def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path:
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
     if plan is None:
-        trial = choose_winner(found.trials, config.min_exact_match).trial
+        trial = run_files.choice_of(found, config.requirement).trial
     else:
         trial = next((trial for trial in found.trials if trial.id == plan), None)
     if trial is None or trial.verdict != "stable":
@@ -226,7 +226,7 @@ def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
     reporter.stage(f"writing {out}")
     bundle = with_variants(bundle, [variant])
-    return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial), out)
+    return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial, config.requirement), out)
 
 
 def verify(

@@ -35,6 +35,8 @@ MOST_GIB = 2**20
 
 STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 
+OnMiss = Literal["fp32", "calmest"]
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A key that [validation] or [test] lacks is taken from [calibration]: the three feed the same model.
 PARENTS = {"validation": "calibration", "test": "calibration"}
@@ -56,7 +58,7 @@ def default_cache() -> Path:
         raise ConfigError(
             "there is no place for the export cache",
             why=f"model.cache is not set and this user has no home directory ({error})",
-            fix='write, under [model]: cache = "some/directory"',
+            fix='write, under [model]: cache = "some/directory"; or set XDG_CACHE_HOME to an absolute path',
         ) from error
 
 
@@ -111,9 +113,28 @@ class ValidationSection(DataSection):
 
     Attributes:
         min_exact_match: the share of sentences on which the winner must give exactly the tokens of fp32.
+        on_miss: what is published where no plan keeps that share: `fp32`, or the `calmest` stable plan, the one with
+            the least flip risk.
     """
 
     min_exact_match: float = field(default=0.99, metadata=between(0.0, 1.0))
+    on_miss: OnMiss = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a winner must keep, and what is chosen where no plan does.
+
+    Attributes:
+        share: of the validation samples, 0 to 1; 0 where nothing is required.
+        on_miss: see `ValidationSection`.
+    """
+
+    share: float = 0.0
+    on_miss: OnMiss = "fp32"
+
+
+NOTHING_REQUIRED = Requirement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +264,13 @@ class Config:
     @property
     def min_exact_match(self) -> float:
         """Share of the validation samples that a winner must keep; 0 without validation."""
-        return 0.0 if self.validation is None else self.validation.min_exact_match
+        return self.requirement.share
+
+    @property
+    def requirement(self) -> Requirement:
+        """What a winner must keep; nothing without validation."""
+        found = self.validation
+        return NOTHING_REQUIRED if found is None else Requirement(found.min_exact_match, found.on_miss)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:

@@ -46,8 +46,12 @@ def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, otherwise: str = "") -> Iterator[None]:
     """What is done to write `path`; a failure of the system becomes one error that says what to do.
+
+    Args:
+        path: what is written.
+        otherwise: what to do where another place would do as well.
 
     Raises:
         EnvironmentProblemError: an OSError was raised inside.
@@ -55,18 +59,22 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentProblemError(f"cannot write {path}", why=reason(error), fix=remedy(error)) from error
+        raise EnvironmentProblemError(
+            f"cannot write {path}", why=reason(error), fix=remedy(error, otherwise)
+        ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, otherwise: str = "") -> None:
     """Writes a file through to the disk; a reader sees the old file or the new one, never a part.
+
+    `otherwise` is as in `writing`.
 
     Raises:
         EnvironmentProblemError: the file cannot be written; what was there is untouched.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path):
+        with writing(path, otherwise):
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()

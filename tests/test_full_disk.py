@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from precision_search.config import Requirement
 from precision_search.errors import EnvironmentProblemError
 from precision_search.records import run_files
 from precision_search.records.optuna_journal import StudyFile
@@ -99,6 +100,8 @@ def test_the_cache_of_exports_may_be_full_or_read_only(tmp_path: Path, export_ca
     text = on_disk(tmp_path / "disk", PLENTY, script, MODEL=str(checkpoint))
     fix = "free some space" if full else "make it writable"
     told(text, f"cannot write {tmp_path}/disk/precision-search", GONE if full else "Read-only file system", fix)
+    if not full:
+        told(text, "", "", "keep the cache elsewhere: set `model.cache` in the config, or XDG_CACHE_HOME")
 
 
 READ_ONLY = """
@@ -155,7 +158,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "trials.jsonl": a_plan_in_the_log,
     "timings.jsonl": times,
     "config.toml": lambda folder: run_files.write_text_atomically(folder / "config.toml", "text"),
-    "pareto.csv": lambda folder: run_files.write_pareto_csv(folder / "pareto.csv", (), 1.0),
+    "pareto.csv": lambda folder: run_files.write_pareto_csv(folder / "pareto.csv", (), Requirement(1.0)),
 }
 
 

@@ -6,7 +6,6 @@ itself, so that `--help` is immediate.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from precision_search.cli import completion
-from precision_search.cli.failures import INTERRUPTED, guarded
+from precision_search.cli.failures import INTERRUPTED, guarded, interrupt_on_signals
 from precision_search.cli.support import (
     PROGRAM,
     RUNS,
@@ -24,6 +23,7 @@ from precision_search.cli.support import (
     latest_run,
     new_run,
     open_reporter,
+    print_any_character,
     print_rich,
     renamed,
     resumable,
@@ -137,7 +137,7 @@ def run(
     if result.interrupted:
         tell_interrupted(config, overrides, out, blocklist)
     else:
-        say(ctx, f"model:  {result.directory / 'model'}{'' if result.choice.faster else ' (fp32: nothing is faster)'}")
+        say(ctx, f"model:  {result.directory / 'model'}{result.choice.why_fp32}")
     ctx.exit(result.exit_code)
 
 
@@ -374,10 +374,8 @@ def doctor(ctx: click.Context, style: Format) -> None:
 
 def main() -> None:
     """The entry point of the installed command."""
-    for stream in (sys.stdout, sys.stderr):
-        # Sentences hold any character; a stream that cannot show one must not end the command.
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    interrupt_on_signals()
+    print_any_character()
     cli.main(prog_name=PROGRAM)
 
 

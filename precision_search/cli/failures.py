@@ -10,11 +10,13 @@ import errno
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -34,8 +36,35 @@ INTERRUPTED = 130
 LONGEST_LINE = 300
 """Characters of an unexpected error's own text in its one line; the report has all of it."""
 
+_INTERRUPTING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, a supervisor that ends us, and a terminal that is gone. Windows has only some of them."""
+
 _NOBODYS_FAULT = {errno.EINVAL, errno.EBADF, errno.EFAULT}
 """What the system says where a program asked for nonsense: a bug, unlike everything else that it says."""
+
+
+def interrupt_on_signals() -> None:
+    """From now on, signals that ask this process to end raise KeyboardInterrupt, as Ctrl-C does.
+
+    What is ignored stays so (`nohup`, a background job), and so does what somebody else handles.
+    """
+    for name in _INTERRUPTING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not into what tidies up after the one before: it would leave half of it.
+
+    Supervisors and terminals send two signals at once.
+    """
+    found = sys.exception()
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt):
+            return
+        found = found.__context__
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -73,6 +73,13 @@ def say(ctx: click.Context, text: str) -> None:
         click.echo(text, err=True)
 
 
+def print_any_character() -> None:
+    """Sentences hold any character; a stream that cannot show one must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
 def print_rich(show: Callable[[Console], None]) -> None:
     """Prints what `show` puts on a console as wide as the terminal; elsewhere nothing limits a table."""
     from precision_search.display.live_line import make_console

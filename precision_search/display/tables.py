@@ -67,7 +67,12 @@ def to_json(table: ParetoTable) -> str:
     """The table as a JSON object: `choice` and `rows`, the rejected ones last, with the names of the columns."""
     rows = [{column.name: column.value(row) for column in table.columns} for row in (*table.rows, *table.rejected)]
     trial = table.choice.trial
-    choice = {"id": trial and trial.id, "reason": table.choice.reason, "faster": table.choice.faster}
+    choice = {
+        "id": trial and trial.id,
+        "reason": table.choice.reason,
+        "faster": table.choice.faster,
+        "requirements_met": table.choice.requirements_met,
+    }
     return json.dumps({"choice": choice, "rows": rows}, indent=2) + "\n"
 
 
@@ -121,7 +126,10 @@ def _legend(table: ParetoTable) -> list[str]:
     trial, choice = table.choice.trial, table.choice
     if trial is not None:
         instead = "" if choice.faster or trial.is_fp32 else ", so fp32 is what gets published"
-        lines.append(f"{CHOSEN} chosen: plan {trial.id}, {choice.reason}{instead}")
+        chosen = "fp32" if trial.is_fp32 and not choice.requirements_met else f"plan {trial.id}"
+        lines.append(f"{CHOSEN} chosen: {chosen}, {choice.reason}{instead}")
+        if not choice.requirements_met:
+            lines.append("  the requirement is not met: validation.min_exact_match")
     lines.append(f"{FRONT} on the Pareto front of latency and flip risk (flips expected in 1,000 unseen tokens, 90%)")
     if table.left_out:
         lines.append(f"{_plural(table.left_out, 'more stable plan')} not shown")

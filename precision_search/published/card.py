@@ -144,6 +144,8 @@ def _matches(facts: ModelFacts) -> str:
     lines = ["| samples | file | count | SHA-256 of the sentences | exact match | 95% interval |"]
     lines.append("|:--|:--|--:|:--|--:|:--|")
     table = "\n".join([*lines, *(row for row in rows if row)])
+    if required := _required(facts):
+        table += f"\n\n{required}"
     risk = verdict.flip_risk
     if risk is None:
         return table
@@ -151,6 +153,18 @@ def _matches(facts: ModelFacts) -> str:
         f"{table}\n\nFlip risk, the tokens out of 1,000 unseen ones expected to differ through rounding alone: "
         f"{risk.value:.2g} (90% interval {risk.low:.2g} to {risk.high:.2g})."
     )
+
+
+def _required(facts: ModelFacts) -> str:
+    """What the run required of the validation samples, and whether that is kept."""
+    verdict = facts.verdict
+    if verdict.min_exact_match is None or verdict.requirements_met is None:
+        return ""
+    asked = f"The run required that {share(verdict.min_exact_match)} of the validation samples be exact"
+    if verdict.requirements_met:
+        return f"{asked}."
+    missed = "no plan met that, so this is fp32" if facts.numbers.is_fp32 else "this model does not meet that"
+    return f"**The requirement is not met.** {asked}; {missed}."
 
 
 def _measured_row(what: str, samples: SampleFile | None, match: Match | None) -> str:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from precision_search.config import NOTHING_REQUIRED, Requirement
 from precision_search.judging.trial import FlipRisk, Judged, Trial, TrialLatency, Verdict, VerdictSource
 from precision_search.precision.blocklist import Blocklist
 from precision_search.published.load import FACTS_FILE
 from precision_search.published.reasons import node_reasons
 from precision_search.records.nodes_json import RunNodes
 from precision_search.records.run_json import Match, RunInfo, Samples, Versions, WorkloadInfo, read_record
+from precision_search.strategies.pareto import is_acceptable
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class JudgedVerdict:
         validation_match: share of the validation samples, None where not run.
         test_match: share of the test samples, None where not run.
         flip_risk: None where not estimated.
+        min_exact_match: share of the validation samples that the run required; None where it required nothing, or did
+            not say.
+        requirements_met: whether that is kept. For fp32 itself: whether a plan of the run kept it. None as above.
     """
 
     verdict: Verdict
@@ -59,6 +64,8 @@ class JudgedVerdict:
     validation_match: Match | None
     test_match: Match | None
     flip_risk: FlipRisk | None
+    min_exact_match: float | None = None
+    requirements_met: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,9 @@ class ModelFacts:
     judged: Judged | None = None
 
 
-def publish_facts(info: RunInfo, nodes: RunNodes | None, trial: Trial) -> PublishFacts:
+def publish_facts(
+    info: RunInfo, nodes: RunNodes | None, trial: Trial, requirement: Requirement = NOTHING_REQUIRED
+) -> PublishFacts:
     """What a run knows of its trial; test samples are known of the winner alone, reasons where nodes were recorded."""
     validation = info.samples.validation
     return PublishFacts(
@@ -172,6 +181,8 @@ def publish_facts(info: RunInfo, nodes: RunNodes | None, trial: Trial) -> Publis
             else Match.of(round(trial.validation_match * validation.count), validation.count),
             test_match=info.best.test_match if info.best is not None and info.best.id == trial.id else None,
             flip_risk=trial.flip_risk,
+            min_exact_match=requirement.share or None,
+            requirements_met=_requirements_met(info, trial, requirement),
         ),
         samples=info.samples,
         versions=info.versions,
@@ -180,6 +191,14 @@ def publish_facts(info: RunInfo, nodes: RunNodes | None, trial: Trial) -> Publis
         reasons={} if nodes is None else node_reasons(nodes, trial),
         judged=trial.judged,
     )
+
+
+def _requirements_met(info: RunInfo, trial: Trial, requirement: Requirement) -> bool | None:
+    if requirement.share == 0.0:
+        return None
+    if trial.is_fp32:
+        return None if info.best is None else info.best.requirements_met
+    return is_acceptable(trial, requirement.share)
 
 
 def read_model_facts(directory: Path) -> ModelFacts:

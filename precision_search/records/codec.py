@@ -12,7 +12,7 @@ import math
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -42,9 +42,7 @@ def to_json(value: object) -> object:
 
 
 def from_json(kind: type[T], value: object, where: str) -> T:
-    """The JSON value as the dataclass `kind`; keys that it does not have are ignored.
-
-    Fields with a default may be missing: older versions did not write them.
+    """The JSON value as the dataclass `kind`; unknown keys are ignored, those with a default may be missing.
 
     Raises:
         ValueError: a key is missing or a value does not fit its annotation; the message starts with the place, which
@@ -89,12 +87,8 @@ def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
     found = {}
     for field in fields(kind):
         if field.name not in value:
-            if _has_default(field):
-                continue
-            raise ValueError(f"{where} lacks {field.name!r}")
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"{where} lacks {field.name!r}")
+            continue  # a key that came later, in what an earlier version wrote
         found[field.name] = _decode(hints[field.name], value[field.name], f"{where}.{field.name}")
     return kind(**found)
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING

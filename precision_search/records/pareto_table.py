@@ -1,7 +1,7 @@
 """The Pareto table: which judged plans are shown, in which order, and what is said of each.
 
-In: trials. Out: a `ParetoTable`, which `display.tables` writes for people and for programs. It is made of the trials
-alone, so that a run and a later look at its directory show the same.
+In: trials and the choice among them. Out: a `ParetoTable`, which `display.tables` writes for people and for programs.
+It is made of these alone, so that a run and a later look at its directory show the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from precision_search.config import Requirement
 from precision_search.errors import UsageError, did_you_mean, first_line
 from precision_search.judging.trial import LANDMARKS, Trial
 from precision_search.records.kept_in_fp32 import kept_text
-from precision_search.strategies.pareto import Choice, choose_winner, pareto_front
+from precision_search.strategies.pareto import Choice, choose_winner, is_acceptable, pareto_front
 
 SHOWN_OTHERS = 10
 """Stable plans beside the front that a table shows unless asked for all."""
@@ -33,6 +34,7 @@ class Row:
         on_front: whether no other stable plan is better in latency and flip risk.
         chosen: whether it is the run's choice.
         reason: why it was rejected; empty for a stable plan.
+        acceptable: whether it keeps what a winner must keep.
     """
 
     trial: Trial
@@ -40,6 +42,7 @@ class Row:
     on_front: bool = False
     chosen: bool = False
     reason: str = ""
+    acceptable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +149,24 @@ class ParetoTable:
 
 
 def pareto_table(
-    trials: Sequence[Trial], min_exact_match: float, *, pinned: Collection[str] = (), every: bool = False
+    trials: Sequence[Trial],
+    requirement: Requirement,
+    *,
+    choice: Choice | None = None,
+    pinned: Collection[str] = (),
+    every: bool = False,
 ) -> ParetoTable:
     """Makes the table of judged plans.
 
     Args:
         trials: in the order they were judged.
-        min_exact_match: the share of validation samples that a winner keeps, 0 to 1.
+        requirement: what a winner must keep.
+        choice: the chosen one of them; None chooses now.
         pinned: node keys that no plan can make low (index arithmetic), which are not worth a word.
         every: whether rejected plans that are no landmarks are rows too.
     """
     text = kept_text(trials, pinned)
-    choice = choose_winner(trials, min_exact_match)
+    choice = choose_winner(trials, requirement) if choice is None else choice
     front = pareto_front(trials)
     on_front = {trial.id for trial in front}
     stable = [trial for trial in trials if trial.verdict == "stable"]
@@ -171,7 +180,16 @@ def pareto_table(
     rejected = [trial for trial in trials if trial.verdict != "stable"]
     shown = [trial for trial in rejected if every or trial.stage in LANDMARKS]
     return ParetoTable(
-        rows=tuple(Row(trial, text(trial), trial.id in on_front, trial in chosen) for trial in ordered),
+        rows=tuple(
+            Row(
+                trial,
+                text(trial),
+                trial.id in on_front,
+                trial in chosen,
+                acceptable=is_acceptable(trial, requirement.share),
+            )
+            for trial in ordered
+        ),
         rejected=tuple(Row(trial, text(trial), reason=rejection(trial)) for trial in shown),
         columns=COLUMNS,
         choice=choice,

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from precision_search.config import Requirement
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError
 from precision_search.files import write_atomically
 from precision_search.judging.trial import Trial
@@ -19,6 +20,7 @@ from precision_search.records.codec import to_json
 from precision_search.records.pareto_table import pareto_table, to_csv
 from precision_search.records.run_json import RunInfo, read_record
 from precision_search.records.trials import read_trials
+from precision_search.strategies.pareto import Choice, choose_winner, is_acceptable
 
 CONFIG_FILE = "config.toml"
 RUN_FILE = "run.json"
@@ -57,6 +59,21 @@ def read_run(run_dir: Path) -> Run:
     return Run(_read_info(run_dir / RUN_FILE), read_trials(run_dir / TRIALS_FILE), run_dir)
 
 
+def choice_of(run: Run, requirement: Requirement) -> Choice:
+    """What a run chose: as a complete run recorded it, else what would be chosen of the plans judged so far.
+
+    The rule may have been another when the run was made, and `model/` holds what was chosen then.
+    """
+    best = run.info.best if run.info.status == "complete" else None
+    trial = None if best is None else next((trial for trial in run.trials if trial.id == best.id), None)
+    if best is None or trial is None:
+        return choose_winner(run.trials, requirement)
+    met = best.requirements_met
+    if met is None:
+        met = requirement.share == 0.0 or (not trial.is_fp32 and is_acceptable(trial, requirement.share))
+    return Choice(trial, best.reason, best.faster, met)
+
+
 def write_run_info(run_dir: Path, info: RunInfo) -> None:
     """Writes `run.json` in `run_dir`.
 
@@ -67,13 +84,15 @@ def write_run_info(run_dir: Path, info: RunInfo) -> None:
     write_json_atomically(run_dir / RUN_FILE, info)
 
 
-def write_pareto_csv(path: Path, trials: Sequence[Trial], min_exact_match: float, pinned: Collection[str] = ()) -> None:
+def write_pareto_csv(
+    path: Path, trials: Sequence[Trial], requirement: Requirement, pinned: Collection[str] = ()
+) -> None:
     """Writes the Pareto table as CSV: every stable plan and the rejected landmarks; arguments as for `pareto_table`.
 
     Raises:
         EnvironmentProblemError: the file cannot be written.
     """
-    write_text_atomically(path, to_csv(pareto_table(trials, min_exact_match, pinned=pinned)))
+    write_text_atomically(path, to_csv(pareto_table(trials, requirement, pinned=pinned)))
 
 
 def write_blocklist(path: Path, blocklist: Blocklist) -> None:

@@ -251,6 +251,8 @@ class Best:
         faster: whether it is faster than fp32; if not, `model/` holds fp32.
         test_match: share of the test samples, None where not run.
         validation_match: share of the validation samples, None where not run.
+        requirements_met: whether a plan other than fp32 keeps `validation.min_exact_match` of the validation samples;
+            true where nothing is required, None in runs of versions that did not say.
         judged: in which batches it was judged, None where an older version judged it in the sets' own batches alone.
     """
 
@@ -259,6 +261,7 @@ class Best:
     faster: bool
     test_match: Match | None
     validation_match: Match | None
+    requirements_met: bool | None = None
     judged: Judged | None = None
 
 

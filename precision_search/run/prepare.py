@@ -22,6 +22,7 @@ from precision_search.judging.sample_sets import (
     near_ties,
     open_fp32,
 )
+from precision_search.judging.set_sizes import set_warnings
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.layout import SEQ2SEQ
@@ -129,7 +130,10 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
     profile = load_profile(config.latency.profile)
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
-    texts = {name: load_samples(section.path, name) for name, section in _sections(config).items()}
+    sections = _sections(config)
+    texts = {name: load_samples(section.path, name) for name, section in sections.items()}
+    for warning in set_warnings(texts, sections, config.requirement):
+        reporter.warn(warning)
     bundle = open_bundle(
         config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
     )

@@ -57,7 +57,7 @@ class RunRecorder:
         self._config = config
         self._prepared = prepared
         self._given = given
-        self._share = config.min_exact_match
+        self._requirement = config.requirement
         self._best_id: int | None = None
         self._shown: tuple[int | None, ...] = ()
         self._started = time.monotonic()
@@ -92,7 +92,7 @@ class RunRecorder:
             with new_run_directory(self._out) as work:
                 run_files.write_text_atomically(work / run_files.CONFIG_FILE, to_toml(self._config))
                 (work / run_files.TRIALS_FILE).touch()
-                run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._share)
+                run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._requirement)
                 self._write_nodes(work)
                 run_files.write_run_info(work, self._info)
         with sole_writer(self._out):
@@ -113,12 +113,14 @@ class RunRecorder:
         Returns:
             What would be chosen if the search ended now.
         """
-        choice = choose_winner(trials, self._share)
+        choice = choose_winner(trials, self._requirement)
         self._take_best(choice, None)
         shown = (self._best_id, *(trial.id for trial in pareto_front(trials)))
         if shown != self._shown:
             self._shown = shown
-            run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, self._share, self._info.model.pinned)
+            run_files.write_pareto_csv(
+                self._out / run_files.PARETO_FILE, trials, self._requirement, self._info.model.pinned
+            )
         self._info = dataclasses.replace(self._info, screen=_speed(statistics))
         self._write_info(trials)
         return choice
@@ -154,7 +156,9 @@ class RunRecorder:
             stopped=stopped,
             screen=_speed(statistics),
         )
-        run_files.write_pareto_csv(self._out / run_files.PARETO_FILE, trials, self._share, self._info.model.pinned)
+        run_files.write_pareto_csv(
+            self._out / run_files.PARETO_FILE, trials, self._requirement, self._info.model.pinned
+        )
         self._write_info(trials)
 
     def _take_over(self) -> None:
@@ -210,6 +214,7 @@ class RunRecorder:
                 faster=choice.faster,
                 test_match=test,
                 validation_match=match,
+                requirements_met=choice.requirements_met,
                 judged=trial.judged,
             ),
         )

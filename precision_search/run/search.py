@@ -143,12 +143,14 @@ def _search(run: _Run) -> RunResult:
     """Judges, chooses and publishes."""
     config, judge, recorder = run.config, run.judge, run.recorder
     outcome = _judge_plans(run)
-    choice = choose_winner(outcome.trials, config.min_exact_match)
+    choice = choose_winner(outcome.trials, config.requirement)
     interrupted = outcome.stopped == "interrupted"
     try:
         if interrupted:
             recorder.decide(choice, None)
         elif choice.trial is not None:
+            if not choice.requirements_met:
+                run.reporter.warn(choice.reason + ("" if choice.faster else "; fp32 is published"))
             recorder.decide(choice, _test(config, run.prepared, judge, choice.trial, run.reporter))
             _publish_choice(run, outcome.trials, choice)
     except KeyboardInterrupt:
@@ -159,7 +161,7 @@ def _search(run: _Run) -> RunResult:
         )
     recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
     report = _unless_it_fails("the report", lambda: write_report(run.directory), run.reporter)
-    table = pareto_table(outcome.trials, config.min_exact_match, pinned=recorder.info.model.pinned)
+    table = pareto_table(outcome.trials, config.requirement, choice=choice, pinned=recorder.info.model.pinned)
     return RunResult(run.directory, outcome.trials, choice, table, interrupted, report)
 
 
@@ -174,9 +176,10 @@ def _judge_plans(run: _Run) -> SearchOutcome:
     tell_of_older_verdicts(log.trials, reporter)
 
     def on_trial(trial: Trial, remaining: Remaining) -> None:
-        best = recorder.judged(log.trials, judge.statistics).trial
+        choice = recorder.judged(log.trials, judge.statistics)
+        best = choice.trial if choice.requirements_met else None
         # What is tested, published and shown at the end.
-        wanted = (*rejected_landmarks(log.trials), *(() if best is None else (best,)))
+        wanted = (*rejected_landmarks(log.trials), *(() if choice.trial is None else (choice.trial,)))
         judge.keep(each.plan.plan for each in wanted)
         study.add(trial)
         if trial.stage == "forced-low" and is_damaged(trial):
@@ -184,11 +187,10 @@ def _judge_plans(run: _Run) -> SearchOutcome:
         reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
 
     given = isinstance(run.strategy, GivenPlan)
-    judging = _careful(run, log)
     reporter.stage("judging the given plan" if given else f"searching, strategy {config.search.strategy}")
     return run_search(
         run.strategy,
-        judging,
+        _careful(run, log),
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, run.prepared), "fp32"),
@@ -365,7 +367,7 @@ def _publish_choice(run: _Run, trials: tuple[Trial, ...], choice: Choice) -> Non
     assert trial is not None  # what is faster than fp32 is a trial
     run.reporter.stage("writing the model")
     plan, recorder = trial.plan.plan, run.recorder
-    facts = publish_facts(recorder.info, recorder.nodes_of(plan.variant), trial)
+    facts = publish_facts(recorder.info, recorder.nodes_of(plan.variant), trial, run.config.requirement)
     publish(run.prepared.bundle, plan, facts, run.directory / FRESH_MODEL, run.judge.converted(plan))
     replace_model(run.directory)
 

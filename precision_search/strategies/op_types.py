@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 from typing import ClassVar
 
+from precision_search.config import Requirement
 from precision_search.judging.noise import is_damaged
 from precision_search.judging.trial import Proposal, Trial
 from precision_search.model.graph import Family
@@ -187,7 +188,9 @@ class OpTypeSearch:
 
     def _release(self) -> Steps:
         """Suggested op types made low one by one in the best plan, those that save most first, while it stays good."""
-        best = choose_winner(list(self._trials.values()), self._context.min_validation_match).trial
+        # Where no plan is good enough yet, the calmest one may become so.
+        calmest = Requirement(self._context.min_validation_match, "calmest")
+        best = choose_winner(list(self._trials.values()), calmest).trial
         if best is None:
             return
         kept = self._selections[best.plan.plan.digest]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from precision_search.config import Requirement
 from precision_search.judging.trial import Trial
 
 LEAST_SPEEDUP = 1.01
@@ -24,11 +25,22 @@ class Choice:
         trial: the winner; fp32 itself where no other plan is stable; None where not even fp32 was judged.
         reason: why this one, one sentence.
         faster: whether it is a plan other than fp32 and faster than fp32; if not, fp32 is what gets published.
+        requirements_met: whether a plan other than fp32 keeps the required share of the validation samples; true where
+            nothing is required.
     """
 
     trial: Trial | None
     reason: str
     faster: bool
+    requirements_met: bool = True
+
+    @property
+    def why_fp32(self) -> str:
+        """Why fp32 is published, as the end of a line; empty where it is not."""
+        if self.faster:
+            return ""
+        missed = not self.requirements_met and self.trial is not None and self.trial.is_fp32
+        return " (fp32: no plan keeps what is required)" if missed else " (fp32: nothing is faster)"
 
 
 def front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
@@ -72,43 +84,58 @@ def is_faster(trial: Trial) -> bool:
     return found.speedup_low is None or found.speedup_low > 1.0
 
 
-def choose_winner(trials: Sequence[Trial], min_exact_match: float) -> Choice:
+def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     """Chooses the plan to publish.
 
-    That is the fastest stable plan other than fp32 with at least `min_exact_match` (0 to 1) on the validation samples,
-    or without a validation result; if none has it, the stable plan with the least flip risk. A plan that is known to be
-    faster than fp32 goes before one that is not (see `is_faster`). Of equally fast ones the one with less flip risk
-    wins, then the one with fewer casts, then the one judged first.
+    That is the fastest stable plan other than fp32 that keeps the required share of the validation samples, or has no
+    validation result. A plan that is known to be faster than fp32 goes before one that is not (see `is_faster`). Of
+    equally fast ones the one with less flip risk wins, then the one with fewer casts, then the one judged first. Where
+    no plan keeps the share, the requirement says what is chosen: fp32, or the stable plan with the least flip risk.
     """
     stable = [trial for trial in trials if trial.verdict == "stable"]
     candidates = [trial for trial in stable if not trial.is_fp32]
+    fp32 = next((trial for trial in stable if trial.is_fp32), None)
+    nothing_required = requirement.share == 0.0
     if not candidates:
-        fp32 = next((trial for trial in stable if trial.is_fp32), None)
         others = any(not trial.is_fp32 for trial in trials)
         reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
-        return Choice(fp32, reason, faster=False)
-    good = [trial for trial in candidates if is_acceptable(trial, min_exact_match)]
-    if good:
-        trial = min(good, key=lambda t: (not is_faster(t), *_by_speed(t)))
-        kept = (
-            "stable plan"
-            if trial.validation_match is None
-            else f"stable plan that keeps at least {min_exact_match:.1%} of the validation samples"
-        )
-        reason = f"the fastest {kept}"
-        if trial != min(good, key=_by_speed):
-            reason += ", of those known to be faster than fp32"
-    else:
+        return Choice(fp32, reason, faster=False, requirements_met=nothing_required)
+    good = [trial for trial in candidates if is_acceptable(trial, requirement.share)]
+    if not good:
+        return _on_miss(candidates, fp32, requirement)
+    trial = min(good, key=lambda t: (not is_faster(t), *_by_speed(t)))
+    kept = (
+        "stable plan"
+        if trial.validation_match is None
+        else f"stable plan that keeps at least {_percent(requirement.share)} of the validation samples"
+    )
+    reason = f"the fastest {kept}"
+    if trial != min(good, key=_by_speed):
+        reason += ", of those known to be faster than fp32"
+    return _if_faster(trial, reason, requirements_met=True)
+
+
+def _on_miss(candidates: Sequence[Trial], fp32: Trial | None, requirement: Requirement) -> Choice:
+    """The choice where stable plans keep too few of the validation samples."""
+    missed = f"no plan keeps {_percent(requirement.share)} of the validation samples"
+    if requirement.on_miss == "calmest":
         trial = min(candidates, key=lambda t: (_risk(t), *_by_speed(t)))
-        reason = (
-            f"no stable plan keeps {min_exact_match:.1%} of the validation samples; "
-            f"this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
-        )
+        reason = f"{missed}; this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
+        return _if_faster(trial, reason, requirements_met=False)
+    nearest = min(candidates, key=lambda t: (-(t.validation_match or 0.0), *_by_speed(t)))
+    reason = f"{missed}; the nearest is plan {nearest.id} with {_share(nearest.validation_match)}"
+    return Choice(fp32, reason, faster=False, requirements_met=False)
+
+
+def _if_faster(trial: Trial, reason: str, *, requirements_met: bool) -> Choice:
+    """The choice of a plan, with what there is to say where it is not faster than fp32."""
     if is_faster(trial):
-        return Choice(trial, reason, faster=True)
+        return Choice(trial, reason, True, requirements_met)
     if trial.latency is not None and trial.latency.speedup >= LEAST_SPEEDUP:
-        return Choice(trial, f"{reason}; its times vary too much to say that it is faster than fp32", faster=False)
-    return Choice(trial, f"{reason}; it is not faster than fp32", faster=False)
+        reason += "; its times vary too much to say that it is faster than fp32"
+    else:
+        reason += "; it is not faster than fp32"
+    return Choice(trial, reason, False, requirements_met)
 
 
 def _by_speed(trial: Trial) -> tuple[float, float, float, int]:
@@ -126,3 +153,8 @@ def _risk(trial: Trial) -> float:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.1%}"
+
+
+def _percent(share: float) -> str:
+    """A required share in percent, to as many digits as it has."""
+    return f"{share:.1%}" if round(share, 3) == share else f"{share * 100:.6g}%"

@@ -18,7 +18,7 @@ from benchmarks.enumeration import MOST_CHOICES, Verdict, find_optimum, latency_
 from benchmarks.rows import Point, Row, add_record, read_records, targets
 from benchmarks.scaled import scale_stream, scaled_checkpoint
 from benchmarks.search import Work, likeness, report, strategy_config
-from precision_search.config import Config, load_config
+from precision_search.config import Config, Requirement, load_config
 from precision_search.cost.estimate import Workload
 from precision_search.device.profile import load_profile
 from precision_search.errors import ConfigError, InputError
@@ -385,7 +385,7 @@ class TestWork:
         assert len(probed) > 10
         assert rows["nodes"].all_evaluations == plans + len(probed)
         assert f"{len(probed)} of all" in rows["nodes"].note
-        final = choose_winner(judged, 0.98).trial
+        final = choose_winner(judged, Requirement(0.98)).trial
         assert final is not None
         assert (rows["nodes"].verdict, rows["nodes"].fp32_nodes) == (final.verdict, final.fp32_nodes)
         assert final.id <= rows["nodes"].evaluations <= len(probed) + final.id

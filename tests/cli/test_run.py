@@ -11,7 +11,7 @@ import pytest
 
 from precision_search import api
 from precision_search.api import RunResult
-from precision_search.config import to_toml
+from precision_search.config import Requirement, to_toml
 from precision_search.errors import InputError
 from precision_search.records.pareto_table import pareto_table
 from precision_search.strategies.pareto import choose_winner
@@ -37,8 +37,8 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         options["reporter"].stage("searching")
         write_run(out, asked["trials"])
         trials = tuple(asked["trials"])
-        choice = choose_winner(trials, 0.98)
-        return RunResult(out, trials, choice, pareto_table(trials, 0.98), asked["interrupted"])
+        choice = choose_winner(trials, Requirement(0.98))
+        return RunResult(out, trials, choice, pareto_table(trials, Requirement(0.98)), asked["interrupted"])
 
     monkeypatch.setattr(api, "search", search)
     return asked

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from precision_search.config import Requirement
 from precision_search.display.tables import render_rich, to_json, to_markdown
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records.pareto_table import COLUMNS, ParetoTable, pareto_table, to_csv
@@ -21,7 +22,7 @@ WIDTHS = [60, 80, 120, 200]
 
 
 def table(trials: tuple[Trial, ...] | None = None) -> ParetoTable:
-    return pareto_table(small_run() if trials is None else trials, 0.98, pinned=PINNED)
+    return pareto_table(small_run() if trials is None else trials, Requirement(0.98), pinned=PINNED)
 
 
 def rendered(shown: ParetoTable, width: int, **options: Any) -> str:
@@ -134,7 +135,12 @@ def test_an_empty_table_says_so() -> None:
     assert "no plan is stable" in rendered(table(()), 60)
     assert "No plan is stable." in to_markdown(table(()))
     assert json.loads(to_json(table(()))) == {
-        "choice": {"id": None, "reason": "no plan other than fp32 was judged", "faster": False},
+        "choice": {
+            "id": None,
+            "reason": "no plan other than fp32 was judged",
+            "faster": False,
+            "requirements_met": False,
+        },
         "rows": [],
     }
 

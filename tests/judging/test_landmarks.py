@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_search.config import DataSection
+from precision_search.config import DataSection, Requirement
 from precision_search.display.html.sentences import Text, shown_landmarks
 from precision_search.errors import InputError
 from precision_search.judging import landmarks
@@ -139,7 +139,7 @@ def test_the_file_is_read_back_and_is_stale_where_others_were_rejected(tmp_path:
 
 def words(tmp_path: Path, *landmarks: Landmark) -> Any:
     write_landmarks(tmp_path, 100, "emulated", landmarks)
-    rejected = pareto_table(small_run(), 0.98, every=True).rejected
+    rejected = pareto_table(small_run(), Requirement(0.98), every=True).rejected
     return shown_landmarks(read_landmarks(tmp_path), {row.trial.id: row for row in rejected})
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precision_search.config import Requirement
 from precision_search.errors import UsageError
 from precision_search.judging.trial import Divergence, FlipRisk, Trial
 from precision_search.records.pareto_table import COLUMNS, Row, pareto_table, rejection
@@ -18,7 +19,7 @@ def ids(rows: tuple[Row, ...]) -> list[int]:
 
 
 def test_the_chosen_plan_comes_first_then_the_front_then_the_others() -> None:
-    table = pareto_table(small_run(), 0.98, pinned=PINNED)
+    table = pareto_table(small_run(), Requirement(0.98), pinned=PINNED)
     assert ids(table.rows) == [3, 4, 0, 5]
     assert [row.chosen for row in table.rows] == [True, False, False, False]
     assert [row.on_front for row in table.rows] == [True, True, True, False]
@@ -32,7 +33,7 @@ def test_the_chosen_plan_comes_first_then_the_front_then_the_others() -> None:
 
 
 def test_rejected_landmarks_have_a_section_and_the_rest_is_counted() -> None:
-    table = pareto_table(small_run(), 0.98)
+    table = pareto_table(small_run(), Requirement(0.98))
     assert ids(table.rejected) == [1, 2]
     assert table.also_rejected == 1
     assert not any(row.on_front or row.chosen for row in table.rejected)
@@ -42,17 +43,17 @@ def test_the_chosen_plan_need_not_be_on_the_front() -> None:
     # The faster plan with less risk keeps too little of the validation samples.
     fast = trial(0, latency=latency(1.0), flip_risk=FlipRisk(0.1, 0.0, 0.2), validation_match=0.5)
     safe = trial(1, latency=latency(2.0), flip_risk=FlipRisk(0.5, 0.1, 1.0), validation_match=1.0)
-    table = pareto_table([fast, safe], 0.98)
+    table = pareto_table([fast, safe], Requirement(0.98))
     assert [(row.trial.id, row.chosen, row.on_front) for row in table.rows] == [(1, True, False), (0, False, True)]
 
 
 def test_a_plan_of_unknown_latency_comes_last() -> None:
     trials = [trial(0, latency=None, flip_risk=None), trial(1), trial(2, latency=latency(9.0))]
-    assert ids(pareto_table(trials, 0.0).rows) == [1, 2, 0]
+    assert ids(pareto_table(trials, Requirement(0.0)).rows) == [1, 2, 0]
 
 
 def test_no_trials_make_an_empty_table() -> None:
-    table = pareto_table([], 0.98)
+    table = pareto_table([], Requirement(0.98))
     assert (table.rows, table.rejected, table.also_rejected) == ((), (), 0)
     assert table.choice.trial is None
 
@@ -98,31 +99,31 @@ def test_rejections_say_where_and_which_node(changes: dict[str, object], expecte
     ],
 )
 def test_sorting_puts_the_best_first_and_the_unknown_last(column: str, expected: list[int]) -> None:
-    table = pareto_table(small_run(), 0.98, pinned=PINNED).sorted_by(column)
+    table = pareto_table(small_run(), Requirement(0.98), pinned=PINNED).sorted_by(column)
     assert ids(table.rows) == expected
     assert sum(row.chosen for row in table.rows) == 1
 
 
 def test_rejected_rows_are_sorted_too() -> None:
-    assert ids(pareto_table(small_run(), 0.98).sorted_by("exact_match").rejected) == [2, 1]
+    assert ids(pareto_table(small_run(), Requirement(0.98)).sorted_by("exact_match").rejected) == [2, 1]
 
 
 @pytest.mark.parametrize("column", [column.name for column in COLUMNS])
 def test_every_column_can_be_sorted_by(column: str) -> None:
-    table = pareto_table(small_run(), 0.98)
+    table = pareto_table(small_run(), Requirement(0.98))
     assert sorted(ids(table.sorted_by(column).rows)) == sorted(ids(table.rows))
 
 
 @pytest.mark.parametrize(("name", "near"), [("latency", "latency_ms"), ("speed", "speedup"), ("exact", "exact_match")])
 def test_an_unknown_column_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean `{near}`") as caught:
-        pareto_table(small_run(), 0.98).sorted_by(name)
+        pareto_table(small_run(), Requirement(0.98)).sorted_by(name)
     assert caught.value.exit_code == 2
 
 
 def test_shortening_keeps_the_front_and_fp32_and_counts_the_rest() -> None:
     others = [trial(10 + n, latency=latency(80.0 + n), flip_risk=FlipRisk(9.0, 8.0, 50.0)) for n in range(5)]
-    table = pareto_table([*small_run(), *others], 0.98)
+    table = pareto_table([*small_run(), *others], Requirement(0.98))
     short = table.shortened(2)
     assert ids(short.rows) == [3, 4, 0, 5, 10]
     assert short.left_out == 4
@@ -157,7 +158,7 @@ trials = st.lists(
 
 @given(trials, st.sampled_from([0.0, 0.95, 1.0]))
 def test_every_stable_plan_is_shown_once_and_every_other_is_accounted_for(found: list[Trial], share: float) -> None:
-    table = pareto_table(found, share)
+    table = pareto_table(found, Requirement(share, "calmest"))
     stable = [one.id for one in found if one.verdict == "stable"]
     assert sorted(ids(table.rows)) == stable
     assert len(table.rejected) + table.also_rejected == len(found) - len(stable)

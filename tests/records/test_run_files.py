@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from precision_search.config import Requirement
 from precision_search.errors import EnvironmentProblemError, InputError, InternalError
 from precision_search.precision.blocklist import Blocklist, blocklist_from_json
 from precision_search.records.run_files import (
@@ -75,7 +76,15 @@ def test_the_keys_are_the_documented_ones(run_dir: Path) -> None:
     assert set(data["counts"]) == {"judged", "stable", "mismatch", "nonfinite", "error"}
     assert set(data["screen"]) == {"full_ms", "fp32_ms", "screens_per_second"}
     assert set(data["near_ties"][0]) == {"set", "sample", "position", "margin", "batch"}
-    assert set(data["best"]) == {"id", "reason", "faster", "test_match", "validation_match", "judged"}
+    assert set(data["best"]) == {
+        "id",
+        "reason",
+        "faster",
+        "test_match",
+        "validation_match",
+        "requirements_met",
+        "judged",
+    }
     assert set(data["best"]["test_match"]) == {"value", "low", "high"}
 
 
@@ -172,7 +181,7 @@ def test_the_blocklist_is_read_back(tmp_path: Path) -> None:
 
 
 def test_the_csv_holds_the_table(tmp_path: Path) -> None:
-    write_pareto_csv(tmp_path / "pareto.csv", small_run(), 0.98, PINNED)
+    write_pareto_csv(tmp_path / "pareto.csv", small_run(), Requirement(0.98), PINNED)
     with (tmp_path / "pareto.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["3", "4", "0", "5", "1", "2"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from precision_search.config import STRATEGIES as CONFIG_NAMES
+from precision_search.config import Requirement
 from precision_search.errors import ConfigError
 from precision_search.judging.noise import is_damaged
 from precision_search.judging.trial import FlipRisk, Proposal, Trial
@@ -115,7 +116,7 @@ def test_a_resumed_run_judges_nothing_twice_and_ends_the_same(name: str, tmp_pat
     assert (first.stopped, len(first.trials)) == ("interrupted", killed_after)
     second = search(name, where, oracle, resumed / "log")
     assert plans(second) == plans(whole) == oracle.judged
-    assert choose_winner(second.trials, 0.0).trial == choose_winner(whole.trials, 0.0).trial
+    assert choose_winner(second.trials, Requirement(0.0)).trial == choose_winner(whole.trials, Requirement(0.0)).trial
 
 
 def test_every_trial_failing_is_survived(name: str, tmp_path: Path) -> None:
@@ -189,9 +190,11 @@ def test_the_fastest_plan_is_found_as_exhaustive_search_finds_it(
     tmp_path: Path, needed: Selection, budget: int
 ) -> None:
     of = space(hard={"encoder": frozenset({"Pow"})})
-    best = choose_winner(search("exhaustive", context(of), Oracle(of, needed), tmp_path / "all").trials, 0.0).trial
+    best = choose_winner(
+        search("exhaustive", context(of), Oracle(of, needed), tmp_path / "all").trials, Requirement(0.0)
+    ).trial
     outcome = search("op-types", context(of, budget), Oracle(of, needed), tmp_path / "log")
-    found = choose_winner(outcome.trials, 0.0).trial
+    found = choose_winner(outcome.trials, Requirement(0.0)).trial
     assert best is not None and found is not None
     assert found.plan == best.plan
     assert len(outcome.trials) <= budget
@@ -224,7 +227,7 @@ def test_an_op_type_that_alone_is_damage_is_not_tried_low_again(tmp_path: Path) 
 def test_a_suggestion_of_the_ranges_that_was_too_careful_is_released(tmp_path: Path) -> None:
     of = space(hard={"encoder": frozenset({"Pow", "Mul"})})
     outcome = search("op-types", context(of), Oracle(of, NEEDED), tmp_path / "log")
-    winner = choose_winner(outcome.trials, 0.0).trial
+    winner = choose_winner(outcome.trials, Requirement(0.0)).trial
     assert winner is not None and winner.stage == "release"
     assert winner.plan.plan == of.plan_of(NEEDED)
     assert outcome.trials[winner.parent or 0].plan.plan == of.plan_of(NEEDED | {("encoder", "Mul")})
@@ -252,7 +255,7 @@ def test_a_large_space_is_sampled_within_the_budget(tmp_path: Path) -> None:
     landmarks = sum(stage not in {"encoder", "decoder", "joined"} for stage in stages)
     assert stages.count("encoder") == (150 - landmarks) // 3
     assert stages.count("decoder") == (150 - landmarks - stages.count("encoder")) * 3 // 5
-    winner = choose_winner(outcome.trials, 0.0).trial
+    winner = choose_winner(outcome.trials, Requirement(0.0)).trial
     assert winner is not None and winner.plan.plan == of.plan_of(needed)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision_search.config import Requirement
 from precision_search.judging.noise import DAMAGE_NOISE
 from precision_search.judging.trial import FlipRisk, Judge, Proposal, Trial
 from precision_search.precision.plan import Plan
@@ -36,7 +37,7 @@ def stages(outcome: SearchOutcome) -> list[str]:
 
 
 def winner(outcome: SearchOutcome, min_match: float = 0.0) -> Trial:
-    trial = choose_winner(outcome.trials, min_match).trial
+    trial = choose_winner(outcome.trials, Requirement(min_match)).trial
     assert trial is not None
     return trial
 

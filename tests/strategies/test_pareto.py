@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precision_search.config import Requirement
 from precision_search.judging.trial import FlipRisk, TrialLatency
 from precision_search.strategies.pareto import choose_winner, front, pareto_front
 from tests.search_models import latency, trial
@@ -41,7 +42,8 @@ def test_the_front_of_trials_holds_stable_ones_fastest_first() -> None:
 
 def test_the_fastest_stable_plan_wins() -> None:
     choice = choose_winner(
-        [FP32, trial(1, latency=latency(5.0)), trial(2, latency=latency(4.0)), trial(3, latency=latency(6.0))], 0.99
+        [FP32, trial(1, latency=latency(5.0)), trial(2, latency=latency(4.0)), trial(3, latency=latency(6.0))],
+        Requirement(0.99),
     )
     assert choice.trial is not None and choice.trial.id == 2
     assert choice.faster
@@ -49,25 +51,43 @@ def test_the_fastest_stable_plan_wins() -> None:
 
 @pytest.mark.parametrize("verdict", ["nonfinite", "mismatch", "error"])
 def test_a_plan_that_is_not_stable_never_wins(verdict: str) -> None:
-    choice = choose_winner([FP32, trial(1, latency=latency(1.0), verdict=verdict), trial(2)], 0.99)
+    choice = choose_winner([FP32, trial(1, latency=latency(1.0), verdict=verdict), trial(2)], Requirement(0.99))
     assert choice.trial is not None and choice.trial.id == 2
 
 
 def test_validation_is_a_condition_and_its_absence_is_none() -> None:
     forgetful = trial(1, latency=latency(1.0), validation_match=0.98)
-    assert choose_winner([forgetful, trial(2, validation_match=0.99)], 0.99).trial == trial(2, validation_match=0.99)
+    assert choose_winner([forgetful, trial(2, validation_match=0.99)], Requirement(0.99)).trial == trial(
+        2, validation_match=0.99
+    )
     unchecked = trial(3, latency=latency(0.5), validation_match=None)
-    assert choose_winner([forgetful, unchecked], 0.99).trial == unchecked
+    assert choose_winner([forgetful, unchecked], Requirement(0.99)).trial == unchecked
 
 
-def test_where_none_keeps_validation_the_least_flip_risk_wins_and_the_reason_says_so() -> None:
+def test_where_none_keeps_validation_on_miss_decides_and_the_reason_says_so() -> None:
     fast = trial(1, latency=latency(1.0), validation_match=0.5, flip_risk=risk(9.0))
     safe = trial(2, latency=latency(3.0), validation_match=0.9, flip_risk=risk(2.0))
-    unknown = trial(3, latency=latency(0.5), validation_match=0.5, flip_risk=None)
-    choice = choose_winner([FP32, fast, safe, unknown], 0.99)
-    assert choice.trial == safe
-    assert choice.faster
+    near = trial(3, latency=latency(2.0), validation_match=0.95, flip_risk=risk(3.0))
+    unknown = trial(4, latency=latency(0.5), validation_match=0.5, flip_risk=None)
+    trials = [FP32, fast, safe, near, unknown]
+
+    choice = choose_winner(trials, Requirement(0.99, "calmest"))
+    assert (choice.trial, choice.faster, choice.requirements_met) == (safe, True, False)
     assert "least flip risk" in choice.reason and "99.0%" in choice.reason and "90.0%" in choice.reason
+
+    choice = choose_winner(trials, Requirement(0.99))
+    assert (choice.trial, choice.faster, choice.requirements_met) == (FP32, False, False)
+    assert choice.reason == "no plan keeps 99.0% of the validation samples; the nearest is plan 3 with 95.0%"
+
+    for on_miss in ("fp32", "calmest"):
+        choice = choose_winner(trials, Requirement(0.9, on_miss))
+        assert (choice.trial, choice.faster, choice.requirements_met) == (near, True, True)
+
+
+def test_where_nothing_is_required_it_is_met() -> None:
+    assert choose_winner([FP32], Requirement()).requirements_met
+    assert choose_winner([FP32, trial(1, verdict="mismatch")], Requirement()).requirements_met
+    assert not choose_winner([FP32, trial(1, verdict="mismatch")], Requirement(0.5)).requirements_met
 
 
 def test_ties_go_to_less_risk_then_fewer_casts_then_the_first() -> None:
@@ -78,13 +98,13 @@ def test_ties_go_to_less_risk_then_fewer_casts_then_the_first() -> None:
         trial(3, flip_risk=risk(2.0), casts=8),
         trial(5, flip_risk=risk(2.0), casts=None),
     ]
-    winner = choose_winner(trials, 0.0).trial
+    winner = choose_winner(trials, Requirement(0.0)).trial
     assert winner is not None and winner.id == 3
 
 
 @pytest.mark.parametrize("speedup", [0.8, 1.0])
 def test_a_winner_that_is_no_faster_than_fp32_is_said_to_be_so(speedup: float) -> None:
-    choice = choose_winner([FP32, trial(1, latency=latency(11.0, speedup))], 0.99)
+    choice = choose_winner([FP32, trial(1, latency=latency(11.0, speedup))], Requirement(0.99))
     assert choice.trial is not None and choice.trial.id == 1
     assert not choice.faster
     assert "not faster than fp32" in choice.reason
@@ -93,24 +113,24 @@ def test_a_winner_that_is_no_faster_than_fp32_is_said_to_be_so(speedup: float) -
 def test_plans_timed_at_different_moments_are_compared_by_their_speedups() -> None:
     while_cool = trial(1, latency=latency(5.0, 1.2), flip_risk=risk(1.0))
     while_hot = trial(2, latency=latency(5.5, 1.4), flip_risk=risk(1.0))
-    assert choose_winner([FP32, while_cool, while_hot], 0.99).trial == while_hot
+    assert choose_winner([FP32, while_cool, while_hot], Requirement(0.99)).trial == while_hot
     assert pareto_front([while_cool, while_hot]) == (while_hot,)
 
 
 def test_a_winner_of_unknown_latency_is_not_called_faster() -> None:
-    assert not choose_winner([trial(1, latency=None)], 0.99).faster
+    assert not choose_winner([trial(1, latency=None)], Requirement(0.99)).faster
 
 
 def test_without_another_stable_plan_fp32_is_chosen() -> None:
-    choice = choose_winner([FP32, trial(1, verdict="mismatch")], 0.99)
+    choice = choose_winner([FP32, trial(1, verdict="mismatch")], Requirement(0.99))
     assert choice.trial == FP32
     assert not choice.faster
-    assert choose_winner([], 0.99).trial is None
+    assert choose_winner([], Requirement(0.99)).trial is None
 
 
 def test_less_than_a_percent_is_not_faster() -> None:
     for speedup, faster in ((1.0099, False), (1.01, True)):
-        choice = choose_winner([FP32, trial(1, latency=latency(10.0 / speedup, speedup))], 0.0)
+        choice = choose_winner([FP32, trial(1, latency=latency(10.0 / speedup, speedup))], Requirement(0.0))
         assert choice.faster is faster
         assert ("not faster than fp32" in choice.reason) is not faster
 
@@ -128,7 +148,7 @@ def timed(speedup: float, low: float, high: float) -> TrialLatency:
     ],
 )
 def test_a_speedup_counts_where_its_interval_is_above_one(found: TrialLatency, faster: bool, reason: str) -> None:
-    choice = choose_winner([FP32, trial(1, latency=found)], 0.0)
+    choice = choose_winner([FP32, trial(1, latency=found)], Requirement(0.0))
     assert choice.trial is not None and choice.trial.id == 1
     assert choice.faster is faster
     assert choice.reason.endswith(reason)
@@ -136,7 +156,7 @@ def test_a_speedup_counts_where_its_interval_is_above_one(found: TrialLatency, f
 
 def test_a_plan_known_to_be_faster_goes_before_one_that_may_be() -> None:
     perhaps, surely = trial(1, latency=timed(1.3, 0.9, 1.7)), trial(2, latency=timed(1.2, 1.19, 1.21))
-    choice = choose_winner([FP32, perhaps, surely], 0.0)
+    choice = choose_winner([FP32, perhaps, surely], Requirement(0.0))
     assert choice.trial == surely
     assert choice.faster
     assert choice.reason.endswith("of those known to be faster than fp32")

@@ -113,6 +113,7 @@ def _plan(row: Row, axis: _Axis, bit: Mapping[str, int], *, explained: bool) -> 
         seconds=trial.seconds,
         on_front=row.on_front,
         chosen=row.chosen,
+        acceptable=row.acceptable,
         is_fp32=trial.is_fp32,
         explained=explained,
         nodes=bits(trial.plan.nodes, bit),

@@ -52,9 +52,15 @@ def headline(info: RunInfo, table: ParetoTable) -> Headline:
             return Headline("No plan is stable", "Not even fp32 gave its own tokens again.", ())
         return Headline("No plan was judged", "The run ended, or was ended, before its first plan.", ())
     latency = trial.latency
-    if choice.faster and latency is not None:
+    if trial.is_fp32 and not choice.requirements_met and any(not row.trial.is_fp32 for row in table.rows):
+        reason = f"{choice.reason[:1].upper()}{choice.reason[1:]}; fp32 is what gets published."
+        title = "No plan meets the requirement"
+    elif choice.faster and latency is not None:
         title = f"{latency.speedup:.2f} times as fast as fp32, {source_of(latency)}"
         reason = f"Plan {trial.id} is {choice.reason}."
+        if not choice.requirements_met:
+            title = f"The requirement is not met; {title}"
+            reason = f"Plan {trial.id} is chosen: {choice.reason}."
     else:
         title = "No stable plan is faster than fp32"
         published = "" if trial.is_fp32 else f" Chosen is plan {trial.id}, but fp32 is what gets published."

@@ -26,7 +26,7 @@ class PagePlan:
         exact_match, screened, validation_match, min_margin: shares 0 to 1, samples, logits.
         flip_risk, flip_risk_low, flip_risk_high: expected flips in 1,000 tokens, None where not estimated.
         size_bytes, casts, fp32_nodes, low_nodes, seconds: as in the trial.
-        on_front, chosen, is_fp32: its part in the choice.
+        on_front, chosen, acceptable, is_fp32: its part in the choice.
         explained: whether the search says why it keeps each node (`kept_for`, and see `Trial`).
         nodes: which of the page's nodes stay in fp32: their bits, the first node's lowest, as base64.
         kept_for: the same for the nodes that the search keeps for a reason of its own.
@@ -62,6 +62,7 @@ class PagePlan:
     seconds: float
     on_front: bool
     chosen: bool
+    acceptable: bool
     is_fp32: bool
     explained: bool
     nodes: str

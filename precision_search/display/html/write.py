@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from precision_search.config import load_config
+from precision_search.config import Requirement, load_config
 from precision_search.display.html.render import render
 from precision_search.files import refuse_existing
 from precision_search.records import run_files
@@ -33,21 +33,22 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         refuse_existing(out)
     path = run_dir / REPORT_FILE if out is None else out
     run = run_files.read_run(run_dir)
-    share = load_config(run_dir / run_files.CONFIG_FILE).min_exact_match
-    run_files.write_text_atomically(path, report_html(run, share, _nodes(run_dir), _landmarks(run_dir)))
+    requirement = load_config(run_dir / run_files.CONFIG_FILE).requirement
+    run_files.write_text_atomically(path, report_html(run, requirement, _nodes(run_dir), _landmarks(run_dir)))
     return path
 
 
-def report_html(run: Run, min_exact_match: float, nodes: RunNodes | None, landmarks: RunLandmarks | None) -> str:
+def report_html(run: Run, requirement: Requirement, nodes: RunNodes | None, landmarks: RunLandmarks | None) -> str:
     """The page of a run.
 
     Args:
         run: its record and its judged plans.
-        min_exact_match: the share of validation samples that a winner keeps, 0 to 1.
+        requirement: what a winner must keep.
         nodes: what is known of its nodes, None where it did not record them.
         landmarks: what rejected landmarks make of sentences, None where that was not tried (yet).
     """
-    table = pareto_table(run.trials, min_exact_match, pinned=run.info.model.pinned, every=True)
+    choice = run_files.choice_of(run, requirement)
+    table = pareto_table(run.trials, requirement, choice=choice, pinned=run.info.model.pinned, every=True)
     return render(run.info, table, nodes, landmarks)
 
 

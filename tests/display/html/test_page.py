@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_search import api
+from precision_search.config import Requirement
 from precision_search.display.html import REPORT_FILE
 from precision_search.display.html import overview as facts
 from precision_search.display.html.content import bits, make_page
@@ -37,7 +38,7 @@ from tests.search_models import latency, trial
 
 
 def page_of(trials: tuple[Trial, ...], **info: Any) -> Page:
-    table = pareto_table(trials, 0.98, pinned=PINNED, every=True)
+    table = pareto_table(trials, Requirement(0.98), pinned=PINNED, every=True)
     rows = sorted((*table.rows, *table.rejected), key=lambda row: row.trial.id)
     return make_page(run_info(**info), rows, nodes_of(trials))
 
@@ -156,7 +157,7 @@ def test_index_arithmetic_and_what_is_beyond_the_range_are_told_apart() -> None:
 
 
 def test_the_headline_says_how_fast_and_from_where() -> None:
-    headline = facts.headline(run_info(), pareto_table(small_run(), 0.98))
+    headline = facts.headline(run_info(), pareto_table(small_run(), Requirement(0.98)))
 
     assert headline.title == "1.41 times as fast as fp32, estimated for t4"
     found = {fact.label: (fact.value, fact.note) for fact in headline.facts}
@@ -169,7 +170,7 @@ def test_the_headline_says_how_fast_and_from_where() -> None:
 
 def test_a_measured_speedup_comes_with_its_interval() -> None:
     found = TrialLatency(4.0, 3.9, 4.2, 2.5, "measured", None, 2.4, 2.6)
-    headline = facts.headline(run_info(), pareto_table((fp32_trial(), trial(1, latency=found)), 0.98))
+    headline = facts.headline(run_info(), pareto_table((fp32_trial(), trial(1, latency=found)), Requirement(0.98)))
 
     assert headline.title == "2.50 times as fast as fp32, measured"
     assert headline.facts[0].note == "measured, 95% interval 2.40 to 2.60"
@@ -193,7 +194,7 @@ def test_a_measured_speedup_comes_with_its_interval() -> None:
     ],
 )
 def test_a_run_without_a_faster_plan_says_so(trials: tuple[Trial, ...], title: str, reason: str) -> None:
-    headline = facts.headline(run_info(best=None), pareto_table(trials, 0.98))
+    headline = facts.headline(run_info(best=None), pareto_table(trials, Requirement(0.98)))
 
     assert headline.title == title
     assert reason in headline.reason
@@ -203,7 +204,9 @@ def test_what_is_not_known_is_called_so() -> None:
     samples = dataclasses.replace(run_info().samples, validation=None, test=None)
     trials = (fp32_trial(), trial(1, flip_risk=None, validation_match=None))
 
-    found = {f.label: f for f in facts.headline(run_info(samples=samples), pareto_table(trials, 0.98)).facts}
+    found = {
+        f.label: f for f in facts.headline(run_info(samples=samples), pareto_table(trials, Requirement(0.98))).facts
+    }
 
     assert (found["Flip risk"].value, found["Flip risk"].note) == ("unknown", "no validation set")
     assert found["Validation"].value == found["Test, unseen"].value == "not run"
@@ -229,7 +232,7 @@ def test_a_finished_run_has_nothing_to_say_about_its_state() -> None:
 
 
 def test_latencies_of_two_sources_say_it_each() -> None:
-    rows = pareto_table(small_run(), 0.98).rows
+    rows = pareto_table(small_run(), Requirement(0.98)).rows
     one, mixed = (
         {cell.key: cell.text(rows[0]) for cell in facts.columns("latency", mixed=mixed)} for mixed in (False, True)
     )

@@ -1,9 +1,9 @@
-// The search over its evaluations: the fastest stable plan so far, the flip risk of each, and who proposed it.
+// The search over its evaluations: the fastest plan so far that could be chosen, the flip risk of each, and who proposed it.
 
 function fastestSoFar() {
   let best = null;
   return page.plans.map((plan) => {
-    if (!rejected(plan) && plan.speedup !== null && (best === null || plan.speedup > best)) best = plan.speedup;
+    if (plan.acceptable && plan.speedup !== null && (best === null || plan.speedup > best)) best = plan.speedup;
     return best;
   });
 }
@@ -100,7 +100,7 @@ function showProgress() {
   );
   legend(
     "progress-legend",
-    ["line: the fastest stable plan so far"],
+    ["line: the fastest plan so far that keeps what is required"],
     ...[...new Set(page.plans.map((plan) => plan.verdict))].map((verdict) => [mark(verdict), verdict]),
   );
 }
