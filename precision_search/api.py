@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from precision_search.config import Config, default_cache, load_config
-from precision_search.device.profile import DeviceProfile
+from precision_search.config import Config, LatencySection, WorkloadSection, default_cache, load_config
+from precision_search.cost.estimate import Workload
+from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.display.html import write_report
 from precision_search.display.reporters import make_reporter
 from precision_search.errors import UsageError
 from precision_search.files import refuse_existing
+from precision_search.judging.ceiling import Pins, find_ceiling
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
+from precision_search.judging.latency import EstimatedLatency
 from precision_search.judging.trial import SearchReporter
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.doctor import DoctorReport, examine
@@ -37,11 +41,12 @@ from precision_search.records import run_files
 from precision_search.records.nodes_json import nodes_file, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
 from precision_search.reporting import Reporter
+from precision_search.run.dry_run import dry_run as dry_run_of
 from precision_search.run.search import RunResult
-from precision_search.run.search import dry_run as dry_run_of
 from precision_search.run.search import search as run_search
 from precision_search.runtime.backends import resolve_device
 from precision_search.runtime.session import SessionSettings
+from precision_search.strategies.space import never_low
 
 __all__ = [
     "Config",
@@ -74,6 +79,12 @@ AnyPath = str | os.PathLike[str]
 
 BATCH_SIZE = 32
 """Samples at once where no config says."""
+
+WORKLOAD = WorkloadSection()
+"""What a ceiling is for where no config says."""
+
+GPUS: Mapping[LowDtype, str] = {"float16": LatencySection().profile, "bfloat16": "a10g"}
+"""The device profile that a ceiling is made with where nobody says. T4 has no bfloat16."""
 
 
 def export_bundle(
@@ -284,33 +295,53 @@ def inspect(
     *,
     data: AnyPath | None = None,
     dtype: LowDtype = "float16",
+    batch: int = WORKLOAD.batch,
+    source_length: int = WORKLOAD.source_length,
+    target_length: int = WORKLOAD.target_length,
+    gpu: str | None = None,
     cache: AnyPath | None = None,
     reporter: Reporter | None = None,
 ) -> InspectReport:
-    """What a model's graphs hold and what of it is searchable; with data, the ranges of its activations too.
+    """What a model's graphs hold, what of it is searchable and what a search could gain at most; with data, the ranges
+    of its activations too.
 
     Args:
         source: checkpoint directory, directory of ONNX graphs, or hub id.
         data: text or JSONL file of sentences.
         dtype: the low dtype in question.
+        batch: sentences in a batch of the workload that the ceiling is for.
+        source_length: tokens of each source there.
+        target_length: tokens of each target there.
+        gpu: a built-in device profile by name, or a TOML file of that form; None for `t4`, which has no bfloat16, and
+            `a10g` for that.
         cache: directory for exports, None for the user's.
         reporter: receives progress.
 
     Raises:
+        ConfigError: there is no such device profile, it has no arithmetic for the dtype, or a size is below 1.
         InputError: the model or the data cannot be used.
     """
-    name = Path(source).name
+    name, workload = Path(source).name, Workload(batch, source_length, target_length)
+    profile = load_profile(GPUS[dtype] if gpu is None else gpu)
+    profile.flops_per_second(dtype)  # refuses a dtype that the device has no arithmetic for
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
         bundle = _open(source, cache, told)
-        if data is None:
-            return inspect_bundle(bundle, dtype, name=name)
-        encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
-        for warning in encoded.warnings:
-            told.warn(warning)
-        told.stage("measuring activation ranges")
-        ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), reporter=told)
-        bundle.files.check()
-        return inspect_bundle(bundle, dtype, name=name, ranges=ranges, samples=len(encoded.ids))
+        ranges, samples = None, None
+        if data is not None:
+            encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
+            for warning in encoded.warnings:
+                told.warn(warning)
+            told.stage("measuring activation ranges")
+            ranges = measure(bundle, encoded.ids, BATCH_SIZE, dtype, SessionSettings(), reporter=told)
+            samples = len(encoded.ids)
+            bundle.files.check()
+        told.stage("estimating what could be gained at most")
+        variants = with_variants(bundle)
+        pins = {name: Pins(frozenset(never_low(variants.graphs_of(name), dtype))) for name in variants.variant_names}
+        ceiling = find_ceiling(EstimatedLatency(variants, workload, profile), dtype, pins)
+        return inspect_bundle(
+            bundle, dtype, name=name, ranges=ranges, samples=samples, workload=workload, ceiling=ceiling
+        )
 
 
 def calibrate(

@@ -179,7 +179,9 @@ def publish_facts_of_a_run(**changes: Any) -> PublishFacts:
     return PublishFacts(**(values | changes))
 
 
-NUMBERS = PlanNumbers(compute_nodes=507, fp32_nodes=188, casts=204, size_bytes=18_300_000)
+NUMBERS = PlanNumbers(
+    compute_nodes=507, fp32_nodes=188, casts=204, size_bytes=18_300_000, fp32_decisions=125, decisions=320
+)
 
 
 def run_nodes() -> RunNodes:

@@ -14,6 +14,8 @@ from precision_search.strategies.base import NodeSpace, SearchSpace
 ENCODER = ("Add", "MatMul", "Mul", "Pow", "Softmax")
 DECODER = ("Add", "MatMul", "Relu", "Softmax")
 NODES_PER_TYPE = 3
+DECISIONS = 40
+"""Nodes that the plan of a trial decides about, unless it says otherwise."""
 
 
 def record(*nodes: str) -> PlanRecord:
@@ -45,8 +47,10 @@ def trial(id: int = 0, **changes: Any) -> Trial:
         "low_nodes": 5,
         "casts": 2,
         "seconds": 0.5,
+        "decisions": DECISIONS,
     }
-    return Trial(**(values | changes))
+    values |= changes
+    return Trial(**({"fp32_decisions": len(values["plan"].nodes)} | values))
 
 
 def space(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.layout import graph_file
 from precision_search.precision.blocklist import plan_of_blocklist, read_blocklist
+from precision_search.precision.plan import all_compute_keys
 from precision_search.published.facts import read_model_facts
 from precision_search.records.nodes_json import NODES_FILE, read_nodes
+from tests.cli_models import invoke
 from tests.tiny_model import write_tiny_config, write_tiny_model
 
 PLACE = "/home/alice/private/checkpoint-7"
@@ -65,7 +68,9 @@ def test_every_function_of_the_command_line_is_there_and_documented() -> None:
 
 
 def test_without_a_reporter_nothing_is_printed_but_warnings(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "[workload]" in api.dry_run(load_config(folder / "tiny.toml"))
+    shown = api.dry_run(load_config(folder / "tiny.toml"))
+    assert "[workload]" in shown
+    assert "\n# ceiling: at most 1." in shown
     said = capfd.readouterr()
     assert said.out == ""
     assert all(line.startswith("warning: ") for line in said.err.splitlines())
@@ -89,6 +94,25 @@ def test_the_steps_of_a_run_take_plain_paths(folder: Path, tmp_path: Path) -> No
     fp32 = api.Seq2SeqGenerator.from_pretrained(api.export_bundle(folder / "model", tmp_path / "fp32"), device="cpu")
     pairs = zip(generator.generate(lines).ids, fp32.generate(lines).ids, strict=True)
     assert {index for index, (low, full) in enumerate(pairs) if low != full} == differing
+
+
+def test_table_card_and_report_count_what_stays_in_fp32_alike(folder: Path) -> None:
+    """Every node key once, pinned ones included."""
+    run = folder / "run"
+    winner = api.pareto(run).choice.trial
+    assert winner is not None
+    every = all_compute_keys(open_bundle(str(folder / "model"), folder / "cache").graphs)
+    kept = f"{len(every & winner.plan.plan.fp32)} of {len(every)}"
+
+    assert f"{winner.fp32_decisions} of {winner.decisions}" == kept
+    chosen = next(line for line in invoke("pareto", run).stdout.splitlines() if line.startswith(">"))
+    assert f" {kept} " in chosen
+    assert f"{kept} nodes in fp32" in (run / "model/README.md").read_text()
+    numbers = json.loads((run / "model/precision_search.json").read_text())["numbers"]
+    assert f"{numbers['fp32_decisions']} of {numbers['decisions']}" == kept
+    report = (run / "report.html").read_text()
+    assert f'"in_fp32":"{kept}"' in report.replace('": "', '":"')
+    assert re.search(rf"In fp32\W[^0-9]*{kept}\b", report)
 
 
 def test_a_plan_to_publish_is_named_once(folder: Path, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from precision_search.cli import completion
 from precision_search.cli.failures import INTERRUPTED, guarded, interrupt_on_signals
+from precision_search.cli.options import DEVICE_ID, FORMAT, Format, workload_options
 from precision_search.cli.support import (
     PROGRAM,
     RUNS,
@@ -25,6 +26,7 @@ from precision_search.cli.support import (
     open_reporter,
     print_any_character,
     print_rich,
+    print_table,
     renamed,
     resumable,
     say,
@@ -33,25 +35,7 @@ from precision_search.cli.support import (
 from precision_search.errors import VerificationError
 from precision_search.files import refuse_existing
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from precision_search.records.pareto_table import ParetoTable
-
 _PATH = click.Path(path_type=Path)
-_FORMAT = click.option(
-    "--format",
-    "style",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Output format.",
-)
-_DEVICE_ID = click.option(
-    "--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device."
-)
-
-Format = Literal["text", "json"]
 
 
 class _Commands(click.Group):
@@ -130,7 +114,7 @@ def run(
             tell_interrupted(config, overrides, out, blocklist)
             ctx.exit(INTERRUPTED)
     if result.trials:
-        _print_table(result.table, result.directory)
+        print_table(result.table, result.directory)
     say(ctx, f"run:    {result.directory}")
     if result.report is not None:
         say(ctx, f"report: {result.report}")
@@ -175,7 +159,7 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
     elif style == "md":
         click.echo(tables.to_markdown(table if everything else table.shortened()), nl=False)
     else:
-        _print_table(table, run_directory, everything=everything)
+        print_table(table, run_directory, everything=everything)
 
 
 @cli.command(short_help="Write the report of a run, for a browser.")
@@ -244,7 +228,7 @@ def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former:
     show_default=True,
     help="Where both models run; auto is CUDA where it works.",
 )
-@_DEVICE_ID
+@DEVICE_ID
 @click.option(
     "--min-exact-match",
     type=click.FloatRange(0.0, 1.0),
@@ -252,7 +236,7 @@ def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former:
     show_default=True,
     help="Share of sentences that must give the same tokens; below it the exit code is 1.",
 )
-@_FORMAT
+@FORMAT
 @common_options
 @click.pass_context
 def verify(
@@ -314,13 +298,24 @@ def verify(
     show_default=True,
     help="The low dtype in question.",
 )
-@_FORMAT
+@workload_options
+@FORMAT
 @common_options
 @click.pass_context
 def inspect(
-    ctx: click.Context, model: str, data: Path | None, dtype: Literal["float16", "bfloat16"], style: Format
+    ctx: click.Context,
+    *,
+    model: str,
+    data: Path | None,
+    dtype: Literal["float16", "bfloat16"],
+    batch: int,
+    source_length: int,
+    target_length: int,
+    gpu: str | None,
+    style: Format,
 ) -> None:
-    """Show the graphs of MODEL (a directory or hub id): op types, roles, what is searchable and what is not, and why.
+    """Show the graphs of MODEL (a directory or hub id): op types, roles, what is searchable and what is not, and why,
+    and the ceiling: what a search could gain at most, by an estimate.
 
     The JSON form lists every node key too.
     """
@@ -328,7 +323,16 @@ def inspect(
     from precision_search.display import text_reports as reports
 
     with open_reporter(ctx) as reporter:
-        report = api.inspect(model, data=data, dtype=dtype, reporter=reporter)
+        report = api.inspect(
+            model,
+            data=data,
+            dtype=dtype,
+            batch=batch,
+            source_length=source_length,
+            target_length=target_length,
+            gpu=gpu,
+            reporter=reporter,
+        )
     if style == "json":
         click.echo(reports.report_json(report), nl=False)
     else:
@@ -337,7 +341,7 @@ def inspect(
 
 @cli.command(short_help="Measure a CUDA device for the cost model.")
 @click.option("--out", type=_PATH, required=True, metavar="PROFILE", help="The profile to write, a .toml file.")
-@_DEVICE_ID
+@DEVICE_ID
 @click.option("--force", is_flag=True, help="Replace PROFILE if it exists.")
 @common_options
 @click.pass_context
@@ -355,7 +359,7 @@ def calibrate(ctx: click.Context, *, out: Path, device_id: int, force: bool) -> 
 
 
 @cli.command(short_help="Show what this machine can run.")
-@_FORMAT
+@FORMAT
 @common_options
 @click.pass_context
 def doctor(ctx: click.Context, style: Format) -> None:
@@ -377,21 +381,6 @@ def main() -> None:
     interrupt_on_signals()
     print_any_character()
     cli.main(prog_name=PROGRAM)
-
-
-def _print_table(table: ParetoTable, directory: Path, *, everything: bool = False) -> None:
-    from precision_search.display import tables
-    from precision_search.display import text_reports as reports
-    from precision_search.records import run_files
-
-    info = run_files.read_run(directory).info
-
-    def show(console: Console) -> None:
-        tables.render_rich(table if everything else table.shortened(), console)
-        reports.show_best(info, console)
-        reports.show_state(info, console)
-
-    print_rich(show)
 
 
 if __name__ == "__main__":

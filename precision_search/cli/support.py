@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from precision_search.judging.trial import SearchReporter
+    from precision_search.records.pareto_table import ParetoTable
 
 PROGRAM = "precision-search"
 RUNS = Path("artifacts/runs")
@@ -90,6 +91,23 @@ def print_rich(show: Callable[[Console], None]) -> None:
     with console.capture() as captured:
         show(console)
     sys.stdout.write(captured.get())
+
+
+def print_table(table: ParetoTable, directory: Path, *, everything: bool = False) -> None:
+    """Prints the Pareto table of the run in `directory`, and what else there is to know of it."""
+    from precision_search.display import tables
+    from precision_search.display import text_reports as reports
+    from precision_search.records import run_files
+
+    info = run_files.read_run(directory).info
+
+    def show(console: Console) -> None:
+        tables.render_rich(table if everything else table.shortened(), console)
+        reports.show_best(info, console)
+        reports.show_state(info, console)
+        reports.show_ceiling(info, console)
+
+    print_rich(show)
 
 
 def new_run(name: str) -> Path:

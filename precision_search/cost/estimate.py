@@ -34,7 +34,13 @@ times less than reading the byte once, even on the fastest device, it settles ti
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The workload that latency refers to: sentences in a batch, tokens of each source and of each target."""
+    """The workload that latency refers to.
+
+    Attributes:
+        batch: sentences in a batch.
+        source_length: tokens of each source.
+        target_length: tokens of each target.
+    """
 
     batch: int
     source_length: int
@@ -136,12 +142,7 @@ class CostModel:
             ConfigError: a graph holds bfloat16 and the device has none.
             InternalError: other graphs than this model was made from.
         """
-        if models.keys() != self._graphs.keys():
-            raise InternalError(
-                "the cost model was given other graphs than it was made from",
-                why=f"it has {', '.join(self._graphs)}; it was given {', '.join(models)}",
-            )
-        seconds = sum((self._graphs[name].seconds(model) for name, model in models.items()), _Seconds())
+        seconds = self._seconds(models)
         spread, loss = self._profile.assumptions.launch_spread, self._profile.assumptions.efficiency_spread
         return Latency(
             p50_ms=seconds.total * 1e3,
@@ -150,6 +151,11 @@ class CostModel:
             source="estimated",
             profile=self._profile.name,
         )
+
+    def launch_share(self, models: Mapping[GraphName, ir.Model]) -> float:
+        """The share of what `estimate` says that goes into launches, 0 to 1."""
+        seconds = self._seconds(models)
+        return seconds.launching / seconds.total
 
     def launches(self, models: Mapping[GraphName, ir.Model]) -> Mapping[GraphName, int]:
         """Kernels, copies and library calls of one run of each graph of a converted version (see `estimate`)."""
@@ -170,6 +176,14 @@ class CostModel:
         """
         graph = self._graphs[graph_name]
         return graph.cast(value_name, ir.DataType.FLOAT, IR_DTYPES["float16"]).total
+
+    def _seconds(self, models: Mapping[GraphName, ir.Model]) -> _Seconds:
+        if models.keys() != self._graphs.keys():
+            raise InternalError(
+                "the cost model was given other graphs than it was made from",
+                why=f"it has {', '.join(self._graphs)}; it was given {', '.join(models)}",
+            )
+        return sum((self._graphs[name].seconds(model) for name, model in models.items()), _Seconds())
 
 
 def placement_costs(model: CostModel, graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> PlacementCosts:

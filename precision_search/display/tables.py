@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from precision_search.records.markdown import escape
 from precision_search.records.pareto_table import ParetoTable, Row
-from precision_search.records.wording import ABBREVIATED, UNKNOWN, milliseconds, number, share
+from precision_search.records.wording import ABBREVIATED, UNKNOWN, milliseconds, number, part_of, share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +105,7 @@ def _main_columns(table: ParetoTable) -> tuple[_Shown, ...]:
         _Shown("flip risk", _flip_risk, 3),
         _Shown("smallest margin", lambda row: number(row.trial.min_margin), 7),
         _Shown("size MB", _size, 5),
+        _Shown("nodes in fp32", lambda row: part_of(row.trial.fp32_decisions, row.trial.decisions), 5),
         _Shown("casts", lambda row: number(row.trial.casts), 6),
         _Shown("verdict", lambda row: f"{row.trial.verdict} ({row.trial.verdict_source})", 8),
         _Shown("stage", lambda row: row.trial.stage, 9),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from precision_search.records.codec import to_json
-from precision_search.records.wording import SHOWN_HASH, share
+from precision_search.records.wording import SHOWN_HASH, ceiling_line, nothing_faster, share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +53,13 @@ def show_verify(report: VerifyReport, console: Console) -> None:
 
 
 def show_inspect(report: InspectReport, console: Console) -> None:
-    """Prints graphs, op types and roles with what is searchable, and the nodes with the largest values if measured."""
+    """Prints the ceiling, graphs, op types and roles with what is searchable, and the largest values if measured."""
     config = report.config
     sizes = f"{config.num_layers}+{config.num_decoder_layers} layers, d_model {config.d_model}, d_ff {config.d_ff}"
     vocabulary = f"vocabulary {config.vocab_size}"
     _print(console, [f"{report.name}: {config.model_type}, {sizes}, {config.num_heads} heads, {vocabulary}"])
+    if report.ceiling is not None and report.workload is not None:
+        _print(console, [ceiling_line(report.ceiling, report.workload)])
     _table(
         console,
         "graphs",
@@ -98,6 +100,14 @@ def show_best(info: RunInfo, console: Console) -> None:
             kept = f"{round(match.value * file.count)} of {file.count} {name} samples exact, {share(match.value)}"
             interval = f"95% interval {share(match.low)} to {share(match.high)}"
             _print(console, [f"plan {info.best.id}: {kept} ({interval})"])
+
+
+def show_ceiling(info: RunInfo, console: Console) -> None:
+    """Prints what could have been gained at most, where nothing was."""
+    if info.ceiling is not None and info.best is not None and not info.best.faster:
+        # Where plans are faster and keep too little, the choice has said so.
+        line = ceiling_line if info.best.requirements_met is False else nothing_faster
+        _print(console, [line(info.ceiling, info.workload)])
 
 
 def show_doctor(report: DoctorReport, console: Console) -> None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from precision_search.cost.ceiling import Ceiling
+from precision_search.cost.estimate import Workload
 from precision_search.judging.ranges import NodeRange, hard_set, measure_ranges
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import ModelConfig
@@ -114,6 +116,8 @@ class InspectReport:
         op_types: by family, then name.
         roles: by family, in topological order.
         nodes: by family, in topological order.
+        workload: what `ceiling` is for.
+        ceiling: what lower precision could gain at most; None, as `workload`, where that was not asked.
     """
 
     name: str
@@ -127,6 +131,8 @@ class InspectReport:
     op_types: tuple[GroupFacts, ...]
     roles: tuple[GroupFacts, ...]
     nodes: tuple[NodeFacts, ...]
+    workload: Workload | None = None
+    ceiling: Ceiling | None = None
 
     def worst(self, count: int) -> tuple[NodeFacts, ...]:
         """The nodes with the largest values, among those that may be low; empty where ranges were not measured."""
@@ -171,8 +177,21 @@ def inspect_bundle(
     ranges: Mapping[str, NodeRange] | None = None,
     samples: int | None = None,
     safety: float = DEFAULT_SAFETY,
+    workload: Workload | None = None,
+    ceiling: Ceiling | None = None,
 ) -> InspectReport:
-    """Describes a bundle for plans in `dtype`; `ranges` are those that `measure` found on `samples` samples."""
+    """Describes a bundle for plans in `dtype`.
+
+    Args:
+        bundle: the fp32 bundle.
+        dtype: the low dtype.
+        name: what the model is called.
+        ranges: those that `measure` found on `samples` samples.
+        samples: see there.
+        safety: the factor that values must stay below the largest low number by.
+        workload: what `ceiling` is for.
+        ceiling: what lower precision could gain at most.
+    """
     nodes = _nodes(bundle.graphs, dtype, ranges, safety)
     return InspectReport(
         name=name,
@@ -186,6 +205,8 @@ def inspect_bundle(
         op_types=tuple(sorted(_groups(nodes, lambda n: n.op_type), key=lambda g: (FAMILIES.index(g.family), g.name))),
         roles=tuple(_groups(nodes, lambda node: node.role)),
         nodes=nodes,
+        workload=workload,
+        ceiling=ceiling,
     )
 
 

@@ -37,7 +37,7 @@ from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
 from precision_search.precision.low import LowDtype
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import NodeCounts, Plan, count_nodes
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit
@@ -285,18 +285,16 @@ class PlanJudge:
         """The plan as the log keeps it."""
         return PlanRecord.of(plan, blocklist_of_plan(plan, self._graphs_of(plan)).op_types)
 
-    def node_counts(self, plan: Plan) -> tuple[int, int]:
-        """How many compute nodes are fp32 and how many low, over the three graphs."""
-        keys = [node.key for graph in self._graphs_of(plan).values() for node in graph.compute]
-        fp32 = sum(key in plan.fp32 for key in keys)
-        return fp32, len(keys) - fp32
+    def node_counts(self, plan: Plan) -> NodeCounts:
+        """How much the plan keeps in fp32."""
+        return count_nodes(self._graphs_of(plan), plan)
 
     def _graphs_of(self, plan: Plan) -> Mapping[GraphName, Graph]:
         return self._variants[plan.variant].graphs
 
     def _is_fp32(self, plan: Plan) -> bool:
         """Whether this is the fp32 model itself, its graphs as they are."""
-        return plan.variant == BASE_VARIANT and self.node_counts(plan)[1] == 0
+        return plan.variant == BASE_VARIANT and self.node_counts(plan).low_nodes == 0
 
     def _unit(self, plan: Plan) -> float:
         return rounding_unit(self._calibration.samples.reference.margins, plan.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from precision_search.device.state import DeviceState, device_state
 from precision_search.errors import DeviceMemoryError
 from precision_search.judging.trial import TrialLatency
 from precision_search.model.bundle import Bundle
-from precision_search.model.graph import BASE_VARIANT, GraphName
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.precision.dtypes import assign, planned_casts
 from precision_search.precision.low import LowDtype
 from precision_search.precision.plan import Plan
@@ -29,17 +29,41 @@ _WIDE = f"the speedup is not known to {RULES.width:.0%}: times vary too much fro
 
 
 class EstimatedLatency:
-    """Latency by the cost model, for a workload on a device that is not here."""
+    """Latency by the cost model, for a workload on a device that is not here.
+
+    Attributes:
+        workload: as given.
+        fp32_ms: the estimate of the base graphs in fp32, which speedups are over.
+    """
 
     def __init__(self, bundle: Bundle, workload: Workload, profile: DeviceProfile) -> None:
+        self.workload = workload
+        self._bundle, self._device = bundle, profile
         self._graphs = {name: bundle.graphs_of(name) for name in bundle.variant_names}
         self._models = {
             variant: CostModel({name: graph.model for name, graph in graphs.items()}, workload, profile)
             for variant, graphs in self._graphs.items()
         }
-        self._fp32_ms = self._models[BASE_VARIANT].estimate(bundle.models).p50_ms
-        self._profile = profile.name
+        self.fp32_ms = self._models[BASE_VARIANT].estimate(bundle.models).p50_ms
         self._costs: dict[tuple[LowDtype, str], PlacementCosts] = {}
+
+    @property
+    def profile(self) -> str:
+        """The name of the device profile."""
+        return self._device.name
+
+    @property
+    def launch_share(self) -> float:
+        """The share of `fp32_ms` that goes into launches, 0 to 1."""
+        return self._models[BASE_VARIANT].launch_share(self._bundle.models)
+
+    def graphs_of(self, variant: str) -> Mapping[GraphName, Graph]:
+        """The graphs of a variant."""
+        return self._graphs[variant]
+
+    def at_batch(self, batch: int) -> EstimatedLatency:
+        """The same with so many sentences in a batch; works out the shapes anew."""
+        return EstimatedLatency(self._bundle, replace(self.workload, batch=batch), self._device)
 
     def placement_costs(self, dtype: LowDtype, variant: str = BASE_VARIANT) -> PlacementCosts:
         """The numbers that `plan_ms` adds up, for placing casts; worked out on the first call.
@@ -68,7 +92,7 @@ class EstimatedLatency:
         """The estimate for converted graphs of a variant, labelled as one; the speedup is over the base graphs."""
         found = self._models[variant].estimate(models)
         return TrialLatency(
-            found.p50_ms, found.low_ms, found.high_ms, self._fp32_ms / found.p50_ms, "estimated", self._profile
+            found.p50_ms, found.low_ms, found.high_ms, self.fp32_ms / found.p50_ms, "estimated", self.profile
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from precision_search.model.graph import BASE_VARIANT, Family
 from precision_search.precision.low import LowDtype
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ class Trial:
         noise: by how much margins moved, in rounding units (see `judging.noise`); None where not known or not finite.
         expected_ms: the latency that the minimum cut had in mind; `latency` is that of the graphs as converted.
         batch_size: samples at once when its verdict was found; None where there is none.
+        fp32_decisions: compute-node keys in fp32, pinned ones included; what both decoder graphs hold counts once.
+        decisions: all compute-node keys; None, as the one before, where the log does not tell.
         kept_for: the nodes that a search at node level keeps for a reason of its own, by reason. Of the others in fp32
             those beyond the range are kept for it, and the rest because the casts around them would cost more.
         judged: in which batches it was judged; None for the verdict `error`, and where an older version judged it, in
@@ -201,6 +203,8 @@ class Trial:
     expected_ms: float | None = None
     batch_size: int | None = None
     kept_for: Mapping[KeptFor, tuple[str, ...]] = field(default_factory=dict)
+    fp32_decisions: int | None = None
+    decisions: int | None = None
     judged: Judged | None = None
 
     @property
@@ -250,7 +254,7 @@ class Findings:
 
 
 def make_trial(
-    proposal: Proposal, trial_id: int, found: Findings, *, plan: PlanRecord, nodes: tuple[int, int], seconds: float
+    proposal: Proposal, trial_id: int, found: Findings, *, plan: PlanRecord, nodes: NodeCounts, seconds: float
 ) -> Trial:
     """The trial of a proposal.
 
@@ -259,7 +263,7 @@ def make_trial(
         trial_id: its number in the log.
         found: what judging it gave.
         plan: the plan as the log keeps it.
-        nodes: how many compute nodes are in fp32 and how many low, over the three graphs.
+        nodes: how much the plan keeps in fp32.
         seconds: what judging took.
     """
     failed = found.verdict == "error"
@@ -268,8 +272,10 @@ def make_trial(
         parent=proposal.parent,
         stage=proposal.stage,
         plan=plan,
-        fp32_nodes=nodes[0],
-        low_nodes=nodes[1],
+        fp32_nodes=nodes.fp32_nodes,
+        low_nodes=nodes.low_nodes,
+        fp32_decisions=nodes.fp32_decisions,
+        decisions=nodes.decisions,
         seconds=seconds,
         # There is no latency that it could be compared with.
         expected_ms=None if failed else proposal.expected_ms,

@@ -37,6 +37,30 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeCounts:
+    """How much of a model a plan keeps in fp32.
+
+    Attributes:
+        fp32_nodes: compute nodes in fp32 over the three graphs.
+        low_nodes: compute nodes in the low dtype over the three graphs.
+        fp32_decisions: node keys in fp32, pinned ones included: what both decoder graphs hold counts once.
+        decisions: all node keys of compute nodes.
+    """
+
+    fp32_nodes: int
+    low_nodes: int
+    fp32_decisions: int
+    decisions: int
+
+
+def count_nodes(graphs: Mapping[GraphName, Graph], plan: Plan) -> NodeCounts:
+    """Counts what the plan keeps, of the graphs of its variant."""
+    keys = [node.key for graph in graphs.values() for node in graph.compute]
+    fp32, decisions = sum(key in plan.fp32 for key in keys), frozenset(keys)
+    return NodeCounts(fp32, len(keys) - fp32, len(decisions & plan.fp32), len(decisions))
+
+
 def all_compute_keys(graphs: Mapping[GraphName, Graph]) -> frozenset[str]:
     """The keys of all compute nodes of the three graphs."""
     return frozenset(node.key for graph in graphs.values() for node in graph.compute)

@@ -20,7 +20,7 @@ from precision_search.precision.plan import FAMILIES
 from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
 from precision_search.records.run_json import Match, SampleFile
-from precision_search.records.wording import SHOWN_HASH, judged_text, share
+from precision_search.records.wording import SHOWN_HASH, judged_text, part_of, share
 from precision_search.runtime.backends import evidence
 
 MOST_NAMES = 20
@@ -82,10 +82,10 @@ def _introduction(facts: ModelFacts) -> str:
     what = "Encoder, decoder and decoder with past as three ONNX files"
     if numbers.is_fp32:
         return f"{what}, all in fp32."
-    low = numbers.compute_nodes - numbers.fp32_nodes
+    kept = f"{part_of(numbers.fp32_decisions, numbers.decisions)} nodes in fp32"
     return (
-        f"{what}: {low} of {numbers.compute_nodes} compute nodes in {facts.plan.dtype}, {numbers.casts} casts between, "
-        f"{numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
+        f"{what}: {kept} (the decoder graphs share theirs), the others in {facts.plan.dtype}, "
+        f"{numbers.casts} casts between, {numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
     )
 
 

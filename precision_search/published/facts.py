@@ -77,12 +77,16 @@ class PlanNumbers:
         fp32_nodes: those of them in fp32.
         casts: casts that the plan adds.
         size_bytes: of the weights.
+        fp32_decisions: compute-node keys in fp32, pinned ones included; what both decoder graphs hold counts once.
+        decisions: all compute-node keys; None, as the one before, in what older versions wrote.
     """
 
     compute_nodes: int
     fp32_nodes: int
     casts: int
     size_bytes: int
+    fp32_decisions: int | None = None
+    decisions: int | None = None
 
     @property
     def is_fp32(self) -> bool:

@@ -17,7 +17,7 @@ from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.convert import Converted, convert
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import Plan, count_nodes
 from precision_search.published.card import BaseModel, hub_id, model_card
 from precision_search.published.check import check_published
 from precision_search.published.facts import ModelFacts, PlanNumbers, PublishFacts, publish_facts
@@ -82,7 +82,7 @@ def publish(bundle: Bundle, plan: Plan, facts: PublishFacts, out: Path, converte
 def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: PublishFacts) -> None:
     graphs = bundle.graphs_of(plan.variant)
     blocklist = blocklist_of_plan(plan, graphs)
-    keys = [node.key for graph in graphs.values() for node in graph.compute]
+    counts = count_nodes(graphs, plan)
     described = ModelFacts(
         schema_version=SCHEMA_VERSION,
         tool_version=facts.tool_version,
@@ -95,10 +95,12 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         samples=facts.samples,
         versions=facts.versions,
         numbers=PlanNumbers(
-            compute_nodes=len(keys),
-            fp32_nodes=sum(key in plan.fp32 for key in keys),
+            compute_nodes=counts.fp32_nodes + counts.low_nodes,
+            fp32_nodes=counts.fp32_nodes,
             casts=converted.casts,
             size_bytes=converted.size_bytes,
+            fp32_decisions=counts.fp32_decisions,
+            decisions=counts.decisions,
         ),
         latency=facts.latency,
         workload=facts.workload,

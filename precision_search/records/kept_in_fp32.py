@@ -24,12 +24,14 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
     """A function that says what a trial's plan keeps in fp32.
 
     Op types kept as a whole are named, other nodes counted (a single one is named if its key is short). Where these are
-    more than a few, all nodes that the family keeps are counted instead. What both families keep is said once; a family
-    that keeps most of its op types is said to keep all but the others. A variant other than `base` is named first.
+    more than a few, all nodes that the family keeps are counted instead, as in `Trial.fp32_decisions`. What both
+    families keep is said once; a family that keeps most of its op types is said to keep all but the others. A variant
+    other than `base` is named first.
 
     Args:
         trials: the judged plans of the run; the one of fp32 among them tells which op types there are.
-        pinned: node keys that no plan can make low (index arithmetic); they are not counted.
+        pinned: node keys that no plan can make low (index arithmetic); they count where all nodes do, and are not told
+            beside op types.
     """
     fp32 = next((trial.plan for trial in trials if trial.is_fp32), None)
     skipped = frozenset(pinned)
@@ -46,7 +48,8 @@ def kept_text(trials: Sequence[Trial], pinned: Collection[str] = ()) -> Callable
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Op types of a family as a whole, and the other nodes beside them, of those that fp32 keeps or a plan."""
+    """Op types of a family as a whole, the nodes beside them, and how many there are with pinned ones, of those that
+    fp32 keeps or a plan."""
 
     op_types: frozenset[str]
     nodes: tuple[str, ...]
@@ -55,8 +58,9 @@ class _Family:
     @classmethod
     def of(cls, record: PlanRecord, family: Family, pinned: frozenset[str]) -> _Family:
         whole = frozenset(record.op_types.get(family, ()))
-        own = [key for key in record.nodes if _family(key) == family and key not in pinned]
-        return cls(whole, tuple(key for key in own if _op_type(key) not in whole), len(own))
+        own = [key for key in record.nodes if _family(key) == family]
+        beside = tuple(key for key in own if _op_type(key) not in whole and key not in pinned)
+        return cls(whole, beside, len(own))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("casts", _at("trial.casts")),
     Column("fp32_nodes", _at("trial.fp32_nodes")),
     Column("low_nodes", _at("trial.low_nodes")),
+    Column("fp32_decisions", _at("trial.fp32_decisions")),
+    Column("decisions", _at("trial.decisions")),
     Column("seconds", _at("trial.seconds")),
     Column("reason", _at("reason")),
 )
@@ -162,7 +164,7 @@ def pareto_table(
         trials: in the order they were judged.
         requirement: what a winner must keep.
         choice: the chosen one of them; None chooses now.
-        pinned: node keys that no plan can make low (index arithmetic), which are not worth a word.
+        pinned: node keys that no plan can make low (index arithmetic), which are not worth a word of their own.
         every: whether rejected plans that are no landmarks are rows too.
     """
     text = kept_text(trials, pinned)

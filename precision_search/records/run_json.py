@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from precision_search.cost.ceiling import Ceiling
 from precision_search.errors import InputError, InternalError
 from precision_search.files import read_file, reason
 from precision_search.judging.intervals import binomial_interval
@@ -294,6 +295,7 @@ class RunInfo:
         near_ties: tokens of the reference where no plan is reliable.
         best: the chosen plan.
         cut: how well the minimum cut knew what plans cost, None where none was made.
+        ceiling: what lower precision could gain at most, None in runs of versions that did not ask.
     """
 
     schema_version: int
@@ -319,6 +321,7 @@ class RunInfo:
     near_ties: tuple[NearTie, ...]
     best: Best | None
     cut: CutCheck | None = None
+    ceiling: Ceiling | None = None
 
 
 def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: str) -> Record:

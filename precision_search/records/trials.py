@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from precision_search.errors import InputError, InternalError
 from precision_search.files import append, read_file, reason
 from precision_search.judging.trial import Trial
+from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import Plan
 from precision_search.records.codec import from_json, to_json
 
@@ -148,7 +151,20 @@ def _parse(data: bytes, path: Path) -> tuple[tuple[Trial, ...], int]:
                     fix="remove the later of the two, or restore the file from a copy",
                 )
         trials.append(trial)
-    return tuple(trials), len(data) if _is_json(last) else good
+    return _counted(trials), len(data) if _is_json(last) else good
+
+
+def _counted(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials, those of older versions with their decisions counted: plan 0 keeps all that the base graphs have."""
+    every = next((len(trial.plan.nodes) for trial in trials if trial.is_fp32), None)
+
+    def counted(trial: Trial) -> Trial:
+        if trial.fp32_decisions is not None:
+            return trial
+        whole = every if trial.plan.variant == BASE_VARIANT else None
+        return replace(trial, fp32_decisions=len(trial.plan.nodes), decisions=whole)
+
+    return tuple(map(counted, trials))
 
 
 def _is_json(raw: bytes) -> bool:

@@ -15,7 +15,7 @@ from typing import Literal
 from precision_search.errors import EnvironmentProblemError, NoKernelError, PrecisionSearchError
 from precision_search.judging.trial import Findings, Judge, PlanRecord, Proposal, Trial, VerdictSource, make_trial
 from precision_search.model.graph import BASE_VARIANT
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.records.trials import TrialLog
 from precision_search.reporting import Reporter
 from precision_search.runtime.progress import Remaining
@@ -117,13 +117,13 @@ def _loop(
 def guarded(
     judge: Judge,
     record: Callable[[Plan], PlanRecord],
-    count: Callable[[Plan], tuple[int, int]],
+    count: Callable[[Plan], NodeCounts],
     source: VerdictSource,
     clock: Callable[[], float] = time.monotonic,
 ) -> Judge:
     """Wraps a judge so that an error of ours about one plan becomes a trial with the verdict `error`.
 
-    `count` gives the number of fp32 and of low compute nodes over the three graphs. An error about fp32 itself passes
+    `count` says how much a plan keeps in fp32. An error about fp32 itself passes
     through: where the unchanged model cannot be judged, nothing can. So does what is wrong with the machine, such as
     memory that is used up: it says nothing about the plan, which a resumed run judges anew.
     """
@@ -135,7 +135,7 @@ def guarded(
         except PrecisionSearchError as error:
             nodes = count(proposal.plan)
             of_the_machine = isinstance(error, EnvironmentProblemError) and not isinstance(error, NoKernelError)
-            is_fp32 = nodes[1] == 0 and proposal.plan.variant == BASE_VARIANT
+            is_fp32 = nodes.low_nodes == 0 and proposal.plan.variant == BASE_VARIANT
             if is_fp32 or of_the_machine:
                 raise
             return make_trial(

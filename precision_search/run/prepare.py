@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from precision_search.config import Config, DataSection, DeviceSection
+from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.judging.batches import FIRST_BATCH
+from precision_search.judging.ceiling import Pins
+from precision_search.judging.latency import EstimatedLatency
 from precision_search.judging.ranges import NodeRange, measure_ranges
 from precision_search.judging.sample_sets import (
     Fp32Model,
@@ -83,6 +86,18 @@ class Prepared:
     def space(self) -> SpaceReport:
         """What may be decided about the base graphs."""
         return self.variants[BASE_VARIANT].space
+
+    @property
+    def pins(self) -> Mapping[str, Pins]:
+        """What is decided about each variant before a search."""
+        spaces = {name: found.space.space for name, found in self.variants.items()}
+        return {name: Pins(space.fixed, space.forced_low) for name, space in spaces.items()}
+
+    def estimate(self, config: Config) -> EstimatedLatency:
+        """Estimates for the workload of the config."""
+        section = config.workload
+        workload = Workload(section.batch, section.source_length, section.target_length)
+        return EstimatedLatency(self.bundle, workload, self.profile)
 
     @property
     def near_ties(self) -> tuple[NearTie, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from precision_search.config import Config, to_toml
+from precision_search.cost.ceiling import Ceiling
 from precision_search.errors import UsageError
 from precision_search.judging.judge import ScreenStatistics
 from precision_search.judging.sample_sets import LoadedSet, SetName, near_ties
@@ -99,6 +100,10 @@ class RunRecorder:
             if resume:
                 self._take_over()
             yield
+
+    def note_ceiling(self, ceiling: Ceiling) -> None:
+        """Takes in what could be gained at most; the record is written with the next plan."""
+        self._info = dataclasses.replace(self._info, ceiling=ceiling)
 
     def judged(self, trials: Sequence[Trial], statistics: ScreenStatistics) -> Choice:
         """Brings the directory up to date after a plan was judged: whoever looks, or a kill, finds the best so far.
@@ -188,7 +193,7 @@ class RunRecorder:
             )
         sweep_leftovers(self._out)
         self._seconds_before = before.seconds
-        self._info = dataclasses.replace(now, started=before.started)
+        self._info = dataclasses.replace(now, started=before.started, ceiling=before.ceiling)
         run_files.write_text_atomically(self._out / run_files.CONFIG_FILE, to_toml(self._config))
         self._write_nodes(self._out)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from precision_search.config import Config, DataSection, to_toml
+from precision_search.config import Config, DataSection
 from precision_search.cost.estimate import Workload
 from precision_search.display.html import write_report
 from precision_search.errors import ConfigError, PrecisionSearchError
+from precision_search.judging.ceiling import find_ceiling
 from precision_search.judging.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.judging.landmarks import rejected_landmarks, show_landmark
 from precision_search.judging.latency import EstimatedLatency, MeasuredLatency
@@ -35,9 +36,10 @@ from precision_search.records.pareto_table import ParetoTable, pareto_table, rej
 from precision_search.records.run_directory import FRESH_MODEL, check_run_directory, replace_model
 from precision_search.records.timings import TIMINGS_FILE, TimingLog, with_timings
 from precision_search.records.trials import TrialLog
+from precision_search.records.wording import ceiling_line
 from precision_search.reporting import Reporter
 from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search, tell_of_older_verdicts
-from precision_search.run.prepare import Prepared, measure_inputs, open_inputs, prepare
+from precision_search.run.prepare import Prepared, measure_inputs, open_inputs
 from precision_search.run.recorder import RunRecorder
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.progress import Remaining
@@ -47,7 +49,6 @@ from precision_search.strategies.given import GivenPlan
 from precision_search.strategies.in_turn import InTurn, shares
 from precision_search.strategies.node_space import make_node_space
 from precision_search.strategies.pareto import Choice, choose_winner
-from precision_search.strategies.space import SpaceReport
 
 Written = TypeVar("Written")
 
@@ -105,9 +106,8 @@ def search(
         wanted = plan_of_blocklist(given, opened.bundle.graphs_of(given.variant), str(blocklist))
     prepared = measure_inputs(config, opened, reporter)
     plan = None if wanted is None else _given_plan(wanted, str(blocklist), prepared, reporter)
-    workload = Workload(config.workload.batch, config.workload.source_length, config.workload.target_length)
-    estimate = EstimatedLatency(prepared.bundle, workload, prepared.profile)
-    measured = _measured(config, prepared, workload)
+    estimate = prepared.estimate(config)
+    measured = _measured(config, prepared, estimate.workload)
     judge = _judge(config, prepared, measured or estimate)
     strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
     name = config.search.strategy if plan is None else GivenPlan.name
@@ -142,6 +142,7 @@ class _Run:
 def _search(run: _Run) -> RunResult:
     """Judges, chooses and publishes."""
     config, judge, recorder = run.config, run.judge, run.recorder
+    _tell_ceiling(run)
     outcome = _judge_plans(run)
     choice = choose_winner(outcome.trials, config.requirement)
     interrupted = outcome.stopped == "interrupted"
@@ -163,6 +164,15 @@ def _search(run: _Run) -> RunResult:
     report = _unless_it_fails("the report", lambda: write_report(run.directory), run.reporter)
     table = pareto_table(outcome.trials, config.requirement, choice=choice, pinned=recorder.info.model.pinned)
     return RunResult(run.directory, outcome.trials, choice, table, interrupted, report)
+
+
+def _tell_ceiling(run: _Run) -> None:
+    """Says what could be gained at most. Whatever that is, the run goes on: a device that measures may differ."""
+    if run.recorder.info.ceiling is None:
+        run.reporter.stage("estimating what could be gained at most")
+        run.recorder.note_ceiling(find_ceiling(run.estimate, run.config.search.dtype, run.prepared.pins))
+    assert run.recorder.info.ceiling is not None
+    run.reporter.note(ceiling_line(run.recorder.info.ceiling, run.estimate.workload))
 
 
 def _judge_plans(run: _Run) -> SearchOutcome:
@@ -206,30 +216,6 @@ def _careful(run: _Run, log: TrialLog) -> Judge:
         timings = TimingLog(run.directory / TIMINGS_FILE, log.next_id)
         judging = with_timings(judging, run.measured.take, timings, run.reporter)
     return _while_unchanged(guarded(judging, judge.record, judge.node_counts, judge.source), run.prepared.bundle)
-
-
-def dry_run(config: Config, reporter: Reporter) -> str:
-    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
-    prepared = prepare(config, reporter)
-    lines = [to_toml(config).rstrip()]
-    for variant, found in prepared.variants.items():
-        of_variant = "" if variant == BASE_VARIANT else f", variant {variant}"
-        lines += ["", f"# The search space of strategy {config.search.strategy}{of_variant}"]
-        lines += _space_lines(config, found.space)
-    return "\n".join(lines) + "\n"
-
-
-def _space_lines(config: Config, report: SpaceReport) -> list[str]:
-    lines = []
-    for family, op_types in report.space.op_types.items():
-        hard = report.space.hard[family]
-        lines.append(f"# {family}: {', '.join(op_types) or 'nothing'}")
-        lines.append(f"#   of these beyond the range of {config.search.dtype}: {', '.join(sorted(hard)) or 'none'}")
-    lines.append(f"# compute nodes that stay in fp32 in every plan: {len(report.fixed)}")
-    lines.extend(f"#   {key}: {reason}" for key, reason in sorted(report.fixed.items()))
-    lines.append(f"# nodes beyond the range with the safety factor {config.search.range_safety:g}: {len(report.hard)}")
-    lines.extend(f"#   {key}: {largest:.4g}" for key, largest in sorted(report.hard.items(), key=lambda item: -item[1]))
-    return lines
 
 
 def _while_unchanged(judge: Judge, bundle: Bundle) -> Judge:

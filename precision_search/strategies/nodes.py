@@ -6,20 +6,25 @@ Stages, as the log names them:
 2. `cut`: what exceeds the range stays in fp32, the minimum cut decides the rest;
 3. `culprit`: on damage, which of the cut's low nodes cause it; they are pinned and the cut is made again. A role that
    alone is damage is pinned at once, others are found by bisection (see `culprits`);
-4. `projection`: where tokens flip without damage, the output projection in fp32: low logits tie;
-5. `calm`: where that is not enough, the fastest good plan on the curve of least latency at each level of noise, which
-   the cut draws when low nodes have a price for the noise they make, and `refine`, between it and its faster neighbour;
-6. `release`: pins against damage that fit into the range after all, those that save most first;
-7. `calm` again, on what the curve without the projection has that is faster;
-8. `front`: calmer corners of the curve, for the Pareto table.
+4. `release`: pins against damage that fit into the range after all, those that save most first;
+5. `projection`: the output projection in fp32, since low logits tie, without the pins that fit;
+6. `calm`: from there along the curve of least latency at each level of noise, which the cut draws when low nodes have a
+   price for the noise they make, until a plan is acceptable; then along the curve without the projection, as far as
+   that is faster;
+7. `front`: calmer plans of the curve, for the Pareto table.
 
 Damage is monotone and is blamed on nodes; flips at near-ties are neither, so that whole plans answer for them.
+
+The order of plans does not depend on the share of validation samples that a winner must keep. The share decides only
+which plans are left out, namely those that are no faster than an acceptable plan. So a search for a stricter share
+judges every plan of a laxer one that could win, and its winner is no slower than any of these that will do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +35,7 @@ from precision_search.precision.plan import Plan
 from precision_search.strategies.base import NodeSpace, StrategyContext
 from precision_search.strategies.culprits import Questions, Unit, find_culprits, keys_of, split
 from precision_search.strategies.op_types import CLASSIC
-from precision_search.strategies.pareto import LEAST_SPEEDUP, is_acceptable
+from precision_search.strategies.pareto import ALIKE, LEAST_SPEEDUP, is_acceptable
 
 BEYOND = 4
 """Plans judged that are calmer than the best one: the slow end of the Pareto table."""
@@ -38,8 +43,11 @@ BEYOND = 4
 LEAST_GAIN = 1e-3
 """Share of the latency that a pin must cost to be worth a trial."""
 
-CURVE_STEP = 2e-3
-"""Share of the latency by which neighbours on the curve differ at least."""
+LATER_STEP = 8
+"""A step on a curve is that part of what the curve has given up so far, where that is more than `ALIKE`."""
+
+NEVER = -1.0
+"""The share of validation samples at which a plan that is not stable is acceptable: below all shares."""
 
 SUMMED = 6.0
 """Noise of a plan, as a multiple of the root of its roles' summed squares, up to which roundings alone explain it: the
@@ -94,7 +102,9 @@ class NodeSearch:
         self._estimates: dict[str, float] = {}
         self._culprits: set[str] = set()
         self._blamed: set[str] = set()
+        self._curves: dict[_Point, list[_Point]] = {}
         self._last: Trial | None = None
+        self._best: Trial | None = None
         self._remaining: int | None = None
         self._proposals = self._search()
 
@@ -111,6 +121,10 @@ class NodeSearch:
         """Remembers the verdict; later proposals depend on it."""
         self._trials[trial.plan.plan.digest] = trial
         self._last = trial
+        if is_acceptable(trial, self._context.min_validation_match):
+            ms = self._estimate(trial.plan.plan)
+            if self._best is None or ms < self._estimate(self._best.plan.plan):
+                self._best = trial
 
     def remaining(self) -> int | None:
         """Known in the last stage only: what the others ask depends on the answers."""
@@ -122,16 +136,21 @@ class NodeSearch:
         classic = frozenset(choice for choice in self._space.choices if choice[1] in CLASSIC)
         yield from self._ask(self._space.plan_of(classic), "classic")
         # What is forced low may be the damage; then no plan is sound, and no node of a choice is to blame.
-        start = None if is_damaged(everything) else (yield from self._heal(self._point(self._nodes.hard)))
-        best = None if start is None else (yield from self._calm(start))
-        if start is None or best is None:
+        cut = None if is_damaged(everything) else (yield from self._heal(self._point(self._nodes.hard)))
+        if cut is None:
             return
-        best = yield from self._release(best, start.pins)
-        better = yield from self._fastest_on([point for point in self._curve(start) if point.ms < best.ms])
-        if better is not None:
-            best = yield from self._release(better, start.pins)
-        if self._trials[best.plan.digest].flip_risk is not None:  # without it there is nothing to trade latency for
-            yield from self._front(self._curve(best)[1:], best)
+        fits = yield from self._release(cut)
+        starts = [self._point(cut.pins - fits)]
+        if self._nodes.projection - starts[0].plan.fp32:
+            start = self._point(starts[0].pins | self._nodes.projection)
+            if self._gains(start):
+                yield from self._ask_point(start, "projection", self._parent(cut))
+                starts.insert(0, start)
+        for start in starts:
+            if self._gains(start):
+                yield from self._calm(self._curve(start), fits)
+        if self._best is not None and self._best.flip_risk is not None:  # else there is nothing to trade latency for
+            yield from self._front(self._curve(starts[0]), self._best)
 
     def _heal(self, point: _Point) -> Generator[Proposal, Trial, _Point | None]:
         """Pins culprits until the cut's plan is not damaged; None where nothing is left to blame."""
@@ -160,49 +179,68 @@ class NodeSearch:
             worth[keys] = saved / max(noise[role], 1e-6)
         return sorted(worth, key=lambda keys: (-worth[keys], keys))
 
-    def _calm(self, start: _Point) -> Generator[Proposal, Trial, _Point | None]:
-        """The fastest good plan: the one given, else with the projection in fp32, else on the curve from there."""
-        if self._is_good(self._trials[start.plan.digest]):
-            return start
-        if self._nodes.projection - start.plan.fp32:
-            parent, start = self._parent(start), self._point(start.pins | self._nodes.projection)
-            if self._is_good((yield from self._ask_point(start, "projection", parent))):
-                return start
-        return (yield from self._fastest_on(self._curve(start)))
+    def _release(self, cut: _Point) -> Generator[Proposal, Trial, Pins]:
+        """The cut's pins that fit into the range after all, tried one by one, those first that save most.
 
-    def _fastest_on(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, _Point | None]:
-        """The fastest good plan on a curve, refined; None if none was found."""
-        good = (yield from self._first_good(curve)) if curve else None
-        if good is None:
-            return None
-        return curve[0] if good == 0 else (yield from self._refine(curve[good - 1], curve[good]))
+        What one more pin lets flip is kept for those tried after it, but it does fit: calmer plans may do without it.
+        None of that is about validation samples, so what is tried is the same for every share.
+        """
+        fitting = frozenset(key for key in cut.pins - self._culprits if self._nodes.hard.get(key, 0.0) <= 1.0)
+        step = _Step("release", self._parent(cut), fitting)
+        sound, fits = set[str](), set[str]()
+        for unit in self._by_saving(cut, fitting) if not is_damaged(self._trials[cut.plan.digest]) else ():
+            low = set(sound)
+            yield from self._answered(split([unit], low, known=False), cut, is_damaged, step)
+            fits |= low
+            if self._trials[self._point(cut.pins - low).plan.digest].verdict == "stable":
+                sound = low
+        return frozenset(fits)
 
-    def _front(self, corners: Iterable[_Point], best: _Point) -> Search:
-        """Judges some of the corners that are faster than fp32, evenly spaced."""
-        corners = [point for point in corners if point.ms * LEAST_SPEEDUP <= self._estimate(self._kept)]
-        numbers = np.unique(np.linspace(0, len(corners) - 1, min(BEYOND, len(corners))).round().astype(int))
+    def _calm(self, curve: Sequence[_Point], fits: Pins) -> Search:
+        """Judges a curve from its fast end on until a plan is acceptable.
+
+        A plan that keeps more validation samples than those before it is what a search for a laxer share may end with.
+        It is tried without the pins that fit, too, whichever share is asked for.
+        """
+        most = NEVER
+        for point in curve:
+            if not self._gains(point):
+                return
+            kept = _kept_share((yield from self._ask_point(point, "calm", self._parent(curve[0]))))
+            released = self._point(point.pins - fits)
+            if kept > most and self._gains(released):
+                yield from self._ask_point(released, "release", self._parent(point))
+            most = max(most, kept)
+
+    def _front(self, curve: Sequence[_Point], best: Trial) -> Search:
+        """Judges some plans of a curve that are calmer than the best one, evenly spaced."""
+        calmer = [p for p in curve if not self._gains(p) and p.plan.digest not in self._trials]
+        numbers = np.unique(np.linspace(0, len(calmer) - 1, min(BEYOND, len(calmer))).round().astype(int))
         for count, number in enumerate(numbers, 1):
             self._remaining = len(numbers) - count
-            yield from self._ask_point(corners[number], "front", self._parent(best))
-
-    def _first_good(self, curve: Sequence[_Point]) -> Generator[Proposal, Trial, int | None]:
-        """Index of the fastest good plan: strides that double from the fast end on, then bisection of the last one.
-
-        Calmer plans flip less on the whole, though not each time: the plan before the one found was judged bad.
-        """
-        bad, index = -1, 0
-        while not self._is_good((yield from self._ask_point(curve[index], "calm", self._parent(curve[0])))):
-            if index == len(curve) - 1:
-                return None
-            bad, index = index, min(2 * index + 1, len(curve) - 1)
-        while index - bad > 1:
-            middle = (bad + index) // 2
-            trial = yield from self._ask_point(curve[middle], "calm", self._parent(curve[0]))
-            bad, index = (bad, middle) if self._is_good(trial) else (middle, index)
-        return index
+            yield from self._ask_point(calmer[number], "front", best.id)
 
     def _curve(self, start: _Point) -> list[_Point]:
-        """The convex front of latency and variance of noise, from the given plan to the slowest that still gains.
+        """Plans from the given one to the slowest that still gains, in steps of two percent and later longer ones.
+
+        They are of the convex front of latency and variance of noise, and of what `_between` puts where that has gaps.
+        """
+        if start not in self._curves:
+            corners = self._corners(start)
+            points = [corners[0]]
+            for fast, calm in pairwise(corners):
+                points += [*self._between(fast, calm), calm]
+            points = [point for point in points if point.ms * LEAST_SPEEDUP <= self._estimate(self._kept)]
+            found, following = points[:1], [*(point.ms for point in points[2:]), np.inf]
+            for point, after_ms in zip(points[1:], following, strict=False):
+                here = found[-1].ms
+                if after_ms > max(ALIKE * here, here + (here - start.ms) / LATER_STEP):
+                    found.append(point)
+            self._curves[start] = found
+        return self._curves[start]
+
+    def _corners(self, start: _Point) -> list[_Point]:
+        """The convex front of latency and variance of noise, from the given plan to fp32, which is left out.
 
         Between two plans on it, the cut at the rate of exchange at which both weigh the same finds the one between them
         that sticks out most, or shows that there is none: each plan costs two cuts.
@@ -214,7 +252,7 @@ class NodeSearch:
 
         def between(fast: _Point, calm: _Point) -> list[_Point]:
             less = of(fast.plan) - of(calm.plan)
-            if less <= 0 or calm.ms - fast.ms <= CURVE_STEP * start.ms:
+            if less <= 0 or calm.ms <= ALIKE * fast.ms:
                 return []
             rate = (calm.ms - fast.ms) / less
             found = self._priced(start, {key: rate * size for key, size in variance.items()})
@@ -224,29 +262,22 @@ class NodeSearch:
             return [*between(fast, found), found, *between(found, calm)]
 
         slowest = self._estimate(self._kept)
-        last = _Point(self._kept, start.pins, slowest, slowest)
-        return [start, *between(start, last)]
+        return [start, *between(start, _Point(self._kept, start.pins, slowest, slowest))]
 
-    def _refine(self, before: _Point, good: _Point) -> Generator[Proposal, Trial, _Point]:
-        """Lets go of as much as possible of what tells two plans apart, the roles first that save most."""
-        apart = good.plan.fp32 - before.plan.fp32
-        base = before.pins | apart
-        units = self._by_saving(self._point(base), apart)
-        if len(units) < 2:
-            return good
-        questions = find_culprits(units)
-        step = _Step("refine", self._parent(good), apart)
-        kept = yield from self._answered(questions, self._point(base), self._is_bad, step)
-        return self._fastest_good([good, self._point(base - (keys_of(units) - kept))])
+    def _between(self, fast: _Point, calm: _Point) -> list[_Point]:
+        """What lies between two corners that are far apart: roles of the calm one are let go of one after another.
 
-    def _release(self, best: _Point, pins: Pins) -> Generator[Proposal, Trial, _Point]:
-        """Lets go of pins against damage that fit into the range after all, as far as plans stay good without them."""
-        fitting = frozenset(key for key in pins - self._culprits if self._nodes.hard.get(key, 0.0) <= 1.0)
-        low: set[str] = set()
-        for unit in self._by_saving(best, fitting):
-            step = _Step("release", self._parent(best), fitting)
-            yield from self._answered(split([unit], low, known=False), best, self._is_bad, step)
-        return self._point(best.pins - low)
+        Those come first that save most for the noise they make.
+        """
+        if calm.ms <= ALIKE * fast.ms:
+            return []
+        apart, variance = calm.plan.fp32 - fast.plan.fp32, self._variance(fast)
+        pins, found = fast.pins | apart, list[_Point]()
+        worth = self._by_saving(self._point(pins), apart)
+        for unit in sorted(worth, key=lambda unit: sum(variance.get(key, 0.0) for key in unit) / worth[unit]):
+            pins -= set(unit)
+            found.append(self._point(pins))
+        return sorted((point for point in found if fast.ms < point.ms < calm.ms), key=lambda point: point.ms)
 
     def _answered(
         self, questions: Questions, point: _Point, too_much: Callable[[Trial], bool], step: _Step
@@ -288,24 +319,18 @@ class NodeSearch:
         }
         return {reason: tuple(sorted(keys)) for reason, keys in reasons.items() if keys}
 
-    def _by_saving(self, point: _Point, keys: Iterable[str]) -> list[Unit]:
-        """Pinned keys by role, those first that save most when let go; those that save next to nothing are left out."""
+    def _by_saving(self, point: _Point, keys: Iterable[str]) -> dict[Unit, float]:
+        """Pinned keys by role with the milliseconds that letting go saves, most first; next to nothing is left out."""
         by_role: dict[str, list[str]] = {}
         for key in sorted(keys):
             by_role.setdefault(self._nodes.roles[key], []).append(key)
         units = {tuple(each): point.ms - self._point(point.pins - set(each)).ms for each in by_role.values()}
         worth = [unit for unit, saved in units.items() if saved > LEAST_GAIN * point.ms]
-        return sorted(worth, key=lambda unit: (-units[unit], unit))
+        return {unit: units[unit] for unit in sorted(worth, key=lambda unit: (-units[unit], unit))}
 
-    def _fastest_good(self, points: Sequence[_Point]) -> _Point:
-        good = [p for p in points if (t := self._trials.get(p.plan.digest)) is not None and self._is_good(t)]
-        return min(good, key=lambda point: point.ms)
-
-    def _is_good(self, trial: Trial) -> bool:
-        return is_acceptable(trial, self._context.min_validation_match)
-
-    def _is_bad(self, trial: Trial) -> bool:
-        return not self._is_good(trial)
+    def _gains(self, point: _Point) -> bool:
+        """Whether the point would be faster than every acceptable plan so far."""
+        return self._best is None or point.ms < self._estimate(self._best.plan.plan)
 
     def _noise(self, point: _Point) -> Mapping[str, float]:
         """The noise of each role that has low nodes in the plan; infinite where the role alone is damage."""
@@ -345,3 +370,10 @@ class NodeSearch:
         if plan.digest not in self._estimates:
             self._estimates[plan.digest] = self._context.estimate(plan)
         return self._estimates[plan.digest]
+
+
+def _kept_share(trial: Trial) -> float:
+    """The largest share at which a plan is acceptable."""
+    if trial.verdict != "stable":
+        return NEVER
+    return 1.0 if trial.validation_match is None else trial.validation_match

@@ -5,7 +5,7 @@ Stages, as the log names them:
 1. `fp32`, `all-low`, `classic` (the list that people keep by hand), `ranges` (what the range profile suggests);
 2. `encoder`, with the whole decoder in fp32, then `decoder`, with the whole encoder in fp32;
 3. `joined`: stable choices of both, combined;
-4. `release`: the best plan so far with one of the suggested op types low after all.
+4. `release`: the best plan so far with one of the suggested op types low after all, and so for laxer shares.
 
 Up to stage 3 the op types that the range profile suggests stay in fp32: with one of them low a node exceeds the range,
 or comes within the safety factor of it. Which of them had room to spare is what stage 4 finds out, if the budget lasts.
@@ -17,13 +17,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 from typing import ClassVar
 
-from precision_search.config import Requirement
 from precision_search.judging.noise import is_damaged
 from precision_search.judging.trial import Proposal, Trial
 from precision_search.model.graph import Family
 from precision_search.precision.plan import FAMILIES
 from precision_search.strategies.base import OpTypeSteps, Selection, Steps, StrategyContext
-from precision_search.strategies.pareto import choose_winner, front, is_acceptable
+from precision_search.strategies.pareto import front, is_acceptable
 from precision_search.strategies.scale import fp32_plan, scaled_ms
 from precision_search.strategies.tpe import Choice, Sampler
 
@@ -187,19 +186,32 @@ class OpTypeSearch:
         return None if trial is None else trial.id
 
     def _release(self) -> Steps:
-        """Suggested op types made low one by one in the best plan, those that save most first, while it stays good."""
-        # Where no plan is good enough yet, the calmest one may become so.
-        calmest = Requirement(self._context.min_validation_match, "calmest")
-        best = choose_winner(list(self._trials.values()), calmest).trial
-        if best is None:
+        """Suggested op types low after all in the fastest acceptable plan, and in those of all laxer shares.
+
+        Flips at near-ties are luck: what a laxer search would find that way may keep more than the share asked for.
+        """
+        share: float | None = self._context.min_validation_match
+        done: set[float] = set()
+        while share is not None:
+            yield from self._release_at(share)
+            done.add(share)
+            kept = {t.validation_match for t in self._trials.values() if t.verdict == "stable"} - done - {None}
+            laxer = [each for each in kept if each is not None and each < self._context.min_validation_match]
+            share = max(laxer, default=None)
+
+    def _release_at(self, share: float) -> Steps:
+        """Suggested op types made low one by one in the best plan at a share, those that save most first."""
+        good = [trial for trial in self._trials.values() if is_acceptable(trial, share)]
+        if not good:
             return
+        best = min(good, key=lambda trial: (self._estimate(self._selections[trial.plan.plan.digest]), trial.id))
         kept = self._selections[best.plan.plan.digest]
         for choice in sorted(kept & self._space.hard_choices, key=lambda c: (self._estimate(kept - {c}), c)):
             released = kept - {choice}
             if self._estimate(released) < self._estimate(kept) and not self._known_damage(released):
                 yield released, "release", best.id
                 trial = self._trial(released)
-                if trial is not None and self._acceptable(trial):
+                if trial is not None and is_acceptable(trial, share):
                     best, kept = trial, released
 
     def _fastest_first(self, selections: Iterator[Selection]) -> Iterator[Selection]:

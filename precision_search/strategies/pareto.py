@@ -16,6 +16,9 @@ LEAST_SPEEDUP = 1.01
 """Speedup from which a plan counts as faster than fp32: less than a percent is within what neither a measurement nor an
 estimate can tell, and not worth a flipped token."""
 
+ALIKE = 1.02
+"""Plans whose latencies differ by up to this factor are as good as equally fast: flip risk decides between them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -87,10 +90,9 @@ def is_faster(trial: Trial) -> bool:
 def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     """Chooses the plan to publish.
 
-    That is the fastest stable plan other than fp32 that keeps the required share of the validation samples, or has no
-    validation result. A plan that is known to be faster than fp32 goes before one that is not (see `is_faster`). Of
-    equally fast ones the one with less flip risk wins, then the one with fewer casts, then the one judged first. Where
-    no plan keeps the share, the requirement says what is chosen: fp32, or the stable plan with the least flip risk.
+    That is, of the stable plans other than fp32 that keep the required share of the validation samples, or have no
+    validation result, the one that `pick` takes. Where no plan keeps the share, the requirement says what is chosen:
+    fp32, or the stable plan with the least flip risk.
     """
     stable = [trial for trial in trials if trial.verdict == "stable"]
     candidates = [trial for trial in stable if not trial.is_fp32]
@@ -103,14 +105,16 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     good = [trial for trial in candidates if is_acceptable(trial, requirement.share)]
     if not good:
         return _on_miss(candidates, fp32, requirement)
-    trial = min(good, key=lambda t: (not is_faster(t), *_by_speed(t)))
+    trial, fastest = pick(good), _fastest(good)
     kept = (
         "stable plan"
         if trial.validation_match is None
         else f"stable plan that keeps at least {_percent(requirement.share)} of the validation samples"
     )
     reason = f"the fastest {kept}"
-    if trial != min(good, key=_by_speed):
+    if trial != fastest:
+        reason = f"the one with the least flip risk within {ALIKE - 1:.0%} of {reason}"
+    if fastest != min(good, key=_by_speed):
         reason += ", of those known to be faster than fp32"
     return _if_faster(trial, reason, requirements_met=True)
 
@@ -138,6 +142,22 @@ def _if_faster(trial: Trial, reason: str, *, requirements_met: bool) -> Choice:
     return Choice(trial, reason, False, requirements_met)
 
 
+def pick(acceptable: Sequence[Trial]) -> Trial:
+    """The best of acceptable trials, of which there is at least one.
+
+    A plan that is known to be faster than fp32 goes before one that is not (see `is_faster`). Among those, the fastest
+    and all within `ALIKE` of its latency are as good as equally fast: of these the one with the least flip risk wins,
+    then the faster one, then the one with fewer casts, then the one judged first.
+    """
+    fastest = _fastest(acceptable)
+    alike = [t for t in acceptable if _latency(t) <= ALIKE * _latency(fastest) and is_faster(t) == is_faster(fastest)]
+    return min(alike, key=lambda t: (_risk(t), *_by_speed(t)))
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda t: (not is_faster(t), *_by_speed(t)))
+
+
 def _by_speed(trial: Trial) -> tuple[float, float, float, int]:
     return _latency(trial), _risk(trial), math.inf if trial.casts is None else trial.casts, trial.id
 
@@ -152,7 +172,8 @@ def _risk(trial: Trial) -> float:
 
 
 def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1%}"
+    """A kept share in percent, rounded down: only what is exact reads as 100%."""
+    return "none" if value is None else f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
 
 
 def _percent(share: float) -> str:

@@ -62,7 +62,7 @@ def make_space(
     Raises:
         ConfigError: a pin that names nothing, or wants low what can never be low.
     """
-    fixed, derived = _never_low(graphs, dtype), variant != BASE_VARIANT
+    fixed, derived = never_low(graphs, dtype), variant != BASE_VARIANT
     forced = _resolve(force_low, [graphs], "search.force_low", missing_ok=derived)
     kept = _resolve(keep_fp32, [graphs], "search.keep_fp32", missing_ok=derived)
     _check_pins(fixed, kept, forced)
@@ -86,8 +86,8 @@ def make_space(
     return SpaceReport(space, fixed, {key: value for key, value in hard.items() if key not in fixed})
 
 
-def _never_low(graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> dict[str, str]:
-    """Why nodes cannot be low, whatever anybody wants, by key."""
+def never_low(graphs: Mapping[GraphName, Graph], dtype: LowDtype) -> dict[str, str]:
+    """Why nodes cannot be low, whatever anybody wants, by key. Reads every weight."""
     fixed = {
         node.key: reason
         for graph in graphs.values()

@@ -12,12 +12,15 @@ import pytest
 
 from precision_search import api
 from precision_search.cli.commands import cli
+from precision_search.cost.ceiling import Ceiling
 from precision_search.judging.differences import DifferingSample
 from precision_search.machine import doctor as doctor_module
 from precision_search.published.verify import VerifyReport
+from precision_search.records.run_json import Best, WorkloadInfo
 from tests.cli_models import FASTER, fails, invoke, write_run
 from tests.conftest import ROOT
 from tests.search_models import latency, trial
+from tests.tiny_model import write_tiny_model
 
 
 def test_every_command_and_option_says_what_it_does() -> None:
@@ -61,6 +64,24 @@ def test_the_table_comes_in_other_formats_and_orders(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [0, 1]
     assert invoke("pareto", run, "--format", "csv").stdout.startswith("id,")
     assert invoke("pareto", run, "--format", "md").stdout.startswith("| ")
+
+
+@pytest.mark.parametrize(
+    ("from_batch", "where"), [(14, "worth it from batch 14"), (None, "not worth it at any batch up to 4,096")]
+)
+def test_where_nothing_is_faster_the_last_line_says_what_could_be(
+    tmp_path: Path, from_batch: int | None, where: str
+) -> None:
+    ceiling = Ceiling(1.067, "base", "estimated", "t4", 0.91, from_batch)
+    best = Best(0, "no plan other than fp32 is stable", faster=False, test_match=None, validation_match=None)
+    workload = WorkloadInfo(8, 128, 128)
+    slow = write_run(tmp_path / "slow", FASTER[:1], best=best, ceiling=ceiling, workload=workload)
+    fast = write_run(tmp_path / "fast", ceiling=ceiling, workload=workload)
+    older = write_run(tmp_path / "older", FASTER[:1], best=best)
+
+    said = "nothing is faster than fp32: at most 1.07x could be gained at batch 8, 128/128 on T4, estimated"
+    assert invoke("pareto", slow).stdout.splitlines()[-1] == f"{said}; {where}"
+    assert "could be gained" not in invoke("pareto", fast).stdout + invoke("pareto", older).stdout
 
 
 def test_all_shows_every_stable_plan(tmp_path: Path) -> None:
@@ -207,8 +228,32 @@ def test_inspect_of_the_demo_lists_what_is_searchable(export_cache: Path, monkey
     assert "t5-debian-en-de: t5, 4+4 layers" in text.stdout
     assert "encoder.block.*.layer.1.DenseReluDense.wo/MatMul" in text.stdout
     assert "index arithmetic" in text.stdout
-    assert found["dtype"] == "bfloat16"
+    assert (found["dtype"], found["ceiling"]["profile"]) == ("bfloat16", "a10g")
     assert "encoder.final_layer_norm/Pow" in [node["key"] for node in found["nodes"]]
+
+
+def test_inspect_says_what_could_be_gained_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model at batch 8 is all launches; a device with many units asks for larger batches still."""
+    monkeypatch.setattr(api, "default_cache", lambda: tmp_path / "cache")
+    model, lengths = write_tiny_model(tmp_path / "model"), ("--source-length", "16", "--target-length", "4")
+
+    lines = invoke("inspect", model, "-q", "--batch", "8", *lengths, "--gpu", "h100").stdout.splitlines()
+    found = json.loads(invoke("inspect", model, "-q", "--batch", "4096", *lengths, "--format", "json").stdout)
+
+    line = "ceiling: no gain, at most 1.00x at batch 8, 16/4 on H100, estimated; 100% of the time is launches; "
+    assert [each for each in lines if each.startswith("ceiling")] == [f"{line}not worth it at any batch up to 4,096"]
+    assert found["workload"] == {"batch": 4096, "source_length": 16, "target_length": 4}
+    assert list(found["ceiling"]) == ["speedup", "variant", "source", "profile", "launch_share", "from_batch"]
+    assert found["ceiling"]["profile"] == "t4"
+    assert found["ceiling"]["speedup"] > 1.1
+    assert 8 < found["ceiling"]["from_batch"] < 4096
+
+
+def test_inspect_takes_no_unknown_device_and_no_dtype_that_it_lacks(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    assert "did you mean `h100`" in fails(invoke("inspect", model, "--gpu", "h10"), 2)
+    assert "has no bfloat16 units" in fails(invoke("inspect", model, "--gpu", "t4", "--dtype", "bfloat16"), 2)
+    assert "--batch" in fails(invoke("inspect", model, "--batch", "0"), 2)
 
 
 def test_the_doctor_tells_people_and_programs() -> None:

@@ -128,6 +128,7 @@ def test_nodes_casts_and_bytes_are_those_of_the_converted_graphs(court: Court, c
     assert len(keys) > len(set(keys))  # a decision for the decoder counts in both of its graphs
     assert stable.fp32_nodes == sum(key in careful.fp32 for key in keys)
     assert stable.low_nodes == len(keys) - stable.fp32_nodes > 0
+    assert (stable.fp32_decisions, stable.decisions) == (len(careful.fp32), len(set(keys)))
     assert stable.casts == sum(casts.values()) - before > 0
     assert stable.size_bytes == sum(tensor.nbytes for tensor in tensors if tensor is not None)
     court.latency.seen.clear()
@@ -289,7 +290,8 @@ def test_a_plan_that_cannot_be_built_becomes_an_error_trial(court: Court) -> Non
     assert trial.message is not None
     assert "Reciprocal" in trial.message
     assert trial.plan.plan == unfit
-    assert (trial.fp32_nodes, trial.low_nodes) == judge.node_counts(unfit)
+    counts = judge.node_counts(unfit)
+    assert (trial.fp32_nodes, trial.low_nodes) == (counts.fp32_nodes, counts.low_nodes)
     assert judge(Proposal(lowering(court.bundle, (), "bfloat16"), "fp32"), 6).verdict == "stable"  # the judge goes on
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from precision_search.errors import InputError, InternalError
 from precision_search.judging.trial import Divergence, FlipRisk, PlanRecord, Trial, TrialLatency
 from precision_search.precision.plan import Plan
 from precision_search.records.trials import TrialLog, read_trials, trial_from_line, trial_to_line
-from tests.search_models import record, trial
+from tests.search_models import DECISIONS, record, trial
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 trials = st.builds(
@@ -51,6 +52,8 @@ trials = st.builds(
     casts=st.none() | st.integers(0),
     seconds=finite,
     message=st.none() | st.text(),
+    fp32_decisions=st.none() | st.integers(0),
+    decisions=st.none() | st.integers(0),
 )
 
 
@@ -68,7 +71,7 @@ def test_the_keys_are_the_documented_ones() -> None:
     assert ", ".join(data) == (
         "id, parent, stage, plan, verdict, verdict_source, exact_match, validation_match, min_margin, flip_risk, "
         "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened, noise, "
-        "expected_ms, batch_size, kept_for, judged"
+        "expected_ms, batch_size, kept_for, fp32_decisions, decisions, judged"
     )
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
@@ -99,6 +102,22 @@ def test_numbers_that_are_not_finite_become_null_or_are_refused(value: float) ->
 def test_a_key_from_a_later_version_is_ignored() -> None:
     data = json.loads(trial_to_line(trial()))
     assert trial_from_line(json.dumps(data | {"colour": "red"}), "here") == trial()
+
+
+def test_the_decisions_of_older_logs_are_counted(tmp_path: Path) -> None:
+    """Plan 0 keeps every node of the base graphs; of another variant nobody knows."""
+    fp32 = trial(0, plan=record("a", "b", "c"), low_nodes=0)
+    other = replace(record("a"), variant="toy")
+    log = [json.loads(trial_to_line(each)) for each in (fp32, trial(1, plan=record("a")), trial(2, plan=other))]
+    newer = json.dumps(log[0] | {"id": 3, "plan": log[0]["plan"] | {"nodes": ["d"]}, "low_nodes": 2})
+    lines = [json.dumps({key: each[key] for key in each if "decisions" not in key}) for each in log]
+    path = tmp_path / "trials.jsonl"
+    path.write_text("\n".join([*lines, newer]) + "\n")
+
+    counts = [(each.fp32_decisions, each.decisions) for each in read_trials(path)]
+
+    assert counts == [(3, 3), (1, 3), (1, None), (3, DECISIONS)]
+    assert counts == [(each.fp32_decisions, each.decisions) for each in TrialLog(path).trials]
 
 
 @pytest.mark.parametrize(

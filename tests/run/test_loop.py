@@ -16,7 +16,7 @@ from precision_search.errors import (
     PrecisionSearchError,
 )
 from precision_search.judging.trial import Judged, Lengths, PlanRecord, Proposal, Trial
-from precision_search.precision.plan import Plan
+from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.records.trials import TrialLog, read_trials
 from precision_search.run.loop import Budget, guarded, run_search, tell_of_older_verdicts
 from precision_search.runtime.progress import Remaining
@@ -169,8 +169,8 @@ def test_control_c_keeps_what_was_judged(tmp_path: Path) -> None:
     assert names(read_trials(tmp_path / "log")) == ["a", "b"]
 
 
-def count(plan: Plan) -> tuple[int, int]:
-    return (10, 0) if "fp32" in plan.fp32 else (1, 9)
+def count(plan: Plan) -> NodeCounts:
+    return NodeCounts(10, 0, 7, 7) if "fp32" in plan.fp32 else NodeCounts(1, 9, 1, 7)
 
 
 def failing(proposal: Proposal, trial_id: int) -> Trial:
@@ -186,6 +186,7 @@ def test_an_error_about_one_plan_is_a_trial(tmp_path: Path) -> None:
     assert [t.verdict for t in outcome.trials] == ["stable", "error", "stable"]
     error = outcome.trials[1]
     assert (error.fp32_nodes, error.low_nodes, error.verdict_source, error.seconds) == (1, 9, "cuda", 0.0)
+    assert (error.fp32_decisions, error.decisions) == (1, 7)
     assert error.message == "no kernel for that node\n  why: it is bfloat16\n  fix: keep it in fp32"
     assert read_trials(tmp_path / "log")[1] == error
 

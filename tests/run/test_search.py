@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from precision_search.config import load_config
 from precision_search.judging.landmarks import rejected_landmarks
 from precision_search.precision import convert as converter
+from precision_search.run import search as run_module
 from precision_search.run.search import search
+from tests.cli_models import invoke
 from tests.tiny_model import write_tiny_config
 from tests.told import Told
 
@@ -55,7 +58,31 @@ def test_a_run_of_five_plans_converts_each_once(tmp_path: Path, calls: Counter[s
     assert calls["session"] <= 25
 
     calls.clear()
-    resumed = search(load_config(tmp_path / "tiny.toml"), tmp_path / "run", resume=True, reporter=Told())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(run_module, "find_ceiling")  # it is read
+        resumed = search(load_config(tmp_path / "tiny.toml"), tmp_path / "run", resume=True, reporter=(again := Told()))
 
     assert resumed.trials == result.trials
+    assert again.notes[0] == told.notes[0]
+    assert told.notes[0].startswith("ceiling: at most 1.")
+    assert " at batch 4096, 128/128 on T4, estimated; " in told.notes[0]
+    infos = json.loads((tmp_path / "run/run.json").read_text())
+    assert list(infos["ceiling"]) == ["speedup", "variant", "source", "profile", "launch_share", "from_batch"]
+    # Nothing that was judged is above it, damaged or not.
+    assert max(t.latency.speedup for t in result.trials if t.latency) <= infos["ceiling"]["speedup"] * (1 + 1e-9)
     assert calls["convert"] == 1  # the winner, to test and publish it; what landmarks say is in the run already
+
+
+@pytest.mark.slow
+def test_a_run_in_which_nothing_wins_says_at_its_end_what_could_be_gained(tmp_path: Path) -> None:
+    """At batch 1 a tiny model is all launches; the run goes on all the same."""
+    config = write_tiny_config(tmp_path, max_trials=2)
+
+    result = invoke("run", config, "--out", tmp_path / "run", "--set", "workload.batch=1")
+
+    place = "at batch 1, 128/128 on T4, estimated"
+    assert result.exit_code == 1
+    assert f"\nceiling: no gain, at most 1.00x {place}; 100% of the time is launches; " in result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"nothing is faster than fp32: at most 1.00x could be gained {place}; ")
+    assert last.split("; ")[-1] == result.stderr.partition("\nceiling: ")[2].splitlines()[0].split("; ")[-1]

@@ -18,7 +18,8 @@ from precision_search.model.graph import BASE_VARIANT
 from precision_search.model.layout import graph_file
 from precision_search.records.nodes_json import read_nodes
 from precision_search.records.run_files import read_run
-from precision_search.run.search import dry_run, search
+from precision_search.run.dry_run import dry_run
+from precision_search.run.search import search
 from tests.tiny_model import write_tiny_config
 from tests.told import Told
 from tests.toy_variant import NEW, TOY, register_toy

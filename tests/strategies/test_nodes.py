@@ -222,7 +222,7 @@ def test_finite_damage_by_one_role_is_blamed_on_it_and_not_on_noise(tmp_path: Pa
     assert winner(outcome).kept_for == {"culprit": tuple(sorted(bad))}
 
 
-def test_what_refining_finds_was_judged_and_is_built_upon(tmp_path: Path) -> None:
+def test_roles_that_the_curve_moves_together_are_tried_apart(tmp_path: Path) -> None:
     """Three roles go to fp32 together though one would do; of the two others one saves too little to be asked about."""
     of = space()
     loud, quiet, cheap, *rest = sorted(set(node_space(of).roles.values()))
@@ -242,8 +242,8 @@ def test_what_refining_finds_was_judged_and_is_built_upon(tmp_path: Path) -> Non
 
     where = replace(context(of, replace(base, place=place)), estimate=ms)
     outcome = search(where, noisy(of, noise, 0.9), tmp_path / "log")
-    refined = [trial for trial in outcome.trials if trial.stage == "refine" and trial.verdict == "stable"]
-    best = min(refined, key=lambda trial: ms(trial.plan.plan))
+    calmed = [trial for trial in outcome.trials if trial.stage == "calm" and trial.verdict == "stable"]
+    best = min(calmed, key=lambda trial: ms(trial.plan.plan))
     kept = {base.roles[key] for key in best.plan.nodes if key in base.roles}
     assert kept == {loud, cheap}
     front = [trial for trial in outcome.trials if trial.stage == "front"]

@@ -90,6 +90,26 @@ def test_where_nothing_is_required_it_is_met() -> None:
     assert not choose_winner([FP32, trial(1, verdict="mismatch")], Requirement(0.5)).requirements_met
 
 
+def test_within_two_percent_of_the_fastest_the_least_flip_risk_wins_and_the_reason_says_so() -> None:
+    fastest = trial(1, latency=latency(5.0), flip_risk=risk(3.0))
+    calmer = trial(2, latency=latency(5.09), flip_risk=risk(2.0))
+    calmest = trial(3, latency=latency(5.11), flip_risk=risk(1.0))
+    forgetful = trial(4, latency=latency(5.05), flip_risk=risk(0.5), validation_match=0.98)
+    choice = choose_winner([FP32, fastest, calmer, calmest, forgetful], Requirement(0.99))
+    assert choice.trial == calmer
+    assert choice.reason == (
+        "the one with the least flip risk within 2% of the fastest stable plan that keeps at least 99.0% of the "
+        "validation samples"
+    )
+    assert "least flip risk" not in choose_winner([FP32, fastest, calmest], Requirement(0.99)).reason
+
+
+def test_a_plan_that_may_not_be_faster_does_not_win_by_its_flip_risk() -> None:
+    surely = trial(1, latency=timed(1.2, 1.19, 1.21), flip_risk=risk(3.0))
+    perhaps = trial(2, latency=timed(1.2, 0.9, 1.5), flip_risk=risk(1.0))
+    assert choose_winner([FP32, surely, perhaps], Requirement(0.0)).trial == surely
+
+
 def test_ties_go_to_less_risk_then_fewer_casts_then_the_first() -> None:
     trials = [
         trial(1, flip_risk=risk(3.0), casts=0),

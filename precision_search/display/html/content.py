@@ -13,6 +13,7 @@ from precision_search.model.graph import layer_of
 from precision_search.records.nodes_json import NodeRecord, RunNodes
 from precision_search.records.pareto_table import Row
 from precision_search.records.run_json import RunInfo
+from precision_search.records.wording import part_of
 from precision_search.strategies.nodes import NodeSearch
 
 TITLES: Mapping[str | None, str] = {
@@ -108,8 +109,7 @@ def _plan(row: Row, axis: _Axis, bit: Mapping[str, int], *, explained: bool) -> 
         flip_risk_high=None if risk is None else risk.high,
         size_bytes=trial.size_bytes,
         casts=trial.casts,
-        fp32_nodes=trial.fp32_nodes,
-        low_nodes=trial.low_nodes,
+        in_fp32=part_of(trial.fp32_decisions, trial.decisions),
         seconds=trial.seconds,
         on_front=row.on_front,
         chosen=row.chosen,

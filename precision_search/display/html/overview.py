@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records.pareto_table import ParetoTable, Row
 from precision_search.records.run_json import Match, RunInfo, SampleFile
-from precision_search.records.wording import UNKNOWN, judged_text, milliseconds, number, share
+from precision_search.records.wording import UNKNOWN, ceiling_text, judged_text, milliseconds, number, part_of, share
 
 LIMITS = {"max_trials": "search.max_trials", "timeout": "search.timeout"}
 
@@ -146,8 +146,8 @@ def _facts(info: RunInfo, trial: Trial, fp32: Trial | None) -> Iterator[Fact]:
     if trial.size_bytes is not None:
         base_size = "" if fp32 is None or fp32.size_bytes is None else f"fp32 {_megabytes(fp32.size_bytes)} MB"
         yield Fact("Size", f"{_megabytes(trial.size_bytes)} MB", base_size)
-    every = trial.fp32_nodes + trial.low_nodes
-    yield Fact("In fp32", str(trial.fp32_nodes), f"of {every} compute nodes")
+    kept = part_of(trial.fp32_decisions, trial.decisions)
+    yield Fact("In fp32", kept, "nodes; the decoder graphs share theirs")
 
 
 def _kept(label: str, match: Match | None, file: SampleFile | None) -> Fact:
@@ -243,6 +243,8 @@ def _device(info: RunInfo) -> Iterator[Fact]:
     yield Fact("GEMM options", device.gemm_options or UNKNOWN)
     lengths = f"{workload.source_length} tokens in, {workload.target_length} out"
     yield Fact("workload", f"batch {workload.batch}, {lengths}")
+    if info.ceiling is not None:
+        yield Fact("ceiling", ceiling_text(info.ceiling, workload))
 
 
 def _versions(info: RunInfo) -> Iterator[Fact]:

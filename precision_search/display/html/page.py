@@ -25,7 +25,8 @@ class PagePlan:
         latency_ms, latency_low_ms, latency_high_ms, speedup, source, profile: its latency, None where not known.
         exact_match, screened, validation_match, min_margin: shares 0 to 1, samples, logits.
         flip_risk, flip_risk_low, flip_risk_high: expected flips in 1,000 tokens, None where not estimated.
-        size_bytes, casts, fp32_nodes, low_nodes, seconds: as in the trial.
+        size_bytes, casts, seconds: as in the trial.
+        in_fp32: how many of all nodes stay in fp32.
         on_front, chosen, acceptable, is_fp32: its part in the choice.
         explained: whether the search says why it keeps each node (`kept_for`, and see `Trial`).
         nodes: which of the page's nodes stay in fp32: their bits, the first node's lowest, as base64.
@@ -57,8 +58,7 @@ class PagePlan:
     flip_risk_high: float | None
     size_bytes: int | None
     casts: int | None
-    fp32_nodes: int
-    low_nodes: int
+    in_fp32: str
     seconds: float
     on_front: bool
     chosen: bool

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from precision_search import api
 from precision_search.config import Requirement
+from precision_search.cost.ceiling import Ceiling
 from precision_search.display.html import REPORT_FILE
 from precision_search.display.html import overview as facts
 from precision_search.display.html.content import bits, make_page
@@ -245,9 +246,11 @@ def test_latencies_of_two_sources_say_it_each() -> None:
 
 
 def test_the_page_holds_the_table_the_sentences_and_the_provenance(tmp_path: Path) -> None:
-    html = api.report(write_report_run(tmp_path / "run", samples=[differing()])).read_text()
+    ceiling = Ceiling(1.95, "base", "estimated", "t4", 0.2, 51)
+    html = api.report(write_report_run(tmp_path / "run", samples=[differing()], ceiling=ceiling)).read_text()
 
     assert len(re.findall(r"<tr data-id=", html)) == len(small_run())
+    assert "at most 1.95x at batch 1024, 16/16 on T4, estimated; 20% of the time is launches; worth it from " in html
     assert html.index('data-id="3"') < html.index('data-id="4"') < html.index('data-id="1"')
     assert "ein <mark>Satz</mark>" in html
     assert "ein <mark>Garten</mark>" in html

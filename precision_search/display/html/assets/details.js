@@ -103,7 +103,7 @@ function showDetails() {
     make(
       "p",
       {},
-      `${plan.fp32_nodes} of ${plan.fp32_nodes + plan.low_nodes} compute nodes of the three graphs in fp32${plan.casts === null ? "" : `, ${plan.casts} casts`}`,
+      `${plan.in_fp32} nodes in fp32${plan.casts === null ? "" : `, ${plan.casts} casts`}`,
     ),
     ...(plan.reason ? [make("p", { dir: "auto" }, plan.reason)] : []),
     ...(page.nodes.length ? [...keptTable(plan), ...reasonsKept(plan)] : []),
