@@ -12,7 +12,7 @@ from benchmarks.rows import Label, Row, make_row
 from precision_search import search
 from precision_search.config import Config
 from precision_search.display.reporters import QuietReporter
-from precision_search.judging.screen import FIRST_BATCH
+from precision_search.judging.batches import FIRST_BATCH
 from precision_search.judging.trial import NOTHING_KNOWN, SearchState, Trial
 from precision_search.records.run_files import read_run
 

@@ -74,3 +74,25 @@ def write_tiny_config(folder: Path, strategy: str = "op-types", **search: object
     path = folder / "tiny.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+PAD_SIZE = np.float32(65_504)
+"""What the encoder's embedding of padding holds: the largest number of fp16."""
+
+
+def write_padding_model(directory: Path, *, breaks: bool = True, seed: int = 0) -> Path:
+    """A tiny model that fp16 breaks in padded rows only: at padding the residual stream leaves fp16's range.
+
+    Attention weighs padding with 0, which hides finite values there and not NaN. Without `breaks` it is sound.
+    """
+    write_tiny_model(directory, seed)
+    for name, proto in tiny_t5_protos(seed).items():
+        for weight in proto.graph.initializer:
+            array = numpy_helper.to_array(weight).copy()
+            if breaks and name == "encoder" and weight.name == "shared.weight":
+                array[0] = PAD_SIZE
+            if breaks and weight.name == "encoder.block.0.layer.0.SelfAttention.o.weight":
+                array *= 60
+            weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+        onnx.save(proto, directory / graph_file(name))
+    return directory

@@ -1,6 +1,7 @@
 """Where damage starts: the first node, in topological order, whose result is far from the fp32 one.
 
-Rounding noise grows slowly along a graph; damage jumps. One sample is enough, run alone and so without padding.
+Rounding noise grows slowly along a graph; damage jumps. One sample is enough, run alone and without padding, unless
+it was in a padded batch that the damage was found.
 """
 
 from __future__ import annotations

@@ -15,14 +15,15 @@ from precision_search.errors import DeviceMemoryError
 from precision_search.judging.confirm import ConfirmResult, confirm_with, open_generator
 from precision_search.judging.damage import DamageFinder
 from precision_search.judging.flip_risk import TokenMargins, estimate_flip_risk
-from precision_search.judging.noise import is_damage, noise, rounding_unit
-from precision_search.judging.sample_sets import SampleRows
+from precision_search.judging.noise import DAMAGE_NOISE, is_damage, noise, rounding_unit
+from precision_search.judging.sample_sets import SampleRows, judged_in
 from precision_search.judging.screen import Parting, SampleScreen, Screener, ScreenResult
 from precision_search.judging.trial import (
     LANDMARKS,
     Divergence,
     Findings,
     FlipRisk,
+    Judged,
     PlanRecord,
     Proposal,
     Trial,
@@ -160,7 +161,10 @@ class PlanJudge:
         }
         self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
         self._validation = (
-            None if validation is None else SampleScreen(validation, bundle.generation, settings.batch_size)
+            None
+            if validation is None
+            # Of this screen only margins are wanted, for flip risk: those of the set's own batches.
+            else SampleScreen(validation, bundle.generation, settings.batch_size, own_only=True)
         )
         self.statistics = ScreenStatistics()
 
@@ -195,7 +199,7 @@ class PlanJudge:
         else:
             outcome = _Outcome(screened.verdict, screened.exact_match, screened.divergence)
         stable, where = outcome.verdict == "stable", outcome.divergence
-        size = noise(self._calibration.samples.reference.margins, screened.margins, self._unit(plan))
+        size = self._noise(plan, screened)
         damaged = is_damage(outcome.verdict != "nonfinite", size)
         return Findings(
             verdict=outcome.verdict,
@@ -212,7 +216,14 @@ class PlanJudge:
             screened=screened.screened,
             noise=size,
             batch_size=self._settings.limit.of(self._settings.batch_size),
+            judged=self._judged(with_validation=validated is not None),
         )
+
+    def _judged(self, *, with_validation: bool) -> Judged:
+        sets = [self._calibration.samples]
+        if self._validation is not None and with_validation:
+            sets.append(self._validation.samples)
+        return judged_in(sets, self._settings.limit.of(self._settings.batch_size))
 
     def _confirm(self, plan: Plan) -> _Outcome:
         """What the plan generates by itself, on the calibration set and, if it passes, on the validation set."""
@@ -288,6 +299,17 @@ class PlanJudge:
     def _unit(self, plan: Plan) -> float:
         return rounding_unit(self._calibration.samples.reference.margins, plan.dtype)
 
+    def _noise(self, plan: Plan, screened: ScreenResult) -> float | None:
+        """How far margins moved in the set's own batches; or in padded ones, where that is damage."""
+        reference, unit = self._calibration.samples.reference.margins, self._unit(plan)
+        own = noise(reference, screened.margins, unit)
+        if own is None or not screened.padded:
+            return own
+        padded = noise(reference, screened.padded, unit)
+        if padded is None:
+            return None
+        return max(own, padded) if padded >= DAMAGE_NOISE else own
+
     def _flip_risk(self, plan: Plan, screened: ScreenResult, validated: ScreenResult | None) -> FlipRisk | None:
         if self._validation is None or validated is None:
             return None
@@ -302,16 +324,17 @@ class PlanJudge:
     def _explain(self, plan: Plan, where: Parting, is_damaged: bool) -> Divergence:
         """Where a plan diverged and, for damage, which node began it: noise has no culprit."""
         if not is_damaged:
-            return Divergence(where.sample, where.position, None, None)
+            return Divergence(where.sample, where.position, None, None, where.batch)
         samples = self._calibration.samples
-        order = [where.sample]
-        batch = forced_batches(samples.rows, samples.reference.tokens, self._bundle.generation, 1, order)[0]
+        order, width = [where.sample], samples.fragile.width if where.batch == "padded" else 0
+        rows, tokens, generation = samples.rows, samples.reference.tokens, self._bundle.generation
+        batch = forced_batches(rows, tokens, generation, 1, order, width=width)[0]
         try:
             node = self._variants[plan.variant].damage.find(plan, batch)
         except DeviceMemoryError:  # every result of every node at once may be too much where a batch is not
             node = None
         error = None if node is None or not np.isfinite(node.relative_error) else node.relative_error
-        return Divergence(where.sample, where.position, None if node is None else node.key, error)
+        return Divergence(where.sample, where.position, None if node is None else node.key, error, where.batch)
 
     def _count(self, plan: Plan, screened: ScreenResult) -> None:
         samples = len(self._calibration.samples.rows)
@@ -321,5 +344,6 @@ class PlanJudge:
         elif screened.screened < samples:
             kind = self.statistics.rejected
         else:
-            kind = self.statistics.full if screened.encoded == samples else self.statistics.remembered
+            ran_all = screened.encoded == self._calibration.passes
+            kind = self.statistics.full if ran_all else self.statistics.remembered
         kind.append(screened.run_seconds)

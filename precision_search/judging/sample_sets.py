@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from precision_search.config import Config, DataSection
 from precision_search.errors import InputError, VerificationError
+from precision_search.judging.batches import NONE_FRAGILE, FragileBatches, choose_fragile, without_own_differences
+from precision_search.judging.trial import BatchKind, Judged, Lengths
 from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
@@ -38,10 +43,12 @@ class SampleRows:
     Attributes:
         rows: input ids of each sample.
         reference: the fp32 tokens and margins.
+        fragile: the batches that it is judged in beside its own.
     """
 
     rows: tuple[tuple[int, ...], ...]
     reference: Reference
+    fragile: FragileBatches = NONE_FRAGILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +115,22 @@ class Fp32Model:
 
 @dataclass(frozen=True, slots=True)
 class NearTie:
-    """A token of the fp32 reference that won by so little that no plan is reliable there.
+    """A token of the fp32 reference that won by so little that no plan is reliable there, or that fp32 itself changes.
 
     Attributes:
         set: the sample set.
         sample: index in it, from 0.
         position: token position within its target, from 0.
         margin: by how much it won, in logits.
+        batch: the batch in which fp32 gives another token, which is then held against no plan; None for a token that
+            is a near-tie in the set's own batches.
     """
 
     set: SetName
     sample: int
     position: int
     margin: float
+    batch: BatchKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,36 +177,80 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter
         limit=fp32.limit,
         progress=reporter.progress,
     )
-    return LoadedSet(samples, SampleRows(encoded.ids, reference), len(encoded.truncated), section)
+    longest = max(fp32.tokenizer.model_max_length, section.max_length or 0)
+    fragile = without_own_differences(
+        choose_fragile(encoded.ids, reference, longest),
+        encoded.ids,
+        reference,
+        generator=fp32.generator,
+        forced=fp32.forced(),
+        generation=fp32.bundle.generation,
+        batch_size=section.batch_size,
+        limit=fp32.limit,
+    )
+    return LoadedSet(samples, SampleRows(encoded.ids, reference, fragile), len(encoded.truncated), section)
 
 
-def near_ties(name: SetName, reference: Reference) -> tuple[NearTie, ...]:
-    """The reference's tokens with margins below `NEAR_TIE`."""
-    return tuple(
+def near_ties(name: SetName, samples: SampleRows) -> tuple[NearTie, ...]:
+    """The reference's tokens with margins below `NEAR_TIE`, then those that fp32 changes in other batches."""
+    own = (
         NearTie(name, sample, position, float(margin))
-        for sample, margins in enumerate(reference.margins)
+        for sample, margins in enumerate(samples.reference.margins)
         for position, margin in enumerate(margins)
         if margin < NEAR_TIE
+    )
+    return (*own, *_changed_by_fp32(name, samples))
+
+
+def _changed_by_fp32(name: SetName, samples: SampleRows) -> Iterator[NearTie]:
+    for each in samples.fragile.differences:
+        margin = samples.reference.margins[each.sample][each.position]
+        # A forced token has no margin.
+        yield NearTie(name, each.sample, each.position, float(np.nan_to_num(margin)), each.batch)
+
+
+def judged_in(sets: Sequence[SampleRows], batch_size: int) -> Judged:
+    """The batches in which a plan is judged that passes.
+
+    Args:
+        sets: the calibration set, then others.
+        batch_size: samples at once.
+    """
+    sizes = {min(batch_size, len(each.rows)) for each in sets} | {1 for each in sets if each.fragile.alone}
+    sources = [len(row) for each in sets for row in each.rows]
+    targets = [len(row) for each in sets for row in each.reference.tokens]
+    return Judged(
+        batch_sizes=tuple(sorted(sizes)),
+        padded=bool(sets[0].fragile.padded),
+        source_lengths=Lengths(min(sources), max(sources)),
+        target_lengths=Lengths(min(targets), max(targets)),
     )
 
 
 def check_ties(calibration: LoadedSet, reporter: Reporter) -> None:
     """A calibration sample that fp32 itself cannot decide makes every plan a matter of luck, fp32 included."""
     samples = calibration.samples
-    ties = near_ties("calibration", calibration.data.reference)
+    ties = near_ties("calibration", calibration.data)
     for number, tie in enumerate(ties):
         line = samples.samples[tie.sample].line
         where = f"line {line} of {samples.path}, token {tie.position + 1}"
-        if tie.margin <= 0:
+        if tie.margin <= 0 and tie.batch is None:
             raise InputError(
                 f"{where}: fp32 generates one token and prefers another when it reads the whole sentence",
                 why=f"a tie that its own rounding decides (margin {tie.margin:.2g})",
                 fix="remove that line: no plan can be held to it",
             )
         if number < MOST_TIES:
-            reporter.warn(f"{where}: a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip")
+            reporter.warn(f"{where}: {_tie_text(tie)}")
     if len(ties) > MOST_TIES:
         reporter.warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
+
+
+def _tie_text(tie: NearTie) -> str:
+    if tie.batch is None:
+        return f"a near-tie of fp32 (margin {tie.margin:.2g}), which any rounding may flip"
+    how = "with padding" if tie.batch == "padded" else "in a batch of its own"
+    return f"a near-tie of fp32, which generates another token {how} and so judges no plan by it there"
 
 
 def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, reporter: Reporter) -> Parity:

@@ -15,7 +15,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from precision_search.judging.batches import FIRST_BATCH, NONE_FRAGILE, first_lost
 from precision_search.judging.sample_sets import SampleRows
+from precision_search.judging.trial import BatchKind
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.layout import SEQ2SEQ
@@ -37,9 +39,6 @@ from precision_search.runtime.teacher_forcing import (
 )
 
 FloatArray = npt.NDArray[np.float32]
-FIRST_BATCH = 8
-"""Samples in the first, most fragile batch, if batches are that large: enough to show damage, little to pay for it."""
-
 FP32_ENCODER = b""
 """The `encoder_id` of plans that leave the whole encoder as it is."""
 
@@ -48,10 +47,11 @@ ScreenVerdict = Literal["nonfinite", "mismatch", "exact"]
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where a plan first parts from the reference: sample and token position, both counted from 0."""
+    """Where a plan first parts from the reference: sample and token position, both counted from 0, and the batch."""
 
     sample: int
     position: int
+    batch: BatchKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,17 @@ class ScreenResult:
 
     Attributes:
         verdict: `nonfinite` if anything that counts was not finite, else `mismatch` if a token changed, else `exact`.
-        exact_match: share of the screened samples whose tokens are all the reference's.
+        exact_match: share of the screened samples whose tokens are all the reference's, in every batch.
         screened: how many samples were looked at; fewer than all when the verdict was certain before.
         divergence: the first difference, in screening order; None for `exact`.
         min_margin: the smallest margin met; None if one was not finite.
         margins: for each screened sample (by number) the signed margin of each token, float32 [T]; NaN for a forced
-            token and where a logit was not finite.
+            token and where a logit was not finite. From the set's own batches; those of a sample that was looked at
+            with padding only are from there.
         build_seconds: time to prepare the plan.
         run_seconds: time in them.
-        encoded: how many samples the encoder ran on; for the others its output was remembered.
+        encoded: how many sources the encoder ran on; for the others its output was remembered.
+        padded: the same as `margins`, from padded batches.
     """
 
     verdict: ScreenVerdict
@@ -80,16 +82,25 @@ class ScreenResult:
     build_seconds: float
     run_seconds: float
     encoded: int
+    padded: Mapping[int, FloatArray] = field(default_factory=dict)
 
 
 class SampleScreen:
-    """One sample set, cut into batches with the most fragile samples first, and encoder outputs that it remembers."""
+    """One sample set, cut into batches with the most fragile samples first, and encoder outputs that it remembers.
 
-    def __init__(self, samples: SampleRows, generation: GenerationSettings, batch_size: int) -> None:
+    The most fragile samples come again with padding right after their own batch: a plan that breaks only there ends
+    after two small batches. One by one they come last, as little but rounding sets them apart.
+    """
+
+    def __init__(
+        self, samples: SampleRows, generation: GenerationSettings, batch_size: int, *, own_only: bool = False
+    ) -> None:
+        """With `own_only` no sample is looked at with padding or alone."""
         self.samples = samples
         self.batch_size = batch_size
+        self._fragile = NONE_FRAGILE if own_only else samples.fragile
         self._generation = generation
-        self.batches = self._cut()
+        self.batches, self.kinds = self._cut()
         self._fp32: dict[int, FloatArray] = {}
         self._last: dict[int, FloatArray] = {}
         self._last_encoder = FP32_ENCODER
@@ -98,22 +109,33 @@ class SampleScreen:
         """No batch larger than this from now on, the first one included; what is known of the old ones is forgotten."""
         if batch_size < self.batch_size:
             self.batch_size = batch_size
-            self.batches = self._cut()
+            self.batches, self.kinds = self._cut()
             self._fp32, self._last = {}, {}
 
-    def _cut(self) -> tuple[ForcedBatch, ...]:
-        samples = self.samples
-        order = samples.reference.fragile_first
+    @property
+    def passes(self) -> int:
+        """Sources in all batches together."""
+        return sum(len(batch.source.indices) for batch in self.batches)
+
+    def _cut(self) -> tuple[tuple[ForcedBatch, ...], tuple[BatchKind | None, ...]]:
+        """The batches, and of which kind each is: None for the set's own."""
+        rows, reference, fragile = self.samples.rows, self.samples.reference, self._fragile
         # Beyond the first batch, padding costs more than the order of fragility saves.
-        first = order[:FIRST_BATCH]
-        rest = [index for index in by_target_length(samples.reference.tokens) if index not in first]
-        parts = [first, rest]
-        return tuple(
-            batch
-            for part, size in zip(parts, (min(FIRST_BATCH, self.batch_size), self.batch_size), strict=True)
-            if part
-            for batch in forced_batches(samples.rows, samples.reference.tokens, self._generation, size, part)
+        first = reference.fragile_first[:FIRST_BATCH]
+        rest = tuple(index for index in by_target_length(reference.tokens) if index not in first)
+        few = min(FIRST_BATCH, self.batch_size)
+        parts: tuple[tuple[BatchKind | None, tuple[int, ...], int, int], ...] = (
+            (None, first, few, 0),
+            ("padded", fragile.padded, few, fragile.width),
+            (None, rest, self.batch_size, 0),
+            ("alone", fragile.alone if self.batch_size > 1 else (), 1, 0),
         )
+        found = [
+            (batch, kind)
+            for kind, part, size, width in parts
+            for batch in forced_batches(rows, reference.tokens, self._generation, size, part, width=width)
+        ]
+        return tuple(batch for batch, _ in found), tuple(kind for _, kind in found)
 
     def hidden(self, number: int, encoder: bytes, encode: Callable[[ForcedBatch], FloatArray]) -> FloatArray:
         """The encoder's output for a batch: remembered for the fp32 encoder and for the last other one.
@@ -262,7 +284,8 @@ class PreparedPlan:
 
     def _screen(self, samples: SampleScreen, to_the_end: bool) -> ScreenResult:
         start = time.perf_counter()
-        margins: dict[int, FloatArray] = {}
+        own: dict[int, FloatArray] = {}
+        padded: dict[int, FloatArray] = {}
         smallest: dict[int, float] = {}
         divergence: Parting | None = None
         encoded = 0
@@ -272,43 +295,46 @@ class PreparedPlan:
             encoded += len(batch.source.indices)
             return self.encoder.encode(batch, self.encoder_flags, release=batch is samples.batches[-1])
 
-        for number, batch in enumerate(samples.batches):
+        for number, (batch, kind) in enumerate(zip(samples.batches, samples.kinds, strict=True)):
             hidden = samples.hidden(number, self.encoder_id, encode)
             # What passes the last batch is confirmed next, in sessions of its own: both at once are the peak of memory.
             last = batch is samples.batches[-1]
             found = self.decoder.margins(batch, hidden, self.decoder_flags, release=last)
             finite = encoder_is_finite(batch, hidden)
             for row, sample in enumerate(batch.source.indices):
-                margins[sample] = found[row, : len(samples.samples.reference.tokens[sample])]
+                if kind != "alone":
+                    margins = padded if kind == "padded" else own
+                    margins[sample] = found[row, : len(samples.samples.reference.tokens[sample])]
                 judged = found[row, batch.valid[row]]
                 # np.min keeps a NaN.
-                smallest[sample] = float(np.min(judged, initial=np.inf)) if finite[row] else float("nan")
+                least = np.min(judged, initial=smallest.get(sample, np.inf)) if finite[row] else np.nan
+                smallest[sample] = float(least)
             if divergence is None:
-                divergence = _first_divergence(batch, found, finite)
+                divergence = _first_divergence(batch, kind, found, finite)
             if divergence is not None and not to_the_end:
                 break
         seconds = time.perf_counter() - start
-        least = float(np.min(list(smallest.values())))
-        verdict: ScreenVerdict = "nonfinite" if np.isnan(least) else "exact" if least > 0 else "mismatch"
+        least_of_all = float(np.min(list(smallest.values())))
+        verdict: ScreenVerdict = "exact" if least_of_all > 0 else "mismatch"
         return ScreenResult(
-            verdict=verdict,
+            verdict="nonfinite" if np.isnan(least_of_all) else verdict,
             exact_match=sum(margin > 0 for margin in smallest.values()) / len(smallest),
             screened=len(smallest),
             divergence=divergence,
-            min_margin=least if np.isfinite(least) else None,
-            margins=margins,
+            min_margin=least_of_all if np.isfinite(least_of_all) else None,
+            margins={**padded, **own},
             build_seconds=self.build_seconds,
             run_seconds=seconds,
             encoded=encoded,
+            padded=padded,
         )
 
 
-def _first_divergence(batch: ForcedBatch, margins: FloatArray, finite: npt.NDArray[np.bool_]) -> Parting | None:
+def _first_divergence(
+    batch: ForcedBatch, kind: BatchKind | None, margins: FloatArray, finite: npt.NDArray[np.bool_]
+) -> Parting | None:
     for row, sample in enumerate(batch.source.indices):
-        if not finite[row]:
-            return Parting(sample, 0)
-        # `not >` also finds NaN.
-        wrong = np.flatnonzero(~(margins[row] > 0) & batch.valid[row])
-        if wrong.size:
-            return Parting(sample, int(wrong[0]))
+        position = first_lost(margins[row], batch.valid[row], is_finite=bool(finite[row]))
+        if position is not None:
+            return Parting(sample, position, kind)
     return None

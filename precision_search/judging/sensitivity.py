@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from precision_search.judging.batches import FIRST_BATCH
 from precision_search.judging.noise import is_damage, noise, rounding_unit, shifts
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import FIRST_BATCH, SampleScreen, Screener
+from precision_search.judging.screen import SampleScreen, Screener
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.precision.plan import Plan
 from precision_search.runtime.reference import Reference

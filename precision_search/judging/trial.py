@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Verdict = Literal["nonfinite", "mismatch", "stable", "error"]
 VerdictSource = Literal["emulated", "cuda"]
+BatchKind = Literal["padded", "alone"]
+"""Batches beside a sample set's own: of sources padded to twice their length, and of one sample."""
 KeptFor = Literal["culprit", "projection", "noise"]
 """Why a search keeps a node in fp32 that fits into the low dtype's range: low, it would damage the model by itself or
 together with others; logits tie when they are low; or its rounding weighs more than the time that it saves."""
@@ -79,12 +81,44 @@ class Divergence:
         position: token position within that sample's target.
         node: key of the first damaged node in topological order, None where no node stands out.
         relative_error: that node's, None without a node or where it is not finite.
+        batch: which batch it was, None for one of the set's own.
     """
 
     sample: int
     position: int
     node: str | None
     relative_error: float | None
+    batch: BatchKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The shortest and the longest, in tokens, end token included.
+
+    Attributes:
+        min: of the shortest.
+        max: of the longest.
+    """
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The batches that a verdict of `stable` rests on; a plan that was rejected early met fewer.
+
+    Attributes:
+        batch_sizes: sentences at once, ascending. At 1 it is the most fragile ones where other sizes are named.
+        padded: whether the most fragile sentences were judged with padding, too, as beside one twice as long.
+        source_lengths: of the sentences, prefix included.
+        target_lengths: of what fp32 makes of them.
+    """
+
+    batch_sizes: tuple[int, ...]
+    padded: bool
+    source_lengths: Lengths
+    target_lengths: Lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +160,7 @@ class Trial:
         plan: the plan.
         verdict: `stable` only after the confirm run.
         verdict_source: emulated on a CPU, or by the real kernels.
-        exact_match: share of the calibration samples looked at with the reference's tokens, 0 to 1.
+        exact_match: share of the calibration samples looked at with the reference's tokens in every batch, 0 to 1.
         validation_match: the same on the validation samples, None where not run.
         min_margin: smallest signed margin (logits) on the calibration samples; None where unknown or not finite.
         flip_risk: None where not estimated.
@@ -146,6 +180,8 @@ class Trial:
         decisions: all compute-node keys; None, as the one before, where the log does not tell.
         kept_for: the nodes that a search at node level keeps for a reason of its own, by reason. Of the others in fp32
             those beyond the range are kept for it, and the rest because the casts around them would cost more.
+        judged: in which batches it was judged; None for the verdict `error`, and where an older version judged it, in
+            the sample sets' own batches alone.
     """
 
     id: int
@@ -173,6 +209,7 @@ class Trial:
     kept_for: Mapping[KeptFor, tuple[str, ...]] = field(default_factory=dict)
     fp32_decisions: int | None = None
     decisions: int | None = None
+    judged: Judged | None = None
 
     @property
     def is_fp32(self) -> bool:
@@ -217,6 +254,7 @@ class Findings:
     screened: int | None = None
     noise: float | None = None
     batch_size: int | None = None
+    judged: Judged | None = None
 
 
 def make_trial(

@@ -129,19 +129,25 @@ def encode(samples: SampleSet, tokenizer: Tokenizer, prefix: str, max_length: in
 
 
 def batches(
-    encoded: Sequence[Sequence[int]], batch_size: int, pad_id: int, order: Sequence[int] | None = None
+    encoded: Sequence[Sequence[int]],
+    batch_size: int,
+    pad_id: int,
+    order: Sequence[int] | None = None,
+    *,
+    width: int = 0,
 ) -> tuple[TokenBatch, ...]:
     """Groups `encoded` into batches of at most `batch_size`, each padded on the right to its own longest sample.
 
-    `order` lists the indices to take, in that order; None is all of them as they stand.
+    `order` lists the indices to take, in that order; None is all of them as they stand. A batch narrower than `width`
+    is padded to it, as it would be beside a row that long.
     """
     indices = range(len(encoded)) if order is None else order
     groups = [tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return tuple(_batch(encoded, group, pad_id) for group in groups)
+    return tuple(_batch(encoded, group, pad_id, width) for group in groups)
 
 
-def _batch(encoded: Sequence[Sequence[int]], indices: tuple[int, ...], pad_id: int) -> TokenBatch:
-    shape = (len(indices), max(len(encoded[index]) for index in indices))
+def _batch(encoded: Sequence[Sequence[int]], indices: tuple[int, ...], pad_id: int, width: int) -> TokenBatch:
+    shape = (len(indices), max(width, *(len(encoded[index]) for index in indices)))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
     for row, index in enumerate(indices):

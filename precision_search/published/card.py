@@ -20,7 +20,7 @@ from precision_search.precision.plan import FAMILIES
 from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
 from precision_search.records.run_json import Match, SampleFile
-from precision_search.records.wording import SHOWN_HASH, part_of, share
+from precision_search.records.wording import SHOWN_HASH, judged_text, part_of, share
 from precision_search.runtime.backends import evidence
 
 MOST_NAMES = 20
@@ -190,6 +190,7 @@ def _settings(facts: ModelFacts) -> str:
             f"- TF32 {'on' if settings.use_tf32 else 'off'}; `ORT_CUDA_GEMM_OPTIONS` "
             + (code(settings.gemm_options) if settings.gemm_options is not None else "unset"),
             f"- batches of {settings.batch_size} sentences, padded on the {settings.padding}",
+            f"- judged in {judged_text(facts.judged)}",
             f"- fp32 model: SHA-256 {code(facts.content_hash)}",
             f"- plan: {code(facts.plan_digest)}",
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.config import NOTHING_REQUIRED, Requirement
-from precision_search.judging.trial import FlipRisk, Trial, TrialLatency, Verdict, VerdictSource
+from precision_search.judging.trial import FlipRisk, Judged, Trial, TrialLatency, Verdict, VerdictSource
 from precision_search.precision.blocklist import Blocklist
 from precision_search.published.load import FACTS_FILE
 from precision_search.published.reasons import node_reasons
@@ -108,6 +108,7 @@ class PublishFacts:
         latency: of the plan, None where unknown.
         workload: the workload that latency refers to.
         reasons: why each compute node has its precision, by key.
+        judged: in which batches it was judged, None where an older version judged it.
     """
 
     tool_version: str
@@ -119,6 +120,7 @@ class PublishFacts:
     latency: TrialLatency | None
     workload: WorkloadInfo
     reasons: Mapping[str, str]
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class ModelFacts:
         numbers: what the plan comes to.
         latency: of the plan, None where unknown; it says whether it was measured or estimated.
         workload: the workload that latency refers to.
+        judged: the batches that the verdict holds for, None where an older version judged it in batches of
+            `settings.batch_size` alone.
     """
 
     schema_version: int
@@ -154,6 +158,7 @@ class ModelFacts:
     numbers: PlanNumbers
     latency: TrialLatency | None
     workload: WorkloadInfo
+    judged: Judged | None = None
 
 
 def publish_facts(
@@ -188,6 +193,7 @@ def publish_facts(
         latency=trial.latency,
         workload=info.workload,
         reasons={} if nodes is None else node_reasons(nodes, trial),
+        judged=trial.judged,
     )
 
 

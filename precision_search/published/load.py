@@ -15,6 +15,7 @@ import onnx_ir as ir
 from precision_search.device.cuda import process_gemm_options
 from precision_search.errors import InputError, first_line
 from precision_search.files import read_json, reason
+from precision_search.judging.trial import Judged
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GraphName
@@ -22,6 +23,7 @@ from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import infer_types, load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
+from precision_search.records.codec import from_json
 from precision_search.runtime.session import OptimizationLevel, SessionSettings
 
 FACTS_FILE = "precision_search.json"
@@ -51,6 +53,7 @@ class LoadedModel:
         use_tf32: likewise.
         gemm_options: `ORT_CUDA_GEMM_OPTIONS` it was judged with, None where it does not say.
         content_hash: of the fp32 model it was made from, None where it does not say.
+        judged: the batches that it was judged in, None where it does not say.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class LoadedModel:
     use_tf32: bool | None
     gemm_options: int | None
     content_hash: str | None
+    judged: Judged | None = None
 
 
 def open_published(path: Path, reference: Bundle) -> LoadedModel:
@@ -96,6 +100,7 @@ def load_published(path: Path) -> LoadedModel:
         use_tf32=tf32,
         gemm_options=None if gemm is None else int(gemm),
         content_hash=made_from if isinstance(made_from, str) else None,
+        judged=_read_judged(path / FACTS_FILE, facts),
     )
 
 
@@ -197,6 +202,19 @@ def _read_settings(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
         if value is not None and not (isinstance(value, type(known[0])) and value in known):
             raise _wrong_facts(path, f"settings.{name} is", value, expected)
     return settings
+
+
+def _read_judged(path: Path, facts: Mapping[str, Any]) -> Judged | None:
+    value = facts.get("judged")
+    if value is None:
+        return None
+    try:
+        judged = from_json(Judged, value, "judged")
+    except ValueError as error:
+        raise _wrong_facts(path, "judged is", value, f"as `run` writes it: {error}") from error
+    if not judged.batch_sizes:
+        raise _wrong_facts(path, "judged.batch_sizes is", [], "one number at least")
+    return judged
 
 
 def _wrong_facts(path: Path, what: str, value: object, expected: str) -> InputError:

@@ -104,6 +104,7 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         ),
         latency=facts.latency,
         workload=facts.workload,
+        judged=facts.judged,
     )
     for name, model in converted.models.items():
         annotate(model, graphs[name], plan, described, facts.reasons)

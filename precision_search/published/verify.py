@@ -24,6 +24,7 @@ from precision_search.model.samples import SampleSet, encode
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.weights import WeightCache
 from precision_search.published.load import OTHER_REFERENCE, LoadedModel, judged_settings, open_published
+from precision_search.records.wording import listed
 from precision_search.reporting import NOBODY, Reporter
 from precision_search.runtime.backends import backend_of
 from precision_search.runtime.batch_limit import BatchLimit, after_release
@@ -115,7 +116,8 @@ def compare(
     wanted, tokens, nonfinite = _generate_both(
         reference, loaded, encoded.ids, settings, batch_size=batch_size, limit=limit, reporter=reporter
     )
-    warnings, source = (*warnings, *limited), backend_of(settings).source
+    unjudged = beyond_judged(loaded, encoded.ids, wanted.tokens, limit.of(batch_size))
+    warnings, source = (*warnings, *limited, *unjudged), backend_of(settings).source
     return make_report(samples, wanted, tokens, nonfinite, decode=tokenizer.decode, source=source, warnings=warnings)
 
 
@@ -213,6 +215,43 @@ def _check_tokens(
             why=f"line {samples.samples[differing].line} of {samples.path} becomes other tokens",
             fix=f"{OTHER_REFERENCE}, or restore its tokenizer files",
         )
+
+
+def beyond_judged(
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], batch_size: int
+) -> tuple[str, ...]:
+    """What of a verification lies outside of what the model's verdict rests on, in words; nothing where it has none.
+
+    Args:
+        loaded: the model.
+        rows: input ids of each sample.
+        tokens: the reference's tokens of each.
+        batch_size: samples at once.
+    """
+    judged, name, found = loaded.judged, loaded.path, []
+    if judged is None:
+        if loaded.content_hash is not None:
+            found.append(
+                f"{name} does not say which batches and lengths it was judged with: an older version judged it, in "
+                "batches of one size and with no padding but what its samples needed"
+            )
+        return tuple(found)
+    size, largest = min(batch_size, len(rows)), max(judged.batch_sizes)
+    # A batch that is not full is met at the end of every sample set.
+    if size not in judged.batch_sizes and not (size < batch_size and size <= largest):
+        found.append(f"batches of {size} were not judged: {name} was judged in batches of {listed(judged.batch_sizes)}")
+    if not judged.padded and size > 1 and len({len(row) for row in rows}) > 1:
+        found.append(f"{name} was not judged in padded batches, and sentences of several lengths are padded here")
+    for what, texts, lengths in (
+        ("sentences are", rows, judged.source_lengths),
+        ("of the reference's outputs are", tokens, judged.target_lengths),
+    ):
+        if longer := [len(each) for each in texts if len(each) > lengths.max]:
+            found.append(
+                f"{len(longer)} {what} longer than any that {name} was judged with "
+                f"(up to {max(longer)} tokens, judged up to {lengths.max})"
+            )
+    return tuple(found)
 
 
 def _doubts(reference: Bundle, loaded: LoadedModel) -> tuple[str, ...]:

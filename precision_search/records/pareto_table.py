@@ -212,7 +212,8 @@ def rejection(trial: Trial) -> str:
     if where is None:
         return trial.verdict
     verb = "nonfinite" if trial.verdict == "nonfinite" else "other tokens"
-    place = f"{verb} from token {where.position + 1} of sample {where.sample + 1}"
+    how = {"padded": " with padding", "alone": " in a batch of its own", None: ""}[where.batch]
+    place = f"{verb} from token {where.position + 1} of sample {where.sample + 1}{how}"
     if where.node is None:
         return f"{place}; no node stands out"
     error = "" if where.relative_error is None else f" (relative error {where.relative_error:.2g})"

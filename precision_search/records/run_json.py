@@ -18,7 +18,7 @@ from precision_search.errors import InputError, InternalError
 from precision_search.files import read_json, reason
 from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.sample_sets import NearTie, Parity
-from precision_search.judging.trial import Trial
+from precision_search.judging.trial import Judged, Trial
 from precision_search.records.codec import from_json
 
 SCHEMA_VERSION = 1
@@ -257,6 +257,7 @@ class Best:
         validation_match: share of the validation samples, None where not run.
         requirements_met: whether a plan other than fp32 keeps `validation.min_exact_match` of the validation samples;
             true where nothing is required, None in runs of versions that did not say.
+        judged: in which batches it was judged, None where an older version judged it in the sets' own batches alone.
     """
 
     id: int
@@ -265,6 +266,7 @@ class Best:
     test_match: Match | None
     validation_match: Match | None
     requirements_met: bool | None = None
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)

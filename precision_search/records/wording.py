@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from precision_search.cost.ceiling import MOST_BATCH
 from precision_search.device.profile import available_profiles
+from precision_search.judging.trial import Judged, Lengths
 
 if TYPE_CHECKING:
     from precision_search.cost.ceiling import Ceiling
@@ -37,6 +39,27 @@ def number(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return str(value) if isinstance(value, int) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers as people list them: `1, 8 and 32`."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def judged_text(judged: Judged | None) -> str:
+    """The batches and lengths that a plan was judged with; None is an older version's."""
+    if judged is None:
+        return "with no other batch size, and not with padding of its own (an older version judged it)"
+    padded = "with padding, too" if judged.padded else "with no more padding than the samples need"
+    return (
+        f"batches of {listed(judged.batch_sizes)}, the most fragile samples {padded}; "
+        f"{_lengths(judged.source_lengths)} source and {_lengths(judged.target_lengths)} target tokens"
+    )
+
+
+def _lengths(lengths: Lengths) -> str:
+    return str(lengths.min) if lengths.min == lengths.max else f"{lengths.min} to {lengths.max}"
 
 
 def part_of(part: int | None, whole: int | None) -> str:

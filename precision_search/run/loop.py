@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from precision_search.judging.trial import Findings, Judge, PlanRecord, Proposal
 from precision_search.model.graph import BASE_VARIANT
 from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.records.trials import TrialLog
+from precision_search.reporting import Reporter
 from precision_search.runtime.progress import Remaining
 from precision_search.strategies.base import Strategy
 
@@ -147,3 +148,12 @@ def guarded(
             )
 
     return judge_or_record
+
+
+def tell_of_older_verdicts(trials: Sequence[Trial], reporter: Reporter) -> None:
+    """A resumed run judges nothing again, so what an older version did not look at stays unknown."""
+    if older := sum(trial.verdict == "stable" and trial.judged is None for trial in trials):
+        reporter.warn(
+            f"{older} stable plan{'s' * (older != 1)} of this run had been judged by an older version, not in padded "
+            "batches or at batch 1, and will not be judged again; a new run judges them so"
+        )

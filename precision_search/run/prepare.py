@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
+from precision_search.judging.batches import FIRST_BATCH
 from precision_search.judging.ceiling import Pins
 from precision_search.judging.latency import EstimatedLatency
 from precision_search.judging.ranges import NodeRange, measure_ranges
@@ -101,7 +102,7 @@ class Prepared:
     @property
     def near_ties(self) -> tuple[NearTie, ...]:
         """Reference tokens with margins below `NEAR_TIE`, in all sets."""
-        return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data.reference))
+        return tuple(tie for name, loaded in self.sets.items() for tie in near_ties(name, loaded.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,11 @@ def _measure_ranges(
     order = by_target_length(data.reference.tokens)
 
     def measure(size: int) -> Mapping[str, NodeRange]:
-        batches = forced_batches(data.rows, data.reference.tokens, generation, size, order)
+        rows, tokens, fragile = data.rows, data.reference.tokens, data.fragile
+        own = forced_batches(rows, tokens, generation, size, order)
+        # Values at padding count, too: a plan that lets them overflow is rejected in the padded batches.
+        padded = forced_batches(rows, tokens, generation, min(size, FIRST_BATCH), fragile.padded, width=fragile.width)
+        batches = (*own, *padded)
         encoder, decoder = graphs[SEQ2SEQ.encoder.name], graphs[SEQ2SEQ.decoder.name]
         return measure_ranges(
             encoder, decoder, batches, config.search.dtype, opened.settings, progress=reporter.progress

@@ -141,7 +141,7 @@ class RunRecorder:
         if test is not None:
             self._info = dataclasses.replace(
                 self._info,
-                near_ties=(*self._info.near_ties, *near_ties("test", test[0].data.reference)),
+                near_ties=(*self._info.near_ties, *near_ties("test", test[0].data)),
                 samples=dataclasses.replace(self._info.samples, test=_sample_file(test[0])),
             )
 
@@ -220,6 +220,7 @@ class RunRecorder:
                 test_match=test,
                 validation_match=match,
                 requirements_met=choice.requirements_met,
+                judged=trial.judged,
             ),
         )
         if trial.id != self._best_id:

@@ -38,7 +38,7 @@ from precision_search.records.timings import TIMINGS_FILE, TimingLog, with_timin
 from precision_search.records.trials import TrialLog
 from precision_search.records.wording import ceiling_line
 from precision_search.reporting import Reporter
-from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search
+from precision_search.run.loop import Budget, SearchOutcome, guarded, run_search, tell_of_older_verdicts
 from precision_search.run.prepare import Prepared, measure_inputs, open_inputs
 from precision_search.run.recorder import RunRecorder
 from precision_search.runtime.backends import backend_of
@@ -183,6 +183,7 @@ def _judge_plans(run: _Run) -> SearchOutcome:
     for trial in log.trials:
         study.add(trial)
     recorder.judged(log.trials, judge.statistics)
+    tell_of_older_verdicts(log.trials, reporter)
 
     def on_trial(trial: Trial, remaining: Remaining) -> None:
         choice = recorder.judged(log.trials, judge.statistics)
@@ -196,11 +197,10 @@ def _judge_plans(run: _Run) -> SearchOutcome:
         reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
 
     given = isinstance(run.strategy, GivenPlan)
-    judging = _careful(run, log)
     reporter.stage("judging the given plan" if given else f"searching, strategy {config.search.strategy}")
     return run_search(
         run.strategy,
-        judging,
+        _careful(run, log),
         log,
         Budget(config.search.max_trials, config.search.timeout),
         baseline=Proposal(_fp32_plan(config, run.prepared), "fp32"),

@@ -83,8 +83,10 @@ def generate_all(
     pad_token_id: int,
     batch_size: int,
     progress: Progress = no_progress,
+    *,
+    width: int = 0,
 ) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
-    """Greedy tokens for every row, batched by length so that little padding is computed.
+    """Greedy tokens for every row, batched by length so that little padding is computed, but padded to `width`.
 
     Returns:
         Token ids of each row (EOS included), and whether each row met a non-finite logit, bool [rows].
@@ -94,7 +96,7 @@ def generate_all(
     done = 0
     progress(done, len(rows), "samples")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for batch in batches(rows, batch_size, pad_token_id, by_length):
+    for batch in batches(rows, batch_size, pad_token_id, by_length, width=width):
         out = generator.generate(batch.input_ids, batch.attention_mask)
         for row, index in enumerate(batch.indices):
             tokens[index] = tuple(int(token) for token in out.tokens[row, : out.lengths[row]])

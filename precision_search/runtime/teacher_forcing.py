@@ -51,13 +51,15 @@ def forced_batches(
     generation: GenerationSettings,
     batch_size: int,
     order: Sequence[int] | None = None,
+    *,
+    width: int = 0,
 ) -> tuple[ForcedBatch, ...]:
     """Batches sources and their reference tokens, in the given order of samples (all, in theirs, if None).
 
-    A forced last token is no choice of the model's, so it is not judged.
+    Sources are padded to `width` at least. A forced last token is no choice of the model's, so it is not judged.
     """
     found = []
-    for source in batches(rows, batch_size, generation.pad_token_id, order):
+    for source in batches(rows, batch_size, generation.pad_token_id, order, width=width):
         targets = [tokens[index] for index in source.indices]
         length = max(1, *(len(target) for target in targets))
         labels = np.full((len(targets), length), generation.pad_token_id, np.int64)

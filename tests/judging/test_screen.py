@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_search.errors import InputError
+from precision_search.judging.batches import FIRST_BATCH
 from precision_search.judging.ranges import measure_ranges
 from precision_search.judging.sample_sets import SampleRows
-from precision_search.judging.screen import FIRST_BATCH, FP32_ENCODER, Parting, SampleScreen, Screener, ScreenResult
+from precision_search.judging.screen import FP32_ENCODER, Parting, SampleScreen, Screener, ScreenResult
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.graph import compute_keys_by_op_type

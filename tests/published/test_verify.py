@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from precision_search.errors import InputError
 from precision_search.judging.differences import DifferingSample
+from precision_search.judging.trial import Judged, Lengths
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import GraphName, compute_keys_by_op_type
 from precision_search.model.hf_files import copy_hf_files
@@ -23,7 +25,7 @@ from precision_search.model.samples import Sample, SampleSet, load_samples
 from precision_search.precision.convert import convert
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.published.load import FACTS_FILE, load_published, open_published
-from precision_search.published.verify import VerifyReport, compare, make_report
+from precision_search.published.verify import VerifyReport, beyond_judged, compare, make_report
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA
@@ -328,3 +330,25 @@ def test_facts_that_say_nothing_of_settings_leave_them_open(broken: Path) -> Non
     (broken / FACTS_FILE).write_text('{"settings": {"gemm_options": null}, "content_hash": 1}')
     found = load_published(broken)
     assert (found.optimization_level, found.use_tf32, found.gemm_options, found.content_hash) == (None,) * 4
+
+
+def test_what_was_not_judged_is_said(demo_bundle: Bundle) -> None:
+    judged = Judged((1, 32), True, Lengths(2, 5), Lengths(1, 4))
+    model = replace(open_published(demo_bundle.path, demo_bundle), judged=judged, content_hash="x")
+    rows, tokens = [(3,) * 5] * 40, [(4,) * 4] * 40
+
+    assert beyond_judged(model, rows, tokens, 32) == beyond_judged(model, rows, tokens, 1) == ()
+    assert beyond_judged(model, rows[:9], tokens[:9], 32) == ()  # a batch that is not full
+    (other,) = beyond_judged(model, rows, tokens, 16)
+    assert other.startswith("batches of 16 were not judged: ")
+    assert other.endswith("was judged in batches of 1 and 32")
+    source, target = beyond_judged(model, [*rows, (3,) * 6], [*tokens, (4,) * 7], 32)
+    assert "1 sentences are longer" in source
+    assert "up to 7 tokens, judged up to 4" in target
+    (unpadded,) = beyond_judged(
+        replace(model, judged=replace(judged, padded=False)), [(3,), *rows], [(4,), *tokens], 32
+    )
+    assert "not judged in padded batches" in unpadded
+    (older,) = beyond_judged(replace(model, judged=None), rows, tokens, 32)
+    assert "an older version judged it" in older
+    assert beyond_judged(replace(model, judged=None, content_hash=None), rows, tokens, 32) == ()

@@ -22,6 +22,12 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Newer:
+    number: float
+    added: tuple[int, ...] = (7,)
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     flag: bool
     count: int
@@ -87,3 +93,7 @@ def test_what_does_not_fit_is_named_by_its_place(change: dict[str, Any], message
 
 def test_an_unknown_key_is_ignored() -> None:
     assert from_json(Leaf, {"number": 1.0, "maybe": None, "colour": "red"}, "leaf") == Leaf(1.0, None)
+
+
+def test_what_an_older_version_did_not_write_has_its_default() -> None:
+    assert from_json(Newer, {"number": 1.0}, "newer") == Newer(1.0)

@@ -75,8 +75,16 @@ def test_the_keys_are_the_documented_ones(run_dir: Path) -> None:
     assert set(data["workload"]) == {"batch", "source_length", "target_length"}
     assert set(data["counts"]) == {"judged", "stable", "mismatch", "nonfinite", "error"}
     assert set(data["screen"]) == {"full_ms", "fp32_ms", "screens_per_second"}
-    assert set(data["near_ties"][0]) == {"set", "sample", "position", "margin"}
-    assert set(data["best"]) == {"id", "reason", "faster", "test_match", "validation_match", "requirements_met"}
+    assert set(data["near_ties"][0]) == {"set", "sample", "position", "margin", "batch"}
+    assert set(data["best"]) == {
+        "id",
+        "reason",
+        "faster",
+        "test_match",
+        "validation_match",
+        "requirements_met",
+        "judged",
+    }
     assert set(data["best"]["test_match"]) == {"value", "low", "high"}
 
 

@@ -72,12 +72,12 @@ def test_the_keys_are_the_documented_ones() -> None:
     assert ", ".join(data) == (
         "id, parent, stage, plan, verdict, verdict_source, exact_match, validation_match, min_margin, flip_risk, "
         "first_divergence, latency, size_bytes, fp32_nodes, low_nodes, casts, seconds, message, screened, noise, "
-        "expected_ms, batch_size, kept_for, fp32_decisions, decisions"
+        "expected_ms, batch_size, kept_for, fp32_decisions, decisions, judged"
     )
     assert list(data["plan"]) == ["dtype", "variant", "op_types", "nodes"]
     assert list(data["plan"]["op_types"]) == ["encoder", "decoder"]
     assert list(data["flip_risk"]) == ["value", "low", "high"]
-    assert list(data["first_divergence"]) == ["sample", "position", "node", "relative_error"]
+    assert list(data["first_divergence"]) == ["sample", "position", "node", "relative_error", "batch"]
     assert ", ".join(data["latency"]) == (
         "p50_ms, low_ms, high_ms, speedup, source, profile, speedup_low, speedup_high"
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from precision_search.cost.ceiling import Ceiling
+from precision_search.judging.trial import Judged, Lengths
 from precision_search.records.run_json import WorkloadInfo
-from precision_search.records.wording import ceiling_line, part_of
+from precision_search.records.wording import ceiling_line, judged_text, listed, part_of
 
 WORKLOAD = WorkloadInfo(8, 128, 64)
 
@@ -27,3 +30,14 @@ def test_a_ceiling_says_how_much_where_why_and_from_when() -> None:
 )
 def test_a_part_is_told_with_the_whole_where_that_is_known(part: int | None, whole: int | None, expected: str) -> None:
     assert part_of(part, whole) == expected
+
+
+def test_batches_padding_and_lengths_are_said() -> None:
+    judged = Judged((1, 8, 32), True, Lengths(2, 40), Lengths(6, 6))
+
+    assert judged_text(judged) == (
+        "batches of 1, 8 and 32, the most fragile samples with padding, too; 2 to 40 source and 6 target tokens"
+    )
+    assert "no more padding than the samples need" in judged_text(dataclasses.replace(judged, padded=False))
+    assert "an older version" in judged_text(None)
+    assert listed([7]) == "7"

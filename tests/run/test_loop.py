@@ -15,13 +15,14 @@ from precision_search.errors import (
     NoKernelError,
     PrecisionSearchError,
 )
-from precision_search.judging.trial import PlanRecord, Proposal, Trial
+from precision_search.judging.trial import Judged, Lengths, PlanRecord, Proposal, Trial
 from precision_search.precision.plan import NodeCounts, Plan
 from precision_search.records.trials import TrialLog, read_trials
-from precision_search.run.loop import Budget, guarded, run_search
+from precision_search.run.loop import Budget, guarded, run_search, tell_of_older_verdicts
 from precision_search.runtime.progress import Remaining
 from precision_search.strategies.base import Strategy, StrategyContext
 from tests.search_models import trial
+from tests.told import Told
 
 
 class Listed:
@@ -217,3 +218,16 @@ def test_an_error_about_fp32_itself_and_any_other_exception_pass_through(tmp_pat
         safe = guarded(wrong, lambda plan: PlanRecord.of(plan, {}), count, "emulated")
         with pytest.raises(kind):
             run_search(Listed([name]), safe, TrialLog(tmp_path / f"log-{name}"), Budget(10))
+
+
+def test_stable_plans_of_an_older_version_are_counted() -> None:
+    judged = Judged((1, 32), True, Lengths(2, 5), Lengths(1, 4))
+    told = Told()
+
+    tell_of_older_verdicts([trial(0, judged=judged), trial(1, verdict="mismatch")], told)
+    assert told.warnings == []
+    tell_of_older_verdicts([trial(0, judged=judged), trial(1)], told)
+    assert told.warnings == [
+        "1 stable plan of this run had been judged by an older version, not in padded batches or at batch 1, and will "
+        "not be judged again; a new run judges them so"
+    ]

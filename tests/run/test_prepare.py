@@ -344,7 +344,8 @@ def reference(*margins: Sequence[float]) -> Reference:
 
 
 def test_near_ties_are_listed_with_their_place() -> None:
-    found = near_ties("validation", reference([1.0, NEAR_TIE / 2], [float("nan"), NEAR_TIE], [0.0, -1e-6]))
+    margins = reference([1.0, NEAR_TIE / 2], [float("nan"), NEAR_TIE], [0.0, -1e-6])
+    found = near_ties("validation", SampleRows(((4,),) * 3, margins))
 
     assert [(tie.set, tie.sample, tie.position) for tie in found] == [
         ("validation", 0, 1),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records.pareto_table import ParetoTable, Row
 from precision_search.records.run_json import Match, RunInfo, SampleFile
-from precision_search.records.wording import UNKNOWN, ceiling_text, milliseconds, number, part_of, share
+from precision_search.records.wording import UNKNOWN, ceiling_text, judged_text, milliseconds, number, part_of, share
 
 LIMITS = {"max_trials": "search.max_trials", "timeout": "search.timeout"}
 
@@ -230,6 +230,8 @@ def _samples(info: RunInfo) -> Iterator[Fact]:
         cut = f", {file.truncated} cut to fit" if file.truncated else ""
         yield Fact(name, f"{file.name}: {file.count} samples{cut}", file.hash)
     yield Fact("judged at once", str(info.batch_size))
+    if info.best is not None:
+        yield Fact("best plan judged in", judged_text(info.best.judged))
 
 
 def _device(info: RunInfo) -> Iterator[Fact]:

@@ -1,0 +1,105 @@
+"""Fragile samples are judged with padding and one by one, whatever batches their set has by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from precision_search.config import DataSection
+from precision_search.judging.batches import FIRST_BATCH, FragileBatches, OwnDifference, choose_fragile
+from precision_search.judging.judge import JudgeSettings, PlanJudge
+from precision_search.judging.sample_sets import NearTie, SampleRows, judged_in, load_set, near_ties, open_fp32
+from precision_search.judging.trial import Judged, Lengths, Proposal, Trial
+from precision_search.model.bundle import Bundle, open_bundle
+from precision_search.model.samples import load_samples
+from precision_search.precision.weights import WeightCache
+from precision_search.runtime.reference import Reference
+from tests.judging.test_judge import SeenLatency
+from tests.plans import SETTINGS, lowering
+from tests.tiny_model import WORDS, write_padding_model
+
+RESIDUAL = "encoder.block.0.layer.0/Add"
+"""The sum that leaves the range of fp16 at padding."""
+
+LENGTHS = {16: (4,) * 10, 1: (2, 3, 4, 5, 6) * 2}
+"""Words in each sentence by batch size: in both cases the set itself needs no padding."""
+
+
+def judged_sets(folder: Path, size: int, *, breaks: bool) -> tuple[Bundle, SampleRows]:
+    rng = np.random.default_rng(0)
+    path = folder / "data.txt"
+    path.write_text("\n".join(" ".join(rng.choice(WORDS, length)) for length in LENGTHS[size]) + "\n")
+    bundle = open_bundle(str(write_padding_model(folder / "model", breaks=breaks)), folder / "cache")
+    section = DataSection(path, batch_size=size)
+    return bundle, load_set(load_samples(path, "calibration"), section, open_fp32(bundle, SETTINGS)).data
+
+
+def verdict_of(bundle: Bundle, samples: SampleRows, size: int) -> Trial:
+    settings, latency = JudgeSettings(SETTINGS, size, 0), SeenLatency()
+    judge = PlanJudge(bundle, samples, None, dtype="float16", latency=latency, weights=WeightCache(), settings=settings)
+    assert judge(Proposal(lowering(bundle), "fp32"), 0).verdict == "stable"
+    return judge(Proposal(lowering(bundle, {RESIDUAL}), "given"), 1)
+
+
+@pytest.mark.parametrize("size", [16, 1])
+def test_a_plan_that_breaks_in_padded_rows_only_is_rejected(tmp_path: Path, size: int) -> None:
+    bundle, samples = judged_sets(tmp_path, size, breaks=True)
+    assert verdict_of(bundle, SampleRows(samples.rows, samples.reference), size).verdict == "stable"
+
+    trial = verdict_of(bundle, samples, size)
+
+    assert trial.verdict == "nonfinite"
+    assert trial.first_divergence is not None
+    assert trial.first_divergence.batch == "padded"
+    assert trial.first_divergence.sample in samples.fragile.padded
+    assert trial.first_divergence.node == RESIDUAL
+
+
+@pytest.mark.parametrize("size", [16, 1])
+def test_a_sound_model_stays_stable_and_says_what_was_judged(tmp_path: Path, size: int) -> None:
+    bundle, samples = judged_sets(tmp_path, size, breaks=False)
+
+    trial = verdict_of(bundle, samples, size)
+
+    assert (trial.verdict, trial.exact_match) == ("stable", 1.0)
+    assert trial.judged is not None
+    assert trial.judged.batch_sizes == ((1, 10) if size == 16 else (1,))
+    assert trial.judged.padded
+    assert trial.judged.source_lengths.max == max(map(len, samples.rows))
+
+
+def test_runtime_alone_gives_the_same_fp32_states_with_padding(tmp_path: Path) -> None:
+    """The reference for padded rows is fp32 with padding: what plain ONNX Runtime says at the valid positions."""
+    _, samples = judged_sets(tmp_path, 16, breaks=True)
+    fragile = samples.fragile
+    assert len(fragile.padded) == FIRST_BATCH
+    session = onnxruntime.InferenceSession(tmp_path / "model/encoder_model.onnx", providers=["CPUExecutionProvider"])
+    row = np.array([samples.rows[fragile.padded[0]]])
+    wide = np.pad(row, ((0, 0), (0, fragile.width - row.shape[1])))
+    plain, padded = (
+        session.run(None, {"input_ids": ids, "attention_mask": (np.arange(ids.shape[1]) < row.shape[1])[None] * 1})[0]
+        for ids in (row, wide)
+    )
+    assert np.isfinite(padded).all()
+    np.testing.assert_allclose(padded[:, : row.shape[1]], plain, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_chosen_is_fragile_and_really_padded() -> None:
+    rows = [(3,) * length for length in (2, 9, 10, 4)]
+    margins = tuple(np.array([margin], np.float32) for margin in (0.4, 0.3, 0.2, 0.1))
+
+    found = choose_fragile(rows, Reference(((1,),) * 4, margins), longest=10)
+
+    assert found == FragileBatches(padded=(3, 1, 0), width=10, alone=(3, 2, 1, 0))
+    assert choose_fragile(rows, Reference(((1,),) * 4, margins), longest=512).width == 20
+
+
+def test_where_fp32_itself_differs_is_listed_as_its_own_near_tie() -> None:
+    fragile = FragileBatches((0,), 8, (0, 1), (OwnDifference("padded", 1, 0),))
+    samples = SampleRows(((4,), (4, 5)), Reference(((1,), (7, 1)), (np.ones(1, np.float32),) * 2), fragile)
+
+    assert near_ties("calibration", samples) == (NearTie("calibration", 1, 0, 1.0, "padded"),)
+    assert judged_in([samples], 32) == Judged((1, 2), True, Lengths(1, 2), Lengths(1, 2))
