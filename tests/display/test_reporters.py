@@ -197,6 +197,7 @@ def test_an_error_is_told_in_one_line() -> None:
 @pytest.mark.parametrize("kind", ["quiet", "plain", "live"])
 def test_what_models_say_is_spelled_out(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
     hostile = "a \x1b]0;title\x07 \x1b[2J \x9b31m \u202e [bold]b[/bold]"
     stream = Terminal() if kind == "live" else io.StringIO()
     reporter = (

@@ -71,7 +71,16 @@ def test_the_file_is_read_back_and_has_the_documented_keys(tmp_path: Path) -> No
     }
     assert data["settings"]["padding"] == "right"
     assert set(data["verdict"]) == {
-        *("verdict", "source", "exact_match", "validation_match", "test_match", "flip_risk"),
+        *(
+            "verdict",
+            "source",
+            "exact_match",
+            "validation_match",
+            "test_match",
+            "flip_risk",
+            "min_exact_match",
+            "requirements_met",
+        ),
     }
 
 

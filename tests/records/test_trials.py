@@ -53,8 +53,8 @@ trials = st.builds(
     casts=st.none() | counts,
     seconds=finite,
     message=st.none() | st.text(),
-    fp32_decisions=st.none() | st.integers(0),
-    decisions=st.none() | st.integers(0),
+    fp32_decisions=st.none() | st.integers(0, 2**63 - 1),
+    decisions=st.none() | st.integers(0, 2**63 - 1),
 )
 
 
