@@ -38,6 +38,7 @@ SECONDS: Mapping[str, int] = {
     "tests/precision/test_emulate.py": 50,
     "tests/precision/test_switchable.py": 50,
     "tests/around/test_converters.py": 40,
+    "tests/cli/test_bounds.py": 40,
     "tests/dry_cuda/test_cost_model.py": 40,
     "tests/dry_cuda/test_generator.py": 40,
     "tests/judging/test_landmarks.py": 40,

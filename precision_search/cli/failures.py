@@ -28,6 +28,7 @@ from precision_search.errors import (
     first_line,
 )
 from precision_search.files import reason, remedy
+from precision_search.printable import printable
 from precision_search.private import hide_secrets
 
 INTERRUPTED = 130
@@ -76,7 +77,10 @@ def guarded(ctx: click.Context, verbose: Callable[[], bool]) -> Iterator[None]:
     try:
         try:
             yield
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)  # it quotes arguments; typed as if nobody changed it
+            raise
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:
             code = _tell(error, verbose())
@@ -120,13 +124,13 @@ def _tell(error: Exception, verbose: bool) -> int:
     else:
         text = f"error: {told}"
     with contextlib.suppress(OSError):  # the exit code must not depend on who reads stderr
-        click.echo(_printable(text), err=True)
+        click.echo(printable(text), err=True)
     return told.exit_code
 
 
 def _one_line(told: InternalError, report: Path | None) -> str:
     cause = f" ({told.why})" if told.why else ""
-    words = " ".join(_printable(f"{told.what}{cause}").split())
+    words = " ".join(printable(f"{told.what}{cause}").split())
     short = words if len(words) <= LONGEST_LINE else f"{words[: LONGEST_LINE - 3]}..."
     send = (
         "run it again with --verbose and report what it says" if report is None else f"please report it with {report}"
@@ -144,13 +148,6 @@ def _text(error: Exception) -> str:
 
 def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
-
-
-def _printable(text: str) -> str:
-    """The text without what a terminal would obey: names of files and what libraries say come from anywhere."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def _write_report(error: Exception) -> Path | None:

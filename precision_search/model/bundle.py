@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import check_name, read_file, writing
+from precision_search.files import check_name, read_json, reason, writing
 from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
@@ -135,11 +135,11 @@ def check_index(checkpoint: Path) -> None:
     """
     for path in checkpoint.glob(INDEX):
         try:
-            names = set(json.loads(read_file(path))["weight_map"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            names = set(read_json(path)["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} does not say where the weights are",
-                why=f"it is not a JSON object with a `weight_map`: {first_line(error)}",
+                why=f"it is not a JSON object with a `weight_map`: {reason(error)}",
                 fix="restore the file",
             ) from error
         for name in sorted(map(str, names)):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_search.errors import EnvironmentProblemError
-from precision_search.files import read_file, reason, write_atomically, writing
+from precision_search.files import read_json, reason, write_atomically, writing
 from precision_search.model.snapshot import Snapshot
 from precision_search.model.work_folder import only_one, work_folder
 from precision_search.reporting import Reporter
@@ -158,7 +158,7 @@ def _tokens_hash(tokens: object) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(read_file(path))
+        return read_json(path)
     except FileNotFoundError as error:
         raise _BrokenError(f"{path} is missing") from error
     except OSError as error:

@@ -39,11 +39,17 @@ main()
 """
 
 
+def _heed() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def doctor(name: str, again: str = "()", before: str = "") -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal, and others while it tidies up."""
     script = SCRIPT.replace("SIGNAL", name).replace("AGAIN", again)
     command = ["sh", "-c", f'{before} exec "$0" "$@"', sys.executable, "-c", script, "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Whatever started the tests may ignore signals, as `nohup` does.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_heed)
     assert done.stdout == ""
     return done.returncode, done.stderr
 

@@ -625,3 +625,24 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoints: Path, tmp_path
         open_bundle(str(broken), tmp_path / "cache")
     assert "decoder.block.0.layer.2.DenseReluDense.wo.weight" in caught.value.why
     assert list((tmp_path / "cache" / "bundles").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "what", "why"),
+    [
+        ({"d_model": 1_000_000}, "describes another model than its weights are", "weights or more"),
+        ({"dropout_rate": "x"}, "cannot load the checkpoint", "dropout_rate"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(
+    checkpoints: Path, tmp_path: Path, settings: dict[str, Any], what: str, why: str
+) -> None:
+    broken = shutil.copytree(checkpoints / "t5-v1_1", tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, **settings}))
+
+    with pytest.raises(InputError, match=what) as caught:
+        open_bundle(str(broken), tmp_path / "cache")
+
+    assert why in caught.value.why
