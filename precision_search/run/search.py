@@ -75,7 +75,7 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0; 1 where no stable plan is faster than fp32; 130 where interrupted."""
+        """0; 1 where fp32 is published; 130 where interrupted."""
         if self.interrupted:
             return 130
         return 0 if self.choice.faster else 1
