@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from precision_search.judging.trial import NOTHING_KNOWN, SearchState
 from precision_search.records.wording import ABBREVIATED
-from precision_search.strategies.pareto import ALIKE
 
 if TYPE_CHECKING:
     from precision_search.judging.trial import Trial, TrialLatency
@@ -142,12 +141,12 @@ def fitted(title: str, parts: Sequence[Part], width: int, took: str = "") -> str
 
 
 def _speedup(best: TrialLatency, fastest: Trial | None) -> str:
-    """The best plan's speedup. Where flip risk made it the best it may be a little slower than an earlier one was; then
-    it is told by the fastest's, so that the number never falls.
+    """The best plan's speedup. Where flip risk made it the best it may be up to 2% (`strategies.pareto.ALIKE`) slower
+    than the fastest one; then it is told by that one's, with a `~`, so that the number never falls.
     """
     chosen = f"{best.speedup:.2f}x"
     most = chosen if fastest is None or fastest.latency is None else f"{fastest.latency.speedup:.2f}x"
-    return chosen if chosen == most else f"within {ALIKE - 1:.0%} of {most}"
+    return chosen if chosen == most else f"~{most}"
 
 
 def screen_rate(per_second: float) -> str:

@@ -106,7 +106,7 @@ def test_the_number_does_not_fall_where_a_calmer_plan_becomes_the_best() -> None
         None,
         "best 1.60x est.",
         "best 1.60x est.",
-        "best within 2% of 1.60x est.",
+        "best ~1.60x est.",
         "best 2.00x est.",
         "best 2.00x est.",
     ]
