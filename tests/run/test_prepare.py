@@ -174,6 +174,19 @@ def test_the_caller_may_look_at_the_bundle_before_the_reference(make: Make, demo
     assert open_inputs(make(), NOBODY).bundle.content_hash == demo_bundle.content_hash
 
 
+@pytest.mark.usefixtures("no_generator")
+def test_sets_that_overlap_are_said_before_anything_runs(make: Make, talk: Talk) -> None:
+    few = make().path.with_name("few.txt")
+    open_inputs(make(f"validation.path={few}", f"test.path={few}", "validation.min_exact_match=0.9"), talk)
+    overlaps = [line.partition(", too, ")[0] for line in talk.warnings if "is no news" in line]
+    assert overlaps == [
+        f"{FEW} of {FEW} validation samples are in the calibration set",
+        f"{FEW} of {FEW} test samples are in the calibration set",
+        f"{FEW} of {FEW} test samples are in the validation set",
+    ]
+    assert any(f"90% of {FEW} validation samples means all of them: from 10 samples on" in w for w in talk.warnings)
+
+
 # What a search starts from.
 
 
