@@ -52,6 +52,8 @@ SECONDS: Mapping[str, int] = {
     "tests/dry_cuda/test_calibrate.py": 30,
     "tests/dry_cuda/test_gpu_bodies.py": 30,
     "tests/gpu/test_generator.py": 30,
+    "tests/run/test_judged.py": 35,
+    "tests/run/test_older_run.py": 30,
     "tests/judging/test_judge.py": 30,
     "tests/judging/test_screen.py": 30,
     "tests/cli/test_input.py": 25,

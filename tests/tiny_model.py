@@ -78,12 +78,15 @@ def write_tiny_config(folder: Path, strategy: str = "op-types", **search: object
 
 PAD_SIZE = np.float32(65_504)
 """What the encoder's embedding of padding holds: the largest number of fp16."""
+LEAKY_MASK = np.float32(-3)
+"""What the encoder adds to the scores of padding where it is to look there, too."""
 
 
-def write_padding_model(directory: Path, *, breaks: bool = True, seed: int = 0) -> Path:
+def write_padding_model(directory: Path, *, breaks: bool = True, leaks: bool = False, seed: int = 0) -> Path:
     """A tiny model that fp16 breaks in padded rows only: at padding the residual stream leaves fp16's range.
 
-    Attention weighs padding with 0, which hides finite values there and not NaN. Without `breaks` it is sound.
+    Attention weighs padding with 0, which hides finite values there and not NaN. Without `breaks` it is sound. If it
+    `leaks`, padding has some weight, so that fp32 itself gives another token where the padding of a row decides.
     """
     write_tiny_model(directory, seed)
     for name, proto in tiny_t5_protos(seed).items():
@@ -93,6 +96,8 @@ def write_padding_model(directory: Path, *, breaks: bool = True, seed: int = 0) 
                 array[0] = PAD_SIZE
             if breaks and weight.name == "encoder.block.0.layer.0.SelfAttention.o.weight":
                 array *= 60
+            if leaks and name == "encoder" and weight.name == "minimum":
+                array[...] = LEAKY_MASK
             weight.CopyFrom(numpy_helper.from_array(array, weight.name))
         onnx.save(proto, directory / graph_file(name))
     return directory

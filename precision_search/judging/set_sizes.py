@@ -30,7 +30,8 @@ def set_warnings(
     for samples in texts.values():
         count = len(samples.samples)
         if count < FEW:
-            yield f"{samples.path} has {_counted(count, 'sample')}, which say little about others; give {FEW} or more"
+            says = f"which say{'s' * (count == 1)} little about others; give {FEW} or more"
+            yield f"{samples.path} has {_counted(count, 'sample')}, {says}"
     validation = texts.get("validation")
     if validation is not None and (missing := _cannot_miss_one(len(validation.samples), requirement.share)):
         yield missing

@@ -28,20 +28,25 @@ LENGTHS = {16: (4,) * 10, 1: (2, 3, 4, 5, 6) * 2}
 """Words in each sentence by batch size: in both cases the set itself needs no padding."""
 
 
-def judged_sets(folder: Path, size: int, *, breaks: bool) -> tuple[Bundle, SampleRows]:
+def judged_sets(folder: Path, size: int, *, breaks: bool, leaks: bool = False) -> tuple[Bundle, SampleRows]:
     rng = np.random.default_rng(0)
     path = folder / "data.txt"
     path.write_text("\n".join(" ".join(rng.choice(WORDS, length)) for length in LENGTHS[size]) + "\n")
-    bundle = open_bundle(str(write_padding_model(folder / "model", breaks=breaks)), folder / "cache")
+    model = write_padding_model(folder / "model", breaks=breaks, leaks=leaks)
+    bundle = open_bundle(str(model), folder / "cache")
     section = DataSection(path, batch_size=size)
     return bundle, load_set(load_samples(path, "calibration"), section, open_fp32(bundle, SETTINGS)).data
 
 
 def verdict_of(bundle: Bundle, samples: SampleRows, size: int) -> Trial:
-    settings, latency = JudgeSettings(SETTINGS, size, 0), SeenLatency()
-    judge = PlanJudge(bundle, samples, None, dtype="float16", latency=latency, weights=WeightCache(), settings=settings)
+    judge = judge_of(bundle, samples, size)
     assert judge(Proposal(lowering(bundle), "fp32"), 0).verdict == "stable"
     return judge(Proposal(lowering(bundle, {RESIDUAL}), "given"), 1)
+
+
+def judge_of(bundle: Bundle, samples: SampleRows, size: int) -> PlanJudge:
+    settings, latency = JudgeSettings(SETTINGS, size, 0), SeenLatency()
+    return PlanJudge(bundle, samples, None, dtype="float16", latency=latency, weights=WeightCache(), settings=settings)
 
 
 @pytest.mark.parametrize("size", [16, 1])
@@ -85,6 +90,30 @@ def test_runtime_alone_gives_the_same_fp32_states_with_padding(tmp_path: Path) -
     )
     assert np.isfinite(padded).all()
     np.testing.assert_allclose(padded[:, : row.shape[1]], plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_token_that_fp32_itself_changes_with_padding_is_listed_and_held_against_no_plan(tmp_path: Path) -> None:
+    bundle, samples = judged_sets(tmp_path, 16, breaks=False, leaks=True)
+    (changed,) = samples.fragile.differences
+    every = choose_fragile(samples.rows, samples.reference, longest=512)
+    assert changed.sample == every.padded[0] and changed.batch == "padded"
+    assert samples.fragile.padded == every.padded[1:]
+    assert samples.fragile.alone == every.alone
+
+    # Held to it, not even fp32 would be stable.
+    fp32 = judge_of(bundle, SampleRows(samples.rows, samples.reference, every), 16)(
+        Proposal(lowering(bundle), "fp32"), 0
+    )
+    assert fp32.verdict == "mismatch"
+    assert fp32.first_divergence is not None
+    assert (fp32.first_divergence.sample, fp32.first_divergence.batch) == (changed.sample, "padded")
+
+    trial = verdict_of(bundle, samples, 16)
+    assert (trial.verdict, trial.exact_match) == ("stable", 1.0)
+    assert trial.judged is not None and trial.judged.padded
+    (tie,) = near_ties("calibration", samples)
+    assert (tie.sample, tie.position, tie.batch) == (changed.sample, changed.position, "padded")
+    assert tie.margin == samples.reference.margins[changed.sample][changed.position]
 
 
 def test_what_is_chosen_is_fragile_and_really_padded() -> None:

@@ -32,10 +32,10 @@ def test_sets_that_can_tell_are_passed_over() -> None:
     assert said(sets, 0.99) == []
 
 
-@pytest.mark.parametrize("count", [1, 19])
-def test_a_small_set_is_named(count: int) -> None:
+@pytest.mark.parametrize(("count", "told"), [(1, "1 sample, which says little"), (19, "19 samples, which say little")])
+def test_a_small_set_is_named(count: int, told: str) -> None:
     (warning,) = said({"calibration": lines(count)})
-    assert warning.startswith(f"calibration.txt has {count} sample{'s' * (count > 1)}, which say little")
+    assert warning == f"calibration.txt has {told} about others; give 20 or more"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ def _command_line(command: Sequence[str], calls: Sequence[Call], said: str) -> N
     file = os.open(said, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    # Whatever started the tests may ignore signals, as `nohup` does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     for call in calls:
         holder = importlib.import_module(call.module)
         setattr(holder, call.name, _killing(getattr(holder, call.name), call))

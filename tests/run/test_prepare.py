@@ -174,6 +174,19 @@ def test_the_caller_may_look_at_the_bundle_before_the_reference(make: Make, demo
     assert open_inputs(make(), NOBODY).bundle.content_hash == demo_bundle.content_hash
 
 
+@pytest.mark.usefixtures("no_generator")
+def test_sets_that_overlap_are_said_before_anything_runs(make: Make, talk: Talk) -> None:
+    few = make().path.with_name("few.txt")
+    open_inputs(make(f"validation.path={few}", f"test.path={few}", "validation.min_exact_match=0.9"), talk)
+    overlaps = [line.partition(", too, ")[0] for line in talk.warnings if "is no news" in line]
+    assert overlaps == [
+        f"{FEW} of {FEW} validation samples are in the calibration set",
+        f"{FEW} of {FEW} test samples are in the calibration set",
+        f"{FEW} of {FEW} test samples are in the validation set",
+    ]
+    assert any(f"90% of {FEW} validation samples means all of them: from 10 samples on" in w for w in talk.warnings)
+
+
 # What a search starts from.
 
 
@@ -197,8 +210,11 @@ def test_everything_a_search_needs_is_there(
     assert found.space.space.hard_choices
     assert (found.settings.device, found.settings.threads, found.settings.use_tf32) == ("cpu", 2, False)
     assert found.profile.name == "t4"
-    assert len(talk.warnings) == 1
-    assert "line 2 is cut to 7 tokens" in talk.warnings[0]
+    few, few_too, all_of_two, cut = talk.warnings
+    assert f"few.txt has {FEW} samples, which say little" in few
+    assert "short.txt has 2 samples, which say little" in few_too
+    assert "of 2 validation samples means all of them" in all_of_two
+    assert "line 2 is cut to 7 tokens" in cut
     assert len(talk.stages) == 4
 
 
@@ -284,7 +300,8 @@ def test_a_difference_at_a_near_tie_is_only_told(
     margin = float(found.sets["calibration"].data.reference.margins[2][1])
     difference = ParityDifference(2, 1, bundle_token, bundle_token + 1, margin)
     assert found.parity == Parity("near-ties", FEW, (difference,))
-    (warning,) = talk.warnings
+    few, warning = talk.warnings
+    assert f"few.txt has {FEW} samples" in few
     assert "calibration sample 3" in warning
     assert "near-tie" in warning
 
