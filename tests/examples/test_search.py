@@ -19,7 +19,8 @@ def test_search_leaves_a_model_and_generates_with_it(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("chosen: the fastest stable plan")
+    nearly = "the one with the least flip risk within 2% of "  # if one is that near
+    assert lines[0].replace(nearly, "").startswith("chosen: the fastest stable plan")
     assert any("(estimated)" in line and "in 1,000 tokens" in line for line in lines)
     assert f"{tmp_path / 'run-calm'}: 12 of 12 calibration samples exact (emulated)" in lines
     assert (tmp_path / "run-calm/precision_search.json").is_file()
