@@ -43,7 +43,7 @@ def main(config_file: str, run: str) -> int:
     print(f"{model}: {report.exact} of {report.samples} calibration samples exact ({report.source})")
 
     generator = Seq2SeqGenerator.from_pretrained(model, device="auto")
-    print(generator.generate(["Permission denied."], prefix=sentences.prefix).texts[0])
+    print(generator.generate(["Avahi GTK+ utilities"], prefix=sentences.prefix).texts[0])
     return result.exit_code
 
 

@@ -1,4 +1,5 @@
-"""Find the fastest fp16/fp32 version of a T5 that still generates the same tokens as fp32.
+"""Find the fastest fp16/fp32 version of your T5 that generates the same tokens as fp32 on every calibration sentence,
+and see how often it differs on new text.
 
 Every command is a function here: `search`, `pareto`, `report`, `publish`, `verify`, `inspect`, `calibrate`, `doctor`,
 `dry_run`, and `export_bundle` for the fp32 graphs alone. `Seq2SeqGenerator` runs what they write. Importing the package

@@ -53,10 +53,11 @@ class _Commands(click.Group):
 @click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @common_options
 def cli() -> None:
-    """Find the fastest fp16/fp32 version of your T5 that still generates the same tokens as fp32.
+    """Find the fastest fp16/fp32 version of your T5 that generates the same tokens as fp32 on every calibration
+    sentence, and see how often it differs on new text.
 
-    Exit codes: 0 done; 1 done, but no stable plan is faster than fp32, or a verification failed; 2 usage, config or
-    input; 3 environment; 4 internal error; 130 interrupted.
+    Exit codes: 0 done; 1 done, but fp32 is published (no plan is faster, or none keeps what is required), or a
+    verification failed; 2 usage, config or input; 3 environment; 4 internal error; 130 interrupted.
     """
 
 

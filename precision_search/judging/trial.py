@@ -294,13 +294,16 @@ class SearchState:
 
     Attributes:
         screens_per_second: screens in a second of screening; None before the first.
-        best: what would be chosen if the search ended now.
+        best: the plan that would be chosen if the search ended now; None where nothing is faster than fp32, or keeps
+            what is required.
         remaining: how much may still come.
+        fastest: the fastest plan that could be chosen: `best`, or one that is up to 2% faster and has more flip risk.
     """
 
     screens_per_second: float | None = None
     best: Trial | None = None
     remaining: Remaining | None = None
+    fastest: Trial | None = None
 
 
 NOTHING_KNOWN = SearchState()

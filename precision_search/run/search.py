@@ -48,7 +48,7 @@ from precision_search.strategies.base import NodeSpace, SearchSpace, Strategy, S
 from precision_search.strategies.given import GivenPlan
 from precision_search.strategies.in_turn import InTurn, shares
 from precision_search.strategies.node_space import make_node_space
-from precision_search.strategies.pareto import Choice, choose_winner
+from precision_search.strategies.pareto import Choice, choose_winner, fastest_to_choose
 
 Written = TypeVar("Written")
 
@@ -75,7 +75,7 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0; 1 where no stable plan is faster than fp32; 130 where interrupted."""
+        """0; 1 where fp32 is published; 130 where interrupted."""
         if self.interrupted:
             return 130
         return 0 if self.choice.faster else 1
@@ -187,14 +187,15 @@ def _judge_plans(run: _Run) -> SearchOutcome:
 
     def on_trial(trial: Trial, remaining: Remaining) -> None:
         choice = recorder.judged(log.trials, judge.statistics)
-        best = choice.trial if choice.requirements_met else None
+        best = choice.trial if choice.faster and choice.requirements_met else None
+        fastest = fastest_to_choose(log.trials, config.requirement)
         # What is tested, published and shown at the end.
         wanted = (*rejected_landmarks(log.trials), *(() if choice.trial is None else (choice.trial,)))
         judge.keep(each.plan.plan for each in wanted)
         study.add(trial)
         if trial.stage == "forced-low" and is_damaged(trial):
             reporter.warn(f"search.force_low alone breaks the model, whatever else is kept: {rejection(trial)}")
-        reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining))
+        reporter.trial(trial, SearchState(judge.statistics.per_second, best, remaining, fastest))
 
     given = isinstance(run.strategy, GivenPlan)
     reporter.stage("judging the given plan" if given else f"searching, strategy {config.search.strategy}")

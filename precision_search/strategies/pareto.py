@@ -119,6 +119,16 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     return _if_faster(trial, reason, requirements_met=True)
 
 
+def fastest_to_choose(trials: Sequence[Trial], requirement: Requirement) -> Trial | None:
+    """The fastest of the plans that may win and are known to be faster than fp32, None if there is none.
+
+    It never becomes slower while plans are judged. What `choose_winner` takes may, by at most `ALIKE`, when a plan with
+    less flip risk comes up.
+    """
+    good = [t for t in trials if not t.is_fp32 and is_acceptable(t, requirement.share) and is_faster(t)]
+    return _fastest(good) if good else None
+
+
 def _on_miss(candidates: Sequence[Trial], fp32: Trial | None, requirement: Requirement) -> Choice:
     """The choice where stable plans keep too few of the validation samples."""
     missed = f"no plan keeps {_percent(requirement.share)} of the validation samples"

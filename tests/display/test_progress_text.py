@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from precision_search.config import Requirement
 from precision_search.display.progress_text import Part, Tally, clock_time, duration, fitted
-from precision_search.judging.trial import NOTHING_KNOWN, SearchState
+from precision_search.judging.trial import NOTHING_KNOWN, FlipRisk, SearchState
 from precision_search.runtime.progress import Remaining
+from precision_search.strategies.pareto import choose_winner, fastest_to_choose
 from tests.search_models import latency, trial
 
 SEARCHING = "searching, strategy nodes"
@@ -80,6 +82,34 @@ def test_the_best_is_what_would_be_chosen_now_unless_it_is_fp32(best: Any, text:
     tally.add(trial(3), SearchState(best=best))
 
     assert [part.text for part in tally.parts() if part.text.startswith("best")] == ([text] if text else [])
+
+
+def test_the_number_does_not_fall_where_a_calmer_plan_becomes_the_best() -> None:
+    """The last but two is 1.5% slower than the second; the last no slower in what is shown."""
+    plans = [
+        trial(0, low_nodes=0, latency=latency(10.0, 1.0), flip_risk=FlipRisk(0.0, 0.0, 0.0)),
+        trial(1, latency=latency(6.25, 1.6), flip_risk=FlipRisk(4.0, 2.0, 6.0)),
+        trial(2, latency=latency(5.0, 2.0), validation_match=0.9),
+        trial(3, latency=latency(6.35, 1.575), flip_risk=FlipRisk(1.0, 0.5, 2.0)),
+        trial(4, latency=latency(5.0, 2.0), flip_risk=FlipRisk(3.0, 1.0, 5.0)),
+        trial(5, latency=latency(5.001, 1.9996), flip_risk=FlipRisk(1.0, 0.5, 2.0)),
+    ]
+    requirement, tally = Requirement(0.95), Tally(Clock())
+    texts = []
+    for count, last in enumerate(plans, 1):
+        choice = choose_winner(plans[:count], requirement)
+        fastest = fastest_to_choose(plans[:count], requirement)
+        tally.add(last, SearchState(best=choice.trial, fastest=fastest))
+        texts.append(next((part.text for part in tally.parts() if part.text.startswith("best")), None))
+
+    assert texts == [
+        None,
+        "best 1.60x est.",
+        "best 1.60x est.",
+        "best ~1.60x est.",
+        "best 2.00x est.",
+        "best 2.00x est.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ Data goes to stdout, progress and messages to stderr. `NO_COLOR` is honoured; pr
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | done, but no stable plan is faster than fp32, or a verification failed |
+| 1 | done, but fp32 is published (no plan is faster, or none keeps what is required), or a verification failed |
 | 2 | wrong usage, config or input |
 | 3 | this machine cannot do it: no CUDA, a missing package, no memory or space |
 | 4 | internal error; the message names a file to report |

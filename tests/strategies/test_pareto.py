@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from precision_search.config import Requirement
 from precision_search.judging.trial import FlipRisk, TrialLatency
-from precision_search.strategies.pareto import choose_winner, front, pareto_front
+from precision_search.strategies.pareto import ALIKE, choose_winner, fastest_to_choose, front, pareto_front
 from tests.search_models import latency, trial
 
 coordinate = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf]) | st.floats(0, 10)
@@ -172,6 +172,41 @@ def test_a_speedup_counts_where_its_interval_is_above_one(found: TrialLatency, f
     assert choice.trial is not None and choice.trial.id == 1
     assert choice.faster is faster
     assert choice.reason.endswith(reason)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0.99, 1.0, 1.05, 1.5, 1.51, 1.53, 1.54, 1.56, 2.0)),
+            st.sampled_from((None, 0.9, 1.001)),
+            st.floats(0.0, 9.0),
+            st.sampled_from((0.9, 1.0)),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_while_plans_are_judged_the_fastest_never_slows_down_and_the_winner_stays_near(
+    plans: list[tuple[float, float | None, float, float, bool]],
+) -> None:
+    """A winner that is published: where none is, there is no fastest to choose either."""
+    trials = [trial(0, low_nodes=0, latency=latency(10.0, 1.0))]
+    before = 0.0
+    for speedup, low, risk, kept, stable in plans:
+        found = replace(latency(10 / speedup, speedup), speedup_low=low)
+        changes = {"latency": found, "flip_risk": FlipRisk(risk, risk, risk), "validation_match": kept}
+        trials.append(trial(len(trials), verdict="stable" if stable else "mismatch", **changes))
+
+        winner, fastest = choose_winner(trials, Requirement(0.98)), fastest_to_choose(trials, Requirement(0.98))
+
+        assert winner.faster == (fastest is not None)
+        if winner.faster:
+            assert winner.trial is not None and winner.trial.latency is not None
+            assert fastest is not None and fastest.latency is not None
+            assert before <= fastest.latency.speedup
+            assert fastest.latency.speedup / ALIKE <= winner.trial.latency.speedup <= fastest.latency.speedup
+            before = fastest.latency.speedup
 
 
 def test_a_plan_known_to_be_faster_goes_before_one_that_may_be() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from precision_search.display.html.page import Limits, Page, PageNode, PagePlan, PageRole
@@ -15,6 +15,7 @@ from precision_search.records.pareto_table import Row
 from precision_search.records.run_json import RunInfo
 from precision_search.records.wording import part_of
 from precision_search.strategies.nodes import NodeSearch
+from precision_search.strategies.pareto import is_faster
 
 TITLES: Mapping[str | None, str] = {
     "measured": "latency, ms, measured",
@@ -43,6 +44,7 @@ def make_page(info: RunInfo, rows: Sequence[Row], nodes: RunNodes | None) -> Pag
         latency_title=axis.title,
         validated=info.samples.validation is not None,
         plans=tuple(_plan(row, axis, bit, explained=_is_explained(info, row.trial)) for row in rows),
+        fastest=tuple(_fastest(rows, axis.source)),
         roles=tuple(roles.values()),
         nodes=_nodes(records, list(roles)),
         limits=None if nodes is None else _limits(nodes),
@@ -113,12 +115,22 @@ def _plan(row: Row, axis: _Axis, bit: Mapping[str, int], *, explained: bool) -> 
         seconds=trial.seconds,
         on_front=row.on_front,
         chosen=row.chosen,
-        acceptable=row.acceptable,
         is_fp32=trial.is_fp32,
         explained=explained,
         nodes=bits(trial.plan.nodes, bit),
         kept_for={reason: bits(keys, bit) for reason, keys in trial.kept_for.items()},
     )
+
+
+def _fastest(rows: Sequence[Row], source: str | None) -> Iterator[float | None]:
+    """After each row the largest speedup so far of a plan that could be chosen; it never falls."""
+    most = None
+    for row in rows:
+        found = row.trial.latency
+        could_be_chosen = row.acceptable and (row.trial.is_fp32 or is_faster(row.trial))
+        if could_be_chosen and found is not None and found.source == source:
+            most = found.speedup if most is None else max(most, found.speedup)
+        yield most
 
 
 def _limits(nodes: RunNodes) -> Limits:

@@ -27,7 +27,7 @@ class PagePlan:
         flip_risk, flip_risk_low, flip_risk_high: expected flips in 1,000 tokens, None where not estimated.
         size_bytes, casts, seconds: as in the trial.
         in_fp32: how many of all nodes stay in fp32.
-        on_front, chosen, acceptable, is_fp32: its part in the choice.
+        on_front, chosen, is_fp32: its part in the choice.
         explained: whether the search says why it keeps each node (`kept_for`, and see `Trial`).
         nodes: which of the page's nodes stay in fp32: their bits, the first node's lowest, as base64.
         kept_for: the same for the nodes that the search keeps for a reason of its own.
@@ -62,7 +62,6 @@ class PagePlan:
     seconds: float
     on_front: bool
     chosen: bool
-    acceptable: bool
     is_fp32: bool
     explained: bool
     nodes: str
@@ -132,6 +131,8 @@ class Page:
         latency_title: the title of that axis.
         validated: whether flip risk could be estimated at all (there is a validation set).
         plans: every judged plan, in the order they were judged.
+        fastest: after each of them, the speedup of the fastest plan so far that could be chosen: of fp32 until there is
+            another; None before that. What is chosen is that plan or up to 2% slower.
         roles: rows of the picture of the blocks.
         nodes: compute nodes in topological order, the encoder's first; empty where the run did not record them.
         limits: of the low dtype, None without `nodes`.
@@ -142,6 +143,7 @@ class Page:
     latency_title: str
     validated: bool
     plans: tuple[PagePlan, ...]
+    fastest: tuple[float | None, ...]
     roles: tuple[PageRole, ...]
     nodes: tuple[PageNode, ...]
     limits: Limits | None

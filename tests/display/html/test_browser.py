@@ -314,6 +314,9 @@ def test_the_progress_shows_every_evaluation_and_the_best_so_far(opened: Opened)
 
     assert by_name["stages"][0] == list(range(1, 8))
     assert by_name["fastest"][1] == [1, 1, 1, 1.41, 1.41, 1.41, 1.41]
+    large = "document.getElementById('progress').data[1].marker.size"
+    assert opened.run(large) == [7, 11, 7, 7]
+    assert "large dot: the chosen plan" in opened.page.inner_text("#progress-legend")
 
 
 # Where it is read

@@ -26,7 +26,7 @@ from precision_search.display.html.content import bits, make_page
 from precision_search.display.html.page import Page
 from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script
 from precision_search.errors import InputError, OutputExistsError
-from precision_search.judging.trial import Trial, TrialLatency
+from precision_search.judging.trial import FlipRisk, Trial, TrialLatency
 from precision_search.records import run_files
 from precision_search.records.landmarks_json import LANDMARKS_FILE
 from precision_search.records.nodes_json import NODES_FILE
@@ -64,6 +64,25 @@ def test_every_judged_plan_is_on_the_page_once_with_its_numbers() -> None:
     rejected = page.plans[6]
     assert (rejected.verdict, rejected.flip_risk) == ("mismatch", None)
     assert rejected.reason == "other tokens from token 3 of sample 2; no node stands out"
+
+
+def test_the_line_of_the_fastest_never_falls_and_leaves_out_what_could_not_be_chosen() -> None:
+    """Rejected, too few validation samples kept, perhaps no faster than fp32, slower but calmer, without latency."""
+    uncertain = dataclasses.replace(latency(60.0, 1.5), speedup_low=0.9, speedup_high=2.1)
+    trials = (
+        fp32_trial(),
+        trial(1, verdict="mismatch", latency=latency(30.0, 2.6)),
+        trial(2, validation_match=0.97, latency=latency(40.0, 1.95)),
+        trial(3, latency=uncertain),
+        trial(4, latency=latency(55.0, 1.42), flip_risk=FlipRisk(3.0, 2.0, 5.0)),
+        trial(5, latency=latency(55.5, 1.41), flip_risk=FlipRisk(1.0, 0.5, 2.0)),
+        trial(6, latency=None),
+        trial(7, latency=latency(50.0, 1.56)),
+    )
+
+    assert page_of(trials).fastest == (1.0, 1.0, 1.0, 1.0, 1.42, 1.42, 1.42, 1.56)
+    assert [plan.id for plan in page_of(trials[:6]).plans if plan.chosen] == [5]
+    assert page_of((trial(0, latency=None), trial(1))).fastest == (None, 10.0)
 
 
 def test_a_plan_that_was_never_timed_is_drawn_where_the_cut_expected_it() -> None:

@@ -1,13 +1,5 @@
 // The search over its evaluations: the fastest plan so far that could be chosen, the flip risk of each, and who proposed it.
 
-function fastestSoFar() {
-  let best = null;
-  return page.plans.map((plan) => {
-    if (plan.acceptable && plan.speedup !== null && (best === null || plan.speedup > best)) best = plan.speedup;
-    return best;
-  });
-}
-
 function progressTraces(colours) {
   const numbers = page.plans.map((_, index) => index + 1);
   const stable = page.plans.map((plan, index) => [plan, index + 1]).filter(([plan]) => !rejected(plan));
@@ -23,9 +15,17 @@ function progressTraces(colours) {
       hoverinfo: "skip",
       line: { shape: "hv", color: colours.accent, width: 2 },
       x: numbers,
-      y: fastestSoFar(),
+      y: page.fastest,
     },
-    { ...dots, ...ids(timed), y: timed.map(([plan]) => plan.speedup), marker: { color: colours.stable, size: 7 } },
+    {
+      ...dots,
+      ...ids(timed),
+      y: timed.map(([plan]) => plan.speedup),
+      marker: {
+        color: timed.map(([plan]) => (plan.chosen ? colours.accent : colours.stable)),
+        size: timed.map(([plan]) => (plan.chosen ? 11 : 7)),
+      },
+    },
     {
       ...dots,
       ...ids(risky),
@@ -101,6 +101,7 @@ function showProgress() {
   legend(
     "progress-legend",
     ["line: the fastest plan so far that keeps what is required"],
+    ...(page.plans.some((plan) => plan.chosen && plan.speedup !== null) ? [["large dot: the chosen plan"]] : []),
     ...[...new Set(page.plans.map((plan) => plan.verdict))].map((verdict) => [mark(verdict), verdict]),
   );
 }
