@@ -318,6 +318,13 @@ def test_what_a_published_model_says_of_itself_is_applied_and_doubted(
         ('{"settings": {"use_tf32": "maybe"}}', "true or false"),
         ('{"settings": {"gemm_options": 7}}', 'from "0" to "7"'),
         ('{"settings": {"gemm_options": "99"}}', 'from "0" to "7"'),
+        ('{"judged": 3}', "judged is 3, and must be as `run` writes it"),
+        ('{"judged": {"batch_sizes": [1]}}', "as `run` writes it"),
+        (
+            '{"judged": {"batch_sizes": [], "padded": true, "source_lengths": {"min": 1, "max": 2},'
+            ' "target_lengths": {"min": 1, "max": 2}}}',
+            "judged.batch_sizes is [], and must be one number at least",
+        ),
     ],
 )
 def test_a_fact_file_that_is_not_understood_is_an_error(broken: Path, text: str, told: str) -> None:

@@ -195,6 +195,27 @@ def test_a_plan_that_loses_validation_samples_is_calmed(tmp_path: Path) -> None:
     assert not winner(outcome, 0.98).is_fp32
 
 
+def test_a_stricter_share_ends_with_what_a_laxer_one_finds_cheaply(tmp_path: Path) -> None:
+    """The cut keeps 98%, and all without a pin that fits: a search for 99% must not calm the cut until that is lost."""
+    of = space()
+    beyond, fits, projection = "encoder.0/Mul", "encoder.0/MatMul", "decoder.2/MatMul"
+    noise = {role: 1.0 + number / 10 for number, role in enumerate(sorted(set(node_space(of).roles.values())))}
+    quiet = noisy(of, noise, 100.0)
+
+    def judge(proposal: Proposal, trial_id: int) -> Trial:
+        found, kept = quiet(proposal, trial_id), proposal.plan.fp32
+        if beyond not in kept:
+            return replace(found, verdict="nonfinite", exact_match=0.0, noise=None, validation_match=None)
+        lucky = fits not in kept and projection not in kept
+        return replace(found, validation_match=1.0 if lucky or (found.noise or 0.0) <= 2.0 else 0.98)
+
+    nodes = node_space(of, {fits: 0.7, beyond: 2.0}, noise, [projection])
+    lax, strict = (search(context(of, nodes, share), judge, tmp_path / f"{share}") for share in (0.97, 0.99))
+    assert winner(lax, 0.97).stage == "release" and winner(lax, 0.97).validation_match == 1.0
+    assert winner(strict, 0.99).plan == winner(lax, 0.97).plan
+    assert len(strict.trials) <= len(lax.trials) + 2
+
+
 def test_damage_by_what_is_forced_low_is_blamed_on_nobody(tmp_path: Path) -> None:
     of = space(forced_low=frozenset({"decoder.0/Relu"}))
     oracle = Oracle(of, frozenset(), needed_keys=frozenset({"decoder.0/Relu"}))
