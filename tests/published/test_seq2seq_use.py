@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,6 +174,15 @@ def test_a_loaded_model_needs_its_files_no_longer(
     assert other.generate(SENTENCES, with_margins=True).ids == tiny.generate(SENTENCES).ids
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises; whoever starts the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_call_leaves_the_generator_usable(tiny: Seq2SeqGenerator) -> None:
     wanted = tiny.generate(SENTENCES).ids
     steps: list[int] = []
