@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KILLED = -signal.SIGKILL if sys.platform != "win32" else None
+from tests.warm import IMPORTED
 
-_IMPORTED = ("onnxruntime", "onnx_ir", "onnx", "optuna", "scipy.stats", "tokenizers", "jinja2", "rich.console")
-_IMPORTED_OF_OURS = ("precision_search.cli.commands", "precision_search.run.search", "precision_search.api")
+KILLED = -signal.SIGKILL if sys.platform != "win32" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def arguments(config: Path, out: Path) -> list[str]:
 
 def _session(command: Sequence[str], call: Call | None, seconds: float | None) -> int:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_IMPORTED, *_IMPORTED_OF_OURS])
+    context.set_forkserver_preload(list(IMPORTED))
     with tempfile.NamedTemporaryFile() as said:
         process = context.Process(target=_command_line, args=(command, call, said.name))
         process.start()
