@@ -105,11 +105,15 @@ def main() -> None:
 
 def _serve(listener: socket.socket, parent: int) -> socket.socket | None:
     """The client that this process, a fork, is for; None once the one that started the server has ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
-    while parent not in select.select([listener, parent], [], [])[0]:
+    either = select.poll()
+    either.register(listener, select.POLLIN)
+    either.register(parent, select.POLLIN)
+    while parent not in dict(either.poll()):
+        with contextlib.suppress(ChildProcessError):  # none is left
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
         client, _ = listener.accept()
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
             os.close(parent)
             return client
@@ -135,7 +139,8 @@ def _take_place(client: socket.socket) -> None:
     os.environ.update(environment)
     tempfile.tempdir = None
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0, closefd=False), _stream(1), _stream(2)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
     sys.argv = list(arguments)
 
 
@@ -199,7 +204,7 @@ def _exit_code(program: Callable[[], None]) -> int:
 
 def _end(code: int) -> NoReturn:
     """Ends as an interpreter does, but for what libraries do last: ONNX Runtime waits for a thread that no fork has."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

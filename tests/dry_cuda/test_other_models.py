@@ -125,10 +125,10 @@ def publish(source: Demo, plan: str, level: str, directory: Path, **generation: 
 
 @pytest.fixture(scope="module")
 def used(
-    dry_cuda: DryCuda, sources: dict[str, Demo], tmp_path_factory: pytest.TempPathFactory
+    dry_cuda: DryCuda, sources: dict[str, Demo], export_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Use, Used]]:
     folder = tmp_path_factory.mktemp("published")
-    trace(sources["t5-bfloat16"].model, folder / "traced")
+    trace(sources["t5-bfloat16"].model, folder / "traced", export_cache)
     (folder / "traced/tokenizer.json").write_bytes((sources["t5-bfloat16"].model / "tokenizer.json").read_bytes())
     gated, mt5, half = sources["t5-v1_1"], sources["mt5"], sources["t5-bfloat16"]
     forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 1}
