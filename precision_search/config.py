@@ -56,7 +56,7 @@ def default_cache() -> Path:
         raise ConfigError(
             "there is no place for the export cache",
             why=f"model.cache is not set and this user has no home directory ({error})",
-            fix='write, under [model]: cache = "some/directory"',
+            fix='write, under [model]: cache = "some/directory"; or set XDG_CACHE_HOME to an absolute path',
         ) from error
 
 

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError
+from precision_search.errors import EnvironmentProblemError, OutputExistsError, UsageError, first_line
 
 LARGEST_TEXT = 1 << 30
-"""Bytes of the largest file that is read as text: sentences, configs, logs."""
+"""Bytes of the largest file that is read as text: sentences and logs."""
+
+LARGEST_JSON = 1 << 27
+"""Bytes of the largest JSON file: a tokenizer of 250,000 tokens has a tenth of them."""
+
+DEEPEST_JSON = 100
+"""Arrays and objects inside each other that JSON may have."""
 
 _OTHER_KINDS = (
     (stat.S_ISFIFO, "it is a pipe, not a file; save what comes through it as a file"),
@@ -34,20 +42,79 @@ def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
     Raises:
         OSError: it cannot be read, or is not such a file; `strerror` says what it is.
     """
+    check_size(path, most)
+    return path.read_bytes()
+
+
+def check_size(path: Path, most: int) -> None:
+    """Raises OSError where `path` is no regular file of at most `most` bytes, for those who let a library read it."""
     found = path.stat()
     for is_kind, what in _OTHER_KINDS:
         if is_kind(found.st_mode):
             raise OSError(errno.EINVAL, what, str(path))
     if found.st_size > most:
         raise OSError(
-            errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that such a file may have", path
+            errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that such a file may have", str(path)
         )
-    return path.read_bytes()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """A JSON value of somebody else's making; an integer that needs more than 64 bits becomes a float.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than anything honest is.
+    """
+    try:
+        # UTF-8 as `json` would find out itself, but a byte order mark is harmless.
+        value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, parse_int=_bounded_integer)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    _check_depth(value)
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file (see `parse_json`).
+
+    Raises:
+        OSError: as `read_file`, with a limit that suits JSON.
+        ValueError: as `parse_json`.
+    """
+    return parse_json(read_file(path, LARGEST_JSON))
+
+
+_TOO_DEEP = f"it has more than {DEEPEST_JSON} arrays and objects inside each other"
+
+
+def _bounded_integer(digits: str) -> int | float:
+    # Python's integers grow without end and then fit into no float, no array and no other program.
+    if len(digits) <= 20 and abs(number := int(digits)) < 1 << 63:
+        return number
+    return float(digits)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST_JSON + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, list | dict)
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, list | dict)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, otherwise: str = "") -> Iterator[None]:
     """What is done to write `path`; a failure of the system becomes one error that says what to do.
+
+    Args:
+        path: what is written.
+        otherwise: what to do where another place would do as well.
 
     Raises:
         EnvironmentProblemError: an OSError was raised inside.
@@ -55,18 +122,22 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentProblemError(f"cannot write {path}", why=reason(error), fix=remedy(error)) from error
+        raise EnvironmentProblemError(
+            f"cannot write {path}", why=reason(error), fix=remedy(error, otherwise)
+        ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, otherwise: str = "") -> None:
     """Writes a file through to the disk; a reader sees the old file or the new one, never a part.
+
+    `otherwise` is as in `writing`.
 
     Raises:
         EnvironmentProblemError: the file cannot be written; what was there is untouched.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path):
+        with writing(path, otherwise):
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -125,9 +196,9 @@ def check_name(path: Path) -> None:
         ) from error
 
 
-def reason(error: OSError) -> str:
-    """Why the system refused, in its words, without number and path."""
-    return error.strerror or str(error) or type(error).__name__
+def reason(error: Exception) -> str:
+    """Why the system refused, in its words, without number and path; of another error what it says first."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def remedy(error: OSError, otherwise: str = "") -> str:

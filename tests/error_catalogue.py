@@ -294,7 +294,7 @@ and derive from `PrecisionSearchError`; `exit_code` is what the command ends wit
 | 2 | what was given cannot be used: usage, config or input |
 | 3 | this machine cannot do it: no device, no package, no memory, no space |
 | 4 | a bug in precision-search |
-| 130 | interrupted; the message says how to go on |
+| 130 | interrupted, by Ctrl-C, SIGTERM or SIGHUP; the message says how to go on |
 
 Wrong usage of the command line itself (an unknown option, a missing argument) is told by
 [click](https://click.palletsprojects.com) in its own form, `Error: No such option: --resum`, with exit code 2.

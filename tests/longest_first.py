@@ -36,6 +36,7 @@ SECONDS: Mapping[str, int] = {
     "tests/dry_cuda/test_provider.py": 45,
     "tests/precision/test_emulate.py": 45,
     "tests/around/test_converters.py": 40,
+    "tests/cli/test_bounds.py": 40,
     "tests/gpu/test_tokens.py": 40,
     "tests/run/test_variants.py": 40,
     "tests/around/test_optimum.py": 35,

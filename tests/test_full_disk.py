@@ -99,6 +99,8 @@ def test_the_cache_of_exports_may_be_full_or_read_only(tmp_path: Path, export_ca
     text = on_disk(tmp_path / "disk", PLENTY, script, MODEL=str(checkpoint))
     fix = "free some space" if full else "make it writable"
     told(text, f"cannot write {tmp_path}/disk/precision-search", GONE if full else "Read-only file system", fix)
+    if not full:
+        told(text, "", "", "keep the cache elsewhere: set `model.cache` in the config, or XDG_CACHE_HOME")
 
 
 READ_ONLY = """

@@ -6,7 +6,6 @@ itself, so that `--help` is immediate.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,16 +13,18 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from precision_search.cli import completion
-from precision_search.cli.failures import INTERRUPTED, guarded
+from precision_search.cli.failures import INTERRUPTED, guarded, interrupt_on_signals
 from precision_search.cli.support import (
     PROGRAM,
     RUNS,
     check_run,
     common_options,
+    echo,
     is_verbose,
     latest_run,
     new_run,
     open_reporter,
+    print_any_character,
     print_rich,
     renamed,
     resumable,
@@ -120,7 +121,7 @@ def run(
 
     with open_reporter(ctx) as reporter:
         if dry_run:
-            click.echo(api.dry_run(resolved, reporter=reporter), nl=False)
+            echo(api.dry_run(resolved, reporter=reporter), nl=False)
             return
         try:
             with resumable(config, overrides, out, blocklist):
@@ -169,11 +170,11 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
     table = api.pareto(run_directory)
     table = table if sort is None else table.sorted_by(sort)
     if style == "json":
-        click.echo(tables.to_json(table), nl=False)
+        echo(tables.to_json(table), nl=False)
     elif style == "csv":
-        click.echo(to_csv(table), nl=False)
+        echo(to_csv(table), nl=False)
     elif style == "md":
-        click.echo(tables.to_markdown(table if everything else table.shortened()), nl=False)
+        echo(tables.to_markdown(table if everything else table.shortened()), nl=False)
     else:
         _print_table(table, run_directory, everything=everything)
 
@@ -190,7 +191,7 @@ def report(run_directory: Path, out: Path | None) -> None:
     check_run(run_directory)
     from precision_search import api
 
-    click.echo(api.report(run_directory, out))
+    echo(api.report(run_directory, out))
 
 
 @cli.command(short_help="Write the model of a stable plan of a run.")
@@ -222,7 +223,7 @@ def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former:
 
     with open_reporter(ctx) as reporter:
         written = api.publish(run_directory, out, plan=plan, reporter=reporter)
-    click.echo(written)
+    echo(written)
 
 
 @cli.command(short_help="Compare a model's tokens with those of fp32.")
@@ -293,7 +294,7 @@ def verify(
         for warning in report.warnings:
             reporter.warn(warning)
     if style == "json":
-        click.echo(reports.report_json(report), nl=False)
+        echo(reports.report_json(report), nl=False)
     else:
         print_rich(lambda console: reports.show_verify(report, console))
     if report.exact_match < min_exact_match:
@@ -330,7 +331,7 @@ def inspect(
     with open_reporter(ctx) as reporter:
         report = api.inspect(model, data=data, dtype=dtype, reporter=reporter)
     if style == "json":
-        click.echo(reports.report_json(report), nl=False)
+        echo(reports.report_json(report), nl=False)
     else:
         print_rich(lambda console: reports.show_inspect(report, console))
 
@@ -351,7 +352,7 @@ def calibrate(ctx: click.Context, *, out: Path, device_id: int, force: bool) -> 
 
     with open_reporter(ctx) as reporter:
         api.calibrate(out, device_id=device_id, force=force, reporter=reporter)
-    click.echo(out)
+    echo(out)
 
 
 @cli.command(short_help="Show what this machine can run.")
@@ -366,7 +367,7 @@ def doctor(ctx: click.Context, style: Format) -> None:
 
     report = examine()
     if style == "json":
-        click.echo(reports.report_json(report), nl=False)
+        echo(reports.report_json(report), nl=False)
     else:
         print_rich(lambda console: reports.show_doctor(report, console))
     ctx.exit(3 if report.missing else 0)
@@ -374,10 +375,8 @@ def doctor(ctx: click.Context, style: Format) -> None:
 
 def main() -> None:
     """The entry point of the installed command."""
-    for stream in (sys.stdout, sys.stderr):
-        # Sentences hold any character; a stream that cannot show one must not end the command.
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    interrupt_on_signals()
+    print_any_character()
     cli.main(prog_name=PROGRAM)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
 
 from precision_search.cli.support import RUNS
+from precision_search.files import parse_json, read_file
+from precision_search.printable import printable
 
 Items = list[CompletionItem[str]]
 Completer = Callable[[click.Context, click.Parameter, str], Items]
@@ -72,15 +73,15 @@ def runs(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Ite
 @_forgiving
 def plans(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The ids of the stable plans of the run that was named before."""
-    with (_run(ctx) / "trials.jsonl").open(encoding="utf-8") as lines:
-        return _starting(incomplete, _stable(lines))
+    lines = read_file(_run(ctx) / "trials.jsonl").decode().splitlines(keepends=True)
+    return _starting(incomplete, _stable(lines))
 
 
 @_forgiving
 def columns(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The columns of the table of the run that was named before."""
-    with (_run(ctx) / "pareto.csv").open(encoding="utf-8", newline="") as lines:
-        return _starting(incomplete, ((name, None) for name in next(csv.reader(lines))))
+    lines = read_file(_run(ctx) / "pareto.csv").decode().splitlines(keepends=True)
+    return _starting(incomplete, ((name, None) for name in next(csv.reader(lines))))
 
 
 @_forgiving
@@ -101,7 +102,7 @@ def _stable(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     for line in lines:
         if not line.endswith("\n"):  # a run may be writing it
             return
-        trial: dict[str, Any] = json.loads(line)
+        trial: dict[str, Any] = parse_json(line)
         if trial["verdict"] == "stable":
             latency = trial["latency"]
             speed = "" if latency is None else f", {latency['speedup']:.2f}x {latency['source']}"
@@ -109,4 +110,8 @@ def _stable(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _starting(incomplete: str, words: Iterable[tuple[str, str | None]]) -> Items:
-    return [CompletionItem(word, help=about) for word, about in words if word.startswith(incomplete)]
+    return [
+        CompletionItem(printable(word), help=about and printable(about))
+        for word, about in words
+        if word.startswith(incomplete)
+    ]

@@ -10,11 +10,13 @@ import errno
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -26,6 +28,7 @@ from precision_search.errors import (
     first_line,
 )
 from precision_search.files import reason, remedy
+from precision_search.printable import printable
 from precision_search.private import hide_secrets
 
 INTERRUPTED = 130
@@ -34,8 +37,35 @@ INTERRUPTED = 130
 LONGEST_LINE = 300
 """Characters of an unexpected error's own text in its one line; the report has all of it."""
 
+_INTERRUPTING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, a supervisor that ends us, and a terminal that is gone. Windows has only some of them."""
+
 _NOBODYS_FAULT = {errno.EINVAL, errno.EBADF, errno.EFAULT}
 """What the system says where a program asked for nonsense: a bug, unlike everything else that it says."""
+
+
+def interrupt_on_signals() -> None:
+    """From now on, signals that ask this process to end raise KeyboardInterrupt, as Ctrl-C does.
+
+    What is ignored stays so (`nohup`, a background job), and so does what somebody else handles.
+    """
+    for name in _INTERRUPTING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not into what tidies up after the one before: it would leave half of it.
+
+    Supervisors and terminals send two signals at once.
+    """
+    found = sys.exception()
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt):
+            return
+        found = found.__context__
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -47,7 +77,10 @@ def guarded(ctx: click.Context, verbose: Callable[[], bool]) -> Iterator[None]:
     try:
         try:
             yield
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)  # it quotes arguments; typed as if nobody changed it
+            raise
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:
             code = _tell(error, verbose())
@@ -91,13 +124,13 @@ def _tell(error: Exception, verbose: bool) -> int:
     else:
         text = f"error: {told}"
     with contextlib.suppress(OSError):  # the exit code must not depend on who reads stderr
-        click.echo(_printable(text), err=True)
+        click.echo(printable(text), err=True)
     return told.exit_code
 
 
 def _one_line(told: InternalError, report: Path | None) -> str:
     cause = f" ({told.why})" if told.why else ""
-    words = " ".join(_printable(f"{told.what}{cause}").split())
+    words = " ".join(printable(f"{told.what}{cause}").split())
     short = words if len(words) <= LONGEST_LINE else f"{words[: LONGEST_LINE - 3]}..."
     send = (
         "run it again with --verbose and report what it says" if report is None else f"please report it with {report}"
@@ -115,13 +148,6 @@ def _text(error: Exception) -> str:
 
 def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
-
-
-def _printable(text: str) -> str:
-    """The text without what a terminal would obey: names of files and what libraries say come from anywhere."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def _write_report(error: Exception) -> Path | None:

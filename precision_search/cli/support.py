@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from precision_search.errors import EnvironmentProblemError, InputError, UsageError
+from precision_search.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +71,19 @@ def open_reporter(ctx: click.Context) -> SearchReporter:
 def say(ctx: click.Context, text: str) -> None:
     """A message on stderr, unless `--quiet`."""
     if _QUIET not in ctx.meta:
-        click.echo(text, err=True)
+        echo(text, err=True)
+
+
+def echo(text: object, *, nl: bool = True, err: bool = False) -> None:
+    """Prints a text, which is data unless `err`: the way of all that the command line prints but by a rich console."""
+    click.echo(printable(str(text)), nl=nl, err=err)
+
+
+def print_any_character() -> None:
+    """Sentences hold any character; a stream that cannot show one must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def print_rich(show: Callable[[Console], None]) -> None:
@@ -123,9 +136,9 @@ def check_run(path: Path) -> None:
 def tell_interrupted(config: Path, overrides: Sequence[str], out: Path, blocklist: Path | None) -> None:
     """Says how to go on with a run that was interrupted."""
     if not out.is_dir():
-        click.echo("interrupted; nothing was written", err=True)
+        echo("interrupted; nothing was written", err=True)
         return
-    click.echo(f"interrupted; go on with: {_resume_command(config, overrides, out, blocklist)}", err=True)
+    echo(f"interrupted; go on with: {_resume_command(config, overrides, out, blocklist)}", err=True)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,9 @@ from precision_search.model.layout import SEQ2SEQ, Axis
 Dims = tuple[int, ...]
 
 _FEW = 8  # elements: no shape has more dimensions, and larger integer tensors are data
+_LARGEST_DIM = 1 << 40
+"""Of a tensor: no memory holds more, and sizes are multiplied."""
+
 _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -252,8 +255,9 @@ def evaluate_dim(expression: str | None, symbols: Mapping[str, int]) -> int | No
     """The value of a symbolic dimension such as `past_sequence_length + 1`; None if a symbol in it is unknown."""
     try:
         tree = ast.parse(expression or "", mode="eval")
-        return _evaluate(tree.body, symbols)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+        size = _evaluate(tree.body, symbols)
+        return None if size is not None and abs(size) > _LARGEST_DIM else size
+    except (SyntaxError, ValueError, ZeroDivisionError, MemoryError, RecursionError):
         # Names that are no identifiers, such as `batch.1`, are symbols as a whole.
         return symbols.get(expression or "")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType, Segment
+
+from precision_search.printable import printable
 
 REFRESH_SECONDS = 0.25
 
@@ -33,9 +35,21 @@ _ERASING = Control()
 _ERASING.segment = _control("\r\x1b[2K\x1b[J", ControlType.CARRIAGE_RETURN)
 
 
+class _PrintableConsole(Console):
+    """A console that sends no control characters but its own, whatever is in the text that it is given.
+
+    Who measures a text makes it printable first: here it only grows longer than was meant.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of what is rendered, their text made printable; control codes are nobody's text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def make_console(stream: TextIO, width: int | None = None) -> Console:
     """A console on the stream, as wide as its terminal unless told; with NO_COLOR without bold and dim too."""
-    return Console(file=stream, width=width, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    return _PrintableConsole(file=stream, width=width, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 class LiveLine:
@@ -86,7 +100,7 @@ class LiveLine:
     def _segments(self) -> Iterator[Segment]:
         yield _ERASE_BELOW
         yield _BEGIN
-        yield Segment(self._text(self.width))
+        yield Segment(printable(self._text(self.width)))
         yield _END
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from precision_search.display.progress_text import Clock, Tally, duration, fitted, screen_rate
 from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState
+from precision_search.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,4 +186,4 @@ def trial_line(trial: Trial) -> str:
 
 
 def _write(stream: TextIO, line: str) -> None:
-    print(line, file=stream, flush=True)
+    print(printable(line), file=stream, flush=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precision_search.printable import printable, printable_json
 from precision_search.records.markdown import escape
 from precision_search.records.pareto_table import ParetoTable, Row
 from precision_search.records.wording import ABBREVIATED, UNKNOWN, milliseconds, number, share
@@ -68,7 +69,7 @@ def to_json(table: ParetoTable) -> str:
     rows = [{column.name: column.value(row) for column in table.columns} for row in (*table.rows, *table.rejected)]
     trial = table.choice.trial
     choice = {"id": trial and trial.id, "reason": table.choice.reason, "faster": table.choice.faster}
-    return json.dumps({"choice": choice, "rows": rows}, indent=2) + "\n"
+    return printable_json(json.dumps({"choice": choice, "rows": rows}, indent=2)) + "\n"
 
 
 def to_markdown(table: ParetoTable) -> str:
@@ -181,7 +182,7 @@ def _plural(count: int, what: str) -> str:
 
 def _print_table(rows: Sequence[Row], columns: Sequence[_Shown], console: Console) -> list[str]:
     """Prints as many of the columns as fit, the important ones first; returns the headers of the others."""
-    shown = [_Cells(column, tuple(column.text(row) for row in rows)) for column in columns]
+    shown = [_Cells(column, tuple(printable(column.text(row)) for row in rows)) for column in columns]
     left_out = []
     while _width([cells.least for cells in shown]) > console.width and any(cells.column.rank for cells in shown):
         last = max(shown, key=lambda cells: cells.column.rank)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from precision_search.printable import printable, printable_json
 from precision_search.records.codec import to_json
 from precision_search.records.wording import SHOWN_HASH, share
 
@@ -33,7 +34,7 @@ WORST_NODES = 10
 
 def report_json(report: VerifyReport | InspectReport | DoctorReport) -> str:
     """A report as a JSON object; numbers that are not finite become null, since JSON has none."""
-    return json.dumps(_finite(to_json(report)), indent=2, ensure_ascii=False) + "\n"
+    return printable_json(json.dumps(_finite(to_json(report)), indent=2, ensure_ascii=False)) + "\n"
 
 
 def show_verify(report: VerifyReport, console: Console) -> None:
@@ -224,7 +225,7 @@ def _table(console: Console, title: str, header: Sequence[str], rows: Iterable[S
     No cell is cut or broken, so that node keys can be copied. Where a terminal is too narrow, headers take a line a
     word, and if that is not enough, the longest column, which is the last, goes below the others.
     """
-    lines = [list(row) for row in rows]
+    lines = [list(map(printable, row)) for row in rows]
     used = [index for index in range(len(header)) if any(line[index] not in ("", UNKNOWN) for line in lines)]
     cells = [[line[index] for line in lines] for index in used]
     headers = [[header[index]] for index in used]
@@ -266,7 +267,7 @@ def _print(console: Console, lines: Iterable[str], style: str = "", indent: int 
     """
     from rich.text import Text
 
-    for line in lines:
+    for line in map(printable, lines):
         found = re.match(r"\s*(\S+( \S+)? {2,})?", line)
         label = line[: indent if indent is not None else found.end() if found else 0]
         rest = Text(line[len(label) :], style=style)

@@ -210,7 +210,7 @@ def check_parity(bundle: Bundle, calibration: LoadedSet, config: Config, reporte
         reporter.warn("parity with transformers is skipped: there is no checkpoint beside the ONNX files")
         return Parity("skipped", 0, ())
     reporter.stage("comparing the fp32 bundle with transformers")
-    oracle = oracle_tokens(bundle, rows, config.model.cache)
+    oracle = oracle_tokens(bundle, rows, config.model.cache, reporter=reporter)
     differences = compare_with_oracle(calibration.data.reference, oracle)
     real = [difference for difference in differences if not difference.near_tie]
     if real:

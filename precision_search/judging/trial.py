@@ -110,6 +110,10 @@ class TrialLatency:
     speedup_low: float | None = None
     speedup_high: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.speedup <= 0:  # others divide by it
+            raise ValueError(f"a speedup is {self.speedup}")
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:

@@ -31,6 +31,7 @@ REQUIRED = (
     "onnxscript",
     "optuna",
     "plotly",
+    "regex",
     "rich",
     "safetensors",
     "scipy",

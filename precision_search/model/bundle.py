@@ -6,7 +6,6 @@ are cached by the content of what they depend on.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -14,12 +13,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import check_name, read_file, write_atomically, writing
+from precision_search.files import check_name, read_json, reason, writing
+from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.generation_config import (
@@ -118,8 +119,12 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
     read_generation_settings(directory, max_new_tokens)
     load_tokenizer(directory)
     check_index(directory)
-    exported = _export(directory, config, cache, found, reporter)
-    return _load(exported, config, max_new_tokens, directory)
+    entry = kept_export(
+        cache / "bundles" / _checkpoint_key(directory)[:32],
+        lambda work: _export(directory, config, work, found, reporter),
+        reporter,
+    )
+    return _load(entry.path, config, max_new_tokens, directory, entry)
 
 
 def check_index(checkpoint: Path) -> None:
@@ -130,11 +135,11 @@ def check_index(checkpoint: Path) -> None:
     """
     for path in checkpoint.glob(INDEX):
         try:
-            names = set(json.loads(read_file(path))["weight_map"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            names = set(read_json(path)["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} does not say where the weights are",
-                why=f"it is not a JSON object with a `weight_map`: {first_line(error)}",
+                why=f"it is not a JSON object with a `weight_map`: {reason(error)}",
                 fix="restore the file",
             ) from error
         for name in sorted(map(str, names)):
@@ -147,11 +152,17 @@ def check_index(checkpoint: Path) -> None:
 
 
 def oracle_tokens(
-    bundle: Bundle, rows: tuple[tuple[int, ...], ...], cache: Path, *, batch_size: int = 32
+    bundle: Bundle,
+    rows: tuple[tuple[int, ...], ...],
+    cache: Path,
+    *,
+    batch_size: int = 32,
+    reporter: Reporter = NOBODY,
 ) -> list[list[int]]:
     """Greedy tokens of transformers' own `generate` on the bundle's checkpoint, for rows of input ids.
 
-    Answered from the cache when the same checkpoint, rows and library version were asked before.
+    Answered from the cache when the same checkpoint, rows and library version were asked before. The reporter is warned
+    if that answer is broken.
 
     Raises:
         ValueError: the bundle has no checkpoint.
@@ -163,18 +174,15 @@ def oracle_tokens(
     key = hashlib.sha256()
     key.update(_checkpoint_key(bundle.checkpoint).encode())
     key.update(json.dumps([rows, bundle.generation.max_new_tokens, batch_size]).encode())
-    stored = cache / "oracle" / f"{key.hexdigest()[:32]}.json"
-    if stored.is_file():
-        with contextlib.suppress(OSError, ValueError, TypeError):  # a broken answer is asked for again
-            return [list(map(int, row)) for row in json.loads(read_file(stored))]
-    family = FAMILIES[bundle.config.model_type]
-    job = GenerateJob(str(bundle.checkpoint), family, rows, bundle.generation.max_new_tokens, batch_size)
-    tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
-    bundle.source.check()
-    with writing(stored):
-        stored.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(stored, json.dumps(tokens).encode())
-    return tokens
+    family, checkpoint = FAMILIES[bundle.config.model_type], bundle.checkpoint
+
+    def ask() -> list[list[int]]:
+        job = GenerateJob(str(checkpoint), family, rows, bundle.generation.max_new_tokens, batch_size)
+        tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
+        bundle.source.check()
+        return tokens
+
+    return kept_tokens(cache / "oracle" / f"{key.hexdigest()[:32]}.json", ask, reporter)
 
 
 def write_bundle(bundle: Bundle, out: Path) -> Path:
@@ -199,14 +207,20 @@ def write_bundle(bundle: Bundle, out: Path) -> Path:
     return out
 
 
-def _load(directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None) -> Bundle:
-    with unchanged(directory) as found:
-        return _read(directory, config, max_new_tokens, checkpoint, found)
-
-
-def _read(
-    directory: Path, config: ModelConfig, max_new_tokens: int | None, checkpoint: Path | None, found: Snapshot
+def _load(
+    directory: Path,
+    config: ModelConfig,
+    max_new_tokens: int | None,
+    checkpoint: Path | None,
+    entry: Entry | None = None,
 ) -> Bundle:
+    """Reads a model directory; `entry` is what is known of it where it is one of the cache."""
+    with unchanged(directory, None if entry is None else entry.files) as found:
+        bundle = _read(directory, config, max_new_tokens, {} if entry is None else entry.hashes)
+        return replace(bundle, checkpoint=checkpoint, files=found)
+
+
+def _read(directory: Path, config: ModelConfig, max_new_tokens: int | None, hashes: Mapping[str, str]) -> Bundle:
     graphs = {}
     for layout in SEQ2SEQ.graphs:
         path = directory / layout.file
@@ -218,28 +232,17 @@ def _read(
     paths = [directory / layout.file for layout in SEQ2SEQ.graphs]
     files = [file for path in paths for file in (path, *data_files(path))]
     generation = read_generation_settings(directory, max_new_tokens)
-    return Bundle(directory, graphs, _hash_files(files), config, generation, checkpoint, files=found)
+    return Bundle(directory, graphs, _hash_files(files, known=hashes), config, generation, checkpoint=None)
 
 
-def _export(checkpoint: Path, config: ModelConfig, cache: Path, found: Snapshot, reporter: Reporter) -> Path:
-    target = cache / "bundles" / _checkpoint_key(checkpoint)[:32]
-    if target.is_dir():
-        return target
+def _export(checkpoint: Path, config: ModelConfig, target: Path, found: Snapshot, reporter: Reporter) -> None:
     reporter.stage(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
-    with writing(target), work_folder(target.parent, ".export-") as work:
-        # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
-        order = reversed(SEQ2SEQ.graphs)
-        family = FAMILIES[config.model_type]
-        jobs = [ExportJob(str(checkpoint), family, each.name, str(work / each.file)) for each in order]
-        run_jobs(jobs)
-        copy_hf_files(checkpoint, work)
-        found.check()  # what the key stands for must be what was exported
-        try:
-            work.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another run finished the same export first
-                raise
-    return target
+    # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
+    order = reversed(SEQ2SEQ.graphs)
+    family = FAMILIES[config.model_type]
+    run_jobs([ExportJob(str(checkpoint), family, each.name, str(target / each.file)) for each in order])
+    copy_hf_files(checkpoint, target)
+    found.check()  # what the key stands for must be what was exported
 
 
 def _checkpoint_key(checkpoint: Path) -> str:
@@ -249,12 +252,12 @@ def _checkpoint_key(checkpoint: Path) -> str:
     return _hash_files([*files, *sorted(weights)], EXPORT_VERSION, *versions)
 
 
-def _hash_files(files: Iterable[Path], *extra: str) -> str:
+def _hash_files(files: Iterable[Path], *extra: str, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """One SHA-256 of all; `known` holds those of single files that need not be read again."""
     digest = hashlib.sha256("\n".join(extra).encode())
     for path in files:
         digest.update(f"\n{path.name}\n".encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(known.get(path.name) or file_hash(path)))
     return digest.hexdigest()
 
 

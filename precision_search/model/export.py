@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
@@ -44,12 +45,18 @@ class Checkpoint:
         return found
 
 
+_BROKEN = (OSError, ValueError, TypeError, RuntimeError, LookupError, SafetensorError, StrictDataclassError)
+"""What transformers and torch raise for a checkpoint that is not what they expect."""
+
+
 def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     """Loads a checkpoint in fp32 whatever it is stored in, from safetensors only (a pickle can run code).
 
     Raises:
         InputError: the weights are missing, broken or not safetensors.
     """
+    sizes = read_model_config(path, family)
+    _check_parameters(path, sizes)
     try:
         model, report = _class_of(family).from_pretrained(
             path,
@@ -59,7 +66,7 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except _BROKEN as error:
         raise InputError(
             f"cannot load the checkpoint in {path}",
             why=first_line(error),
@@ -72,7 +79,26 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
             why=f"it lacks {len(missing)} weights, the first is {missing[0]}; transformers would make them up",
             fix="copy all of its safetensors files, and the config.json that belongs to them",
         )
-    return Checkpoint(model.eval(), family, read_model_config(path, family))
+    return Checkpoint(model.eval(), family, sizes)
+
+
+def _check_parameters(path: Path, sizes: ModelConfig) -> None:
+    """Raises InputError where weights cannot be as many as the config says; transformers makes room before it looks.
+
+    Counted are the matrices that every model of these sizes has, at half a byte each.
+    """
+    attention = 4 * sizes.d_model * sizes.num_heads * sizes.d_kv
+    feed_forward = 2 * sizes.d_model * sizes.d_ff
+    layers = sizes.num_layers * (attention + feed_forward)
+    layers += sizes.num_decoder_layers * (2 * attention + feed_forward)
+    parameters = sizes.vocab_size * sizes.d_model + layers
+    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if parameters > 2 * stored:
+        raise InputError(
+            f"{path / 'config.json'} describes another model than its weights are",
+            why=f"a model of its sizes has {parameters:,} weights or more; the safetensors files have {stored:,} bytes",
+            fix="restore the checkpoint's own config.json, or copy all of its safetensors files",
+        )
 
 
 def _class_of(family: ModelFamily) -> Any:

@@ -9,9 +9,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from precision_search.errors import InputError
-from precision_search.files import read_file, reason
+from precision_search.files import read_json, reason
 from precision_search.model.families import likely_family, model_family_of
 from precision_search.model.families.base import ModelFamily
 
@@ -53,6 +54,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 _DEFAULT_NEW_TOKENS = 128
+
+_MOST_NEW_TOKENS = 1_000_000
+_MOST_LAYERS = 1_000
+_MOST_TOKENS = 10_000_000
+_MOST_WIDE = 1_000_000
+"""What sizes of a model may be, ten times what is known: lists and tensors of so many are made before they are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +118,19 @@ def read_model_config(directory: Path, family: ModelFamily | None = None) -> Mod
     config = _read_json(path)
     family = family or model_family_of(config, path)
     names, scale = family.sizes, family.parts.output_scale
-    layers, width, heads = (
-        _size(config, name, path, family) for name in (names.encoder_layers, names.width, names.heads)
-    )
+    layers = _size(config, names.encoder_layers, path, family, _MOST_LAYERS)
+    width, heads = (_size(config, name, path, family) for name in (names.width, names.heads))
     shallow = config.get(names.decoder_layers) is None
     tied = config.get("tie_word_embeddings") is not False
     return ModelConfig(
         model_type=family.model_type,
-        vocab_size=_size(config, names.vocabulary, path, family),
+        vocab_size=_size(config, names.vocabulary, path, family, _MOST_TOKENS),
         d_model=width,
         d_kv=width // heads if names.head_size is None else _size(config, names.head_size, path, family),
         d_ff=_size(config, names.inner_width, path, family),
         num_heads=heads,
         num_layers=layers,
-        num_decoder_layers=layers if shallow else _size(config, names.decoder_layers, path, family),
+        num_decoder_layers=layers if shallow else _size(config, names.decoder_layers, path, family, _MOST_LAYERS),
         tie_word_embeddings=tied,
         scale_decoder_outputs=scale is not None and config.get(scale, tied) is not False,
     )
@@ -143,7 +149,7 @@ def read_generation_settings(directory: Path, max_new_tokens: int | None) -> Gen
     """
     config = _read_json(directory / "config.json")
     family = likely_family(config)
-    vocab_size = _size(config, family.sizes.vocabulary, directory / "config.json", family)
+    vocab_size = _size(config, family.sizes.vocabulary, directory / "config.json", family, _MOST_TOKENS)
     path = directory / "generation_config.json"
     if path.exists():
         generation = _read_json(path)
@@ -186,7 +192,7 @@ _ID_NAMES = (
 
 def _read_json(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(read_file(path).decode("utf-8-sig"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         is_directory = path.parent.is_dir()
         raise InputError(
@@ -196,7 +202,7 @@ def _read_json(path: Path) -> Mapping[str, object]:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read", why=reason(error), fix="check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file") from error
     if not isinstance(content, dict):
         raise InputError(
@@ -222,14 +228,19 @@ def _refuse_what_is_not_greedy(generation: Mapping[str, object], path: Path) -> 
         )
 
 
-def _size(config: Mapping[str, object], name: str, path: Path, family: ModelFamily) -> int:
+def _size(config: Mapping[str, object], name: str, path: Path, family: ModelFamily, most: int = _MOST_WIDE) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        why = f"`{name}` is missing" if value is None else f"`{name}` is {value!r}, not a positive whole number"
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        expected = "not a positive whole number" if not _is_number(value) or value < 1 else f"and {most} is the most"
+        why = f"`{name}` is missing" if value is None else f"`{name}` is {value!r:.60}, {expected}"
         raise InputError(
             f"{path} does not describe a {family.title}", why=why, fix="restore the checkpoint's own config.json"
         )
     return value
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_positions(config: Mapping[str, object], new_tokens: int, family: ModelFamily, path: Path) -> None:
@@ -277,6 +288,12 @@ def _max_new_tokens(generation: Mapping[str, object], path: Path) -> int:
         value = generation.get(name)
         if value is None:
             continue
+        if _is_number(value) and value > _MOST_NEW_TOKENS:
+            raise InputError(
+                f"{path} asks for {value:.4g} tokens",
+                why=f"`{name}` can be at most {_MOST_NEW_TOKENS}: each has a place in the cache",
+                fix="set max_new_tokens there, or generation.max_new_tokens in the config of the run",
+            )
         if not isinstance(value, int) or isinstance(value, bool) or value - start_tokens < 1:
             raise InputError(
                 f"{path} leaves no room to generate",

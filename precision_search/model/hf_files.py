@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from precision_search.files import LARGEST_JSON, parse_json, read_file
 from precision_search.model.families import vocabulary_files
 from precision_search.private import without_private
 
@@ -69,6 +70,8 @@ def _for_transformers_4(settings: Any) -> Any:
 def _json(path: Path) -> Any:
     """None for what is no JSON: it was refused before, or nobody reads it."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
+        content = read_file(path, LARGEST_JSON)
+        parse_json(content)
+        return json.loads(content)  # not what was parsed: numbers are to stay as they stand
+    except (OSError, ValueError):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +12,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import check_name, writing
+from precision_search.files import check_name, reason, writing
 from precision_search.model.graph import KEYED
 from precision_search.model.layout import SEQ2SEQ
+from precision_search.model.onnx_limits import check_file, check_model
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
@@ -31,9 +34,8 @@ def read_model(path: Path) -> ir.Model:
         InputError: what `load_model` refuses; a graph that is mixed already or whose types are unknown.
     """
     model = load_model(path)
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        model = common_passes.ShapeInferencePass()(model).model
-    _refuse_unknown_or_mixed(model, path)
+    problem = infer_types(model)
+    _refuse_unknown_or_mixed(model, path, problem)
     _drop_idle_nodes(model)
     return model
 
@@ -52,17 +54,29 @@ def load_model(path: Path) -> ir.Model:
             fix=f"a model directory holds {SEQ2SEQ.files}",
         )
     try:
-        model = ir.load(path, format="protobuf")
+        model = _parse(path)
         tensors = list(_tensors(model))
         _check_external_data(tensors, path)
         for tensor in tensors:
             _check_tensor(tensor)
-        model = _flat(model, path)
+        check_model(model)
+        with _notes():
+            model = _flat(model, path)
     except InputError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
-        raise _unreadable(path, first_line(error)) from error
+        raise _unreadable(path, reason(error)) from error
     return model
+
+
+def infer_types(model: ir.Model) -> str:
+    """Adds the types and shapes that an exporter left out, if any; gives why that failed, where it did."""
+    if all(value.dtype is not None for node in model.graph for value in node.outputs):
+        return ""
+    with _notes() as notes:
+        common_passes.ShapeInferencePass()(model)
+    errors = [note.exc_info[1] for note in notes if note.exc_info]
+    return first_line(str(errors[0])) if errors else ""
 
 
 def data_files(path: Path) -> list[Path]:
@@ -72,9 +86,9 @@ def data_files(path: Path) -> list[Path]:
         InputError: the file is corrupt.
     """
     try:
-        tensors = list(_tensors(ir.load(path, format="protobuf")))
+        tensors = list(_tensors(_parse(path)))
     except Exception as error:  # as in load_model
-        raise _unreadable(path, first_line(error)) from error
+        raise _unreadable(path, reason(error)) from error
     return sorted({path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
@@ -97,6 +111,38 @@ def write_model(model: ir.Model, path: Path) -> None:
         if external:
             (Path(folder) / external).replace(path.parent / external)
         written.replace(path)
+
+
+def _parse(path: Path) -> ir.Model:
+    """The file as onnx_ir reads it, without a word of onnx_ir's."""
+    check_file(path)
+    with _notes():
+        return ir.load(path, format="protobuf")
+
+
+class _Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record."""
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[list[logging.LogRecord]]:
+    """What onnx_ir has to say meanwhile, which it would print with its tracebacks; our own messages say it once."""
+    logger, handler = logging.getLogger("onnx_ir"), _Kept()
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
 
 
 def strip_notes(model: ir.Model) -> None:
@@ -224,14 +270,15 @@ def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
             )
 
 
-def _refuse_unknown_or_mixed(model: ir.Model, path: Path) -> None:
+def _refuse_unknown_or_mixed(model: ir.Model, path: Path, problem: str) -> None:
     values = [*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
     for value in values:
         if value.dtype is None and (value.producer() is None or value.name):
             producer = value.producer()
+            unknown = f"shape inference does not know the operator {producer.op_type}" if producer else "it has no type"
             raise InputError(
                 f"{path.name}: the type of {value.name!r} is unknown",
-                why=f"shape inference does not know the operator {producer.op_type}" if producer else "it has no type",
+                why=f"shape inference failed: {problem}" if problem else unknown,
                 fix="export the graph with standard ONNX operators and value types",
             )
         if value.dtype is not None and value.dtype.is_floating_point() and value.dtype != ir.DataType.FLOAT:

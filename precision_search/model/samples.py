@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.errors import InputError
-from precision_search.files import read_file, reason
+from precision_search.files import parse_json, read_file, reason
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -31,6 +31,13 @@ __all__ = [
 ]
 
 _SHOWN_LINES = 8
+_TABLES = (".csv", ".tsv", ".tab", ".psv")
+_NO_TEXT = (
+    *(".parquet", ".arrow", ".feather", ".avro", ".orc", ".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf"),
+    *(".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".html", ".xml", ".tmx", ".xliff", ".yaml", ".yml"),
+    *(".json", ".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar"),
+)
+"""Suffixes of files whose lines are no sentences, even where they are text."""
 _WIDE = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, with which it begins
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -85,8 +92,10 @@ def load_samples(path: Path, name: str) -> SampleSet:
     """Reads samples: one source a line, or for a `.jsonl` file one JSON object a line (`input`, optional `target`).
 
     Blank lines are skipped, other JSON keys ignored, a byte order mark and any line ends are tolerated. Raises
-    InputError for a file that is missing, no regular file, empty, binary, not UTF-8, or has a bad JSON line.
+    InputError for a file that is missing, no regular file, a table or another format by its suffix, empty, binary, not
+    UTF-8, or has a bad JSON line.
     """
+    _refuse_other_forms(path, name)
     lines = _lines(_read_text(path, name))
     parse = _json_sample if path.suffix.lower() == ".jsonl" else _text_sample
     samples = tuple(parse(text, line, f"{name} file {path}") for line, text in lines)
@@ -165,6 +174,18 @@ def _read_text(path: Path, name: str) -> str:
         raise _not_utf8(data, error.start, path, name) from error
 
 
+def _refuse_other_forms(path: Path, name: str) -> None:
+    """A table's header is no sentence, and nor is a row of it."""
+    suffix = path.suffix.lower()
+    if suffix in (*_TABLES, *_NO_TEXT) and path.is_file():
+        what = "a table, of which one column holds the sentences" if suffix in _TABLES else f"a {suffix} file"
+        raise InputError(
+            f"{name} file {path} is no list of sentences",
+            why=f"by its name it is {what}",
+            fix='write the sentences into a .txt file, one a line, or a .jsonl file with {"input": "..."} on each line',
+        )
+
+
 def _with_nul(data: bytes, path: Path, name: str) -> InputError:
     offset = data.index(0)
     why = f"it has a NUL byte at offset {offset} (line {_line(data, offset)}), which text never has"
@@ -217,8 +238,8 @@ def _text_sample(text: str, line: int, _file: str) -> Sample:
 def _json_sample(text: str, line: int, file: str) -> Sample:
     fix = 'write one object a line: {"input": "...", "target": "..."}; target is optional'
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{file}, line {line}, is not JSON", why=str(error), fix=fix) from error
     source = content.get("input") if isinstance(content, dict) else None
     target = content.get("target") if isinstance(content, dict) else None

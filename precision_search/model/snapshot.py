@@ -55,12 +55,16 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def unchanged(directory: Path) -> Iterator[Snapshot]:
+def unchanged(directory: Path, since: Snapshot | None = None) -> Iterator[Snapshot]:
     """Raises InputError at the end, or in the place of what went wrong inside, if the model there was changed.
 
     A directory that cannot be looked at is left to those who read it.
+
+    Args:
+        directory: of the model.
+        since: how it was at an earlier moment from which on it must not have changed.
     """
-    snapshot = Snapshot.of(directory) if directory.is_dir() else Snapshot()
+    snapshot = since or (Snapshot.of(directory) if directory.is_dir() else Snapshot())
     try:
         yield snapshot
     except Exception as error:

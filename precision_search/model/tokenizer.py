@@ -4,19 +4,26 @@ In: a model directory. Out: a `Tokenizer`. `tokenizer.json` is read by the `toke
 transformers only wraps; its other formats are left to transformers, whose import takes seconds.
 """
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import read_file
+from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, read_json, reason
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
+from precision_search.model.hf_files import hf_files
 
 if TYPE_CHECKING:
     import tokenizers
+
+MOST_GROWTH = 10_000
+"""Times as long as a text that its replacements may make it; known tokenizers stay below ten."""
+
+MOST_EXTRA_IDS = 100_000
+"""Sentinels that transformers may be asked to make up."""
 
 # What transformers writes for "no limit" is 1e30; no model was trained on lines of this many tokens.
 _SANE_LENGTH = 100_000
@@ -69,11 +76,11 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
     try:
-        settings = json.loads(read_file(path))
+        settings = read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON", why=reason(error), fix="restore the file") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is no config", why="it holds no JSON object", fix="restore the file")
     return settings
@@ -93,7 +100,13 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
     import tokenizers
 
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        data = read_file(file, LARGEST_JSON)
+        _check_growth(parse_json(data), file)
+        backend = tokenizers.Tokenizer.from_buffer(data)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file} cannot be loaded", why=reason(error), fix="restore the file") from error
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
         raise InputError(f"{file} cannot be loaded", why=str(error), fix="restore the file") from error
     # Some files carry the padding and truncation of their training run.
@@ -110,6 +123,39 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
         _to_ids=lambda text: backend.encode(text).ids,
         _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
     )
+
+
+def _check_growth(content: Any, file: Path) -> None:
+    """Refuses a tokenizer that replaces text by ever longer text, before it does so to its own added tokens.
+
+    The bound is of replacements alone: what Unicode's normal forms and a precompiled map add is a few characters for
+    each, and is not counted.
+    """
+    for part in ("normalizer", "decoder"):
+        steps = _steps(content.get(part) if isinstance(content, dict) else None)
+        growth = math.prod(map(_growth, steps))
+        if growth > MOST_GROWTH:
+            raise InputError(
+                f"{file} makes text up to {growth:.3g} times as long",
+                why=f"its {part} replaces text {len(steps)} times in a row; {MOST_GROWTH} times as long is the most",
+                fix="restore the file, or remove the replacements there",
+            )
+
+
+def _steps(value: Any) -> list[Mapping[str, Any]]:
+    """A normalizer or decoder, and all that are in it."""
+    inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    steps = [step for each in inner for step in _steps(each)]
+    return [value, *steps] if isinstance(value, dict) and value.get("type") in ("Replace", "Prepend") else steps
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """How many times as long a text can be after it, in characters."""
+    added = len(str(step.get("content", step.get("prepend", ""))))
+    pattern = step.get("pattern")
+    replaced = pattern.get("String") if isinstance(pattern, dict) else None
+    # A regular expression may match between any two characters.
+    return max(1.0, added / len(replaced)) if isinstance(replaced, str) and replaced else 1.0 + added
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> list[str]:
@@ -133,6 +179,20 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
 
 
 def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
+    extra = settings.get("extra_ids", 0)
+    if isinstance(extra, int | float) and extra > MOST_EXTRA_IDS:
+        raise InputError(
+            f"{model_dir / 'tokenizer_config.json'} asks for {extra} extra ids",
+            why=f"transformers would make a token for each, and {MOST_EXTRA_IDS} are the most",
+            fix="restore the file",
+        )
+    for path in (model_dir / name for name in hf_files()):
+        try:
+            check_size(path, LARGEST_JSON)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(f"{path} cannot be loaded", why=reason(error), fix="restore the file") from error
     from transformers import AutoTokenizer
 
     try:

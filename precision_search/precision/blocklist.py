@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from precision_search.errors import InputError, did_you_mean
-from precision_search.files import read_file, reason
+from precision_search.files import read_json, reason
 from precision_search.model.graph import (
     BASE_VARIANT,
     GRAPH_NAMES,
@@ -21,9 +20,12 @@ from precision_search.model.graph import (
 )
 from precision_search.model.variants import variant_names
 from precision_search.precision.low import LOW_DTYPES, LowDtype
+from precision_search.precision.patterns import LONGEST, PatternError, matched, time_limit
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 
 _LISTS_NAMES = "`precision-search inspect MODEL` lists op types and node keys"
+_SHOWN = 100
+"""Characters of a pattern that a message shows."""
 _FORM_FIX = "see blocklist.json in any run directory for the form"
 
 
@@ -104,10 +106,10 @@ def read_blocklist(path: Path, default_dtype: LowDtype = "float16") -> Blocklist
         InputError: it is missing, not JSON, or not a blocklist.
     """
     try:
-        data = json.loads(read_file(path))
+        data = read_json(path)
     except OSError as error:
         raise InputError(f"cannot read the blocklist {path}", why=reason(error), fix="check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON", why=str(error), fix=_FORM_FIX) from error
     return blocklist_from_json(data, str(path), default_dtype)
 
@@ -128,8 +130,9 @@ def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], s
             if op_type not in by_type:
                 raise _unknown(f"op type {op_type!r} ({family})", op_type, by_type, source)
             fp32 |= by_type[op_type]
+    end = time_limit()
     for pattern in blocklist.patterns:
-        fp32 |= match_keys(pattern, keys, source)
+        fp32 |= match_keys(pattern, keys, source, end)
     for name, nodes in blocklist.nodes.items():
         known = frozenset(node.key for node in graphs[name].compute) if name in graphs else frozenset[str]()
         for key in nodes:
@@ -175,6 +178,8 @@ def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: f
                 members.setdefault(node.role, set()).add(node.key)
     modules: dict[str, list[str]] = {}
     for role in sorted(role for role, keys in members.items() if len(keys) > 1 and keys <= left):
+        if len(role_pattern(role)) > LONGEST:
+            continue
         module, _, name = role.rpartition("/")
         modules.setdefault(module, []).append(name)
     everything = pinned.union(*members.values())
@@ -191,31 +196,34 @@ def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: f
 
 
 def _matched(pattern: str, keys: frozenset[str]) -> set[str]:
-    """The keys that the pattern matches as a whole; none if it is no regular expression."""
+    """The keys that the pattern matches as a whole; none if it is no pattern."""
     try:
-        return set(filter(re.compile(pattern).fullmatch, keys))
-    except re.error:
+        return set(matched(pattern, keys))
+    except PatternError:
         return set()
 
 
-def match_keys(pattern: str, keys: frozenset[str], source: str) -> frozenset[str]:
-    """The keys that the regular expression matches as a whole.
+def match_keys(pattern: str, keys: frozenset[str], source: str, end: float | None = None) -> frozenset[str]:
+    """The keys that the regular expression matches as a whole; `end` as for `matched`.
 
     Raises:
-        InputError: the expression is broken or matches nothing.
+        InputError: the expression is broken, too large or too slow, or matches nothing.
     """
     try:
-        expression = re.compile(pattern)
-    except re.error as error:
+        found = matched(pattern, keys, end)
+    except PatternError as error:
         raise InputError(
-            f"{source}: pattern {pattern!r} is not a regular expression",
+            f"{source}: pattern {_short(pattern)} is not a regular expression, or not one that is allowed",
             why=str(error),
             fix=r"write it as in Python: `.` is any character, `\d+` a layer number, `.*` anything",
         ) from error
-    found = frozenset(key for key in keys if expression.fullmatch(key))
     if not found:
-        raise _unknown(f"pattern {pattern!r}: it matches no node key", pattern, keys, source)
+        raise _unknown(f"pattern {_short(pattern)}: it matches no node key", pattern, keys, source)
     return found
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
 def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str], source: str) -> InputError:

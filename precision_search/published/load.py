@@ -5,23 +5,21 @@ In: a directory, ours or anybody's; to verify, the fp32 bundle that it claims to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from precision_search.device.cuda import process_gemm_options
 from precision_search.errors import InputError, first_line
-from precision_search.files import read_file
+from precision_search.files import read_json, reason
 from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GraphName
 from precision_search.model.layout import SEQ2SEQ
-from precision_search.model.onnx_files import load_model
+from precision_search.model.onnx_files import infer_types, load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.runtime.session import OptimizationLevel, SessionSettings
@@ -119,13 +117,14 @@ def _load_graph(path: Path) -> ir.Model:
     """A graph with every value's dtype known, which is what `widen` reads, and with sizes where kernels read them."""
     model = load_model(path)
     _check_types(path)
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        model = common_passes.ShapeInferencePass()(model).model
+    problem = infer_types(model)
     for node in model.graph:
         if any(value.dtype is None and value.name for value in node.outputs):
             raise InputError(
                 f"{path.name}: the type of what {node.name or node.op_type} gives is unknown",
-                why=f"shape inference does not know the operator {node.op_type}",
+                why=f"shape inference failed: {problem}"
+                if problem
+                else f"shape inference does not know the operator {node.op_type}",
                 fix="save the graph with its value types",
             )
     compute_sizes_on_device(model)
@@ -179,9 +178,10 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON", why=str(error), fix="restore the file, or remove it") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        fix = "restore the file, or remove it"
+        raise InputError(f"{path} is not valid JSON", why=reason(error), fix=fix) from error
     if not isinstance(content, dict):
         raise _wrong_facts(path, "it holds", content, "an object")
     return content

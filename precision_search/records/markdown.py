@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from precision_search.printable import printable
+
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!$&])")
 # A list item, or a line that underlines a heading: only at the start of a line, where text is letters otherwise.
 _BLOCK_START = re.compile(r"^(\d*)(?=[-+.)](\s|$)|[-=]+$)")
@@ -14,13 +16,13 @@ def escape(text: str) -> str:
 
     Line breaks become spaces; what would start a list, a heading, a link, HTML, code or emphasis is escaped.
     """
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return _BLOCK_START.sub(r"\1\\", _SPECIAL.sub(r"\\\1", line))
 
 
 def code(text: str) -> str:
     """The text as inline code, whatever backticks it holds."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     fence = "`" * (_longest_run(line) + 1)
     padding = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{padding}{line}{padding}{fence}"

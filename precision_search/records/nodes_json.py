@@ -86,6 +86,10 @@ class RunNodes:
     samples: int
     nodes: tuple[NodeRecord, ...]
 
+    def __post_init__(self) -> None:
+        if self.range_safety <= 0:  # others divide by it
+            raise ValueError(f"nodes.range_safety is {self.range_safety}")
+
 
 def describe_nodes(
     graphs: Mapping[GraphName, Graph],

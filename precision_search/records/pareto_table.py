@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from precision_search.errors import UsageError, did_you_mean, first_line
 from precision_search.judging.trial import LANDMARKS, Trial
+from precision_search.printable import printable
 from precision_search.records.kept_in_fp32 import kept_text
 from precision_search.strategies.pareto import Choice, choose_winner, pareto_front
 
@@ -21,6 +22,9 @@ SHOWN_OTHERS = 10
 """Stable plans beside the front that a table shows unless asked for all."""
 
 Value = str | int | float | bool | None
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
+"""How a text begins that a spreadsheet would compute, perhaps after it has cut away blanks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +210,24 @@ def _sorted(rows: Sequence[Row], column: Column) -> tuple[Row, ...]:
 
 
 def to_csv(table: ParetoTable) -> str:
-    """The table as CSV with a header line, the rejected rows last; unknown values are empty."""
+    """The table as CSV with a header line, the rejected rows last; unknown values are empty.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, which spreadsheets do not show; numbers
+    stay numbers. Control characters are spelled out.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(column.name for column in table.columns)
     for row in (*table.rows, *table.rejected):
         values = (column.value(row) for column in table.columns)
-        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in values)
+        writer.writerow(_cell(value) for value in values)
     return stream.getvalue()
+
+
+def _cell(value: Value) -> str | int | float | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text

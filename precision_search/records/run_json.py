@@ -7,7 +7,6 @@ on beside its device.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from precision_search.errors import InputError, InternalError
-from precision_search.files import read_file, reason
+from precision_search.files import read_json, reason
 from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.sample_sets import NearTie, Parity
 from precision_search.judging.trial import Trial
@@ -235,6 +234,10 @@ class Match:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"a share of samples is {self.value}")
+
     @classmethod
     def of(cls, exact: int, count: int) -> Match:
         """The share `exact` of `count` samples, `count` at least 1, with the Wilson interval."""
@@ -330,7 +333,7 @@ def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: st
         InputError: it is missing, broken or of a later version.
     """
     try:
-        content = json.loads(read_file(path))
+        content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             fix = "read it with the version of precision-search that wrote it, or a later one"
@@ -338,8 +341,10 @@ def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: st
         return from_json(kind, content, root)
     except OSError as error:
         raise InputError(f"{path} cannot be read", why=reason(error), fix=fix) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} {what}", why=str(error), fix=fix) from error
+    except InternalError as error:  # we would not have written it
+        raise InputError(f"{path} {what}", why=error.what, fix=fix) from error
 
 
 def tool_version() -> str:

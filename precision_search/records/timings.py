@@ -15,7 +15,7 @@ from pathlib import Path
 
 from precision_search.device.state import DeviceState
 from precision_search.errors import InputError
-from precision_search.files import append, read_file, reason, write_atomically
+from precision_search.files import append, parse_json, read_file, reason, write_atomically
 from precision_search.judging.latency import PlanTiming
 from precision_search.judging.trial import Judge, Proposal, Trial
 from precision_search.records.codec import from_json, to_json
@@ -129,8 +129,8 @@ def _trial(line: bytes, number: int, path: Path) -> int:
 
 def _record(line: bytes, number: int, path: Path) -> TimingRecord:
     try:
-        return from_json(TimingRecord, json.loads(line), "timing")
-    except (ValueError, RecursionError) as error:
+        return from_json(TimingRecord, parse_json(line), "timing")
+    except ValueError as error:
         raise InputError(
             f"line {number} of {path} does not hold the times of a plan",
             why=str(error),

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from precision_search.errors import InputError, InternalError
-from precision_search.files import append, read_file, reason
+from precision_search.files import append, parse_json, read_file, reason
 from precision_search.judging.trial import Trial
 from precision_search.precision.plan import Plan
 from precision_search.records.codec import from_json, to_json
@@ -36,8 +36,8 @@ def trial_from_line(line: str, where: str) -> Trial:
         InputError: the line is not JSON or not a trial; `where` (file and line) is named in the message.
     """
     try:
-        return from_json(Trial, json.loads(line), "trial")
-    except (ValueError, RecursionError) as error:
+        return from_json(Trial, parse_json(line), "trial")
+    except ValueError as error:
         raise InputError(
             f"{where} is not a judged plan",
             why=str(error),
@@ -152,8 +152,11 @@ def _parse(data: bytes, path: Path) -> tuple[tuple[Trial, ...], int]:
 
 
 def _is_json(raw: bytes) -> bool:
+    """Whether a last line is to be read: half of one of ours begins with a brace, anything else is not ours."""
+    if raw.strip()[:1] not in (b"", b"{"):
+        return True
     try:
-        json.loads(raw)
+        parse_json(raw)
     except ValueError:
         return False
     return True

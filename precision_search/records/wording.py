@@ -15,7 +15,7 @@ def share(value: float | None) -> str:
     """A share in percent, rounded down: only what is exact reads as 100%."""
     if value is None:
         return UNKNOWN
-    return "100%" if value >= 1.0 else f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
+    return "100%" if value >= 1.0 else f"{math.floor(max(value, 0.0) * 1000 + 1e-9) / 10:.1f}%"
 
 
 def milliseconds(value: float) -> str:

@@ -13,6 +13,7 @@ from precision_search.precision.blocklist import match_keys
 from precision_search.precision.convert import overflowing_weights
 from precision_search.precision.kernels import why_fp32
 from precision_search.precision.low import LowDtype
+from precision_search.precision.patterns import time_limit
 from precision_search.precision.plan import FAMILIES, all_compute_keys, pinned_keys
 from precision_search.precision.wiring import sources
 from precision_search.runtime.head import LOGITS
@@ -149,12 +150,13 @@ def _resolve(
         ConfigError: an item names nothing in any of them, unless that may be.
     """
     found: set[str] = set()
+    end = time_limit()
     for item in items:
         first: ConfigError | None = None
         named: set[str] = set()
         for graphs in variants:
             try:
-                named |= _named(item, graphs, where)
+                named |= _named(item, graphs, where, end)
             except ConfigError as error:
                 first = first or error
         if first is not None and not named and not missing_ok:
@@ -163,7 +165,7 @@ def _resolve(
     return frozenset(found)
 
 
-def _named(item: str, graphs: Mapping[GraphName, Graph], where: str) -> frozenset[str]:
+def _named(item: str, graphs: Mapping[GraphName, Graph], where: str, end: float) -> frozenset[str]:
     """What one item names; an op type leaves out its index arithmetic, which is nobody's choice, unless there is
     nothing else of that type."""
     keys, pinned = all_compute_keys(graphs), pinned_keys(graphs)
@@ -172,7 +174,7 @@ def _named(item: str, graphs: Mapping[GraphName, Graph], where: str) -> frozense
         for op_type, of_type in compute_keys_by_op_type(graphs, family).items():
             by_name[op_type] = by_name.get(op_type, frozenset()) | of_type
     try:
-        named = by_name.get(item) or match_keys(item, keys, where)
+        named = by_name.get(item) or match_keys(item, keys, where, end)
     except InputError as error:
         fix = did_you_mean(item, sorted(by_name), also=error.fix)
         raise ConfigError(error.what, why=error.why, fix=fix) from error

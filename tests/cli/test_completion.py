@@ -66,6 +66,12 @@ def test_a_plan_that_is_being_written_is_not_offered_yet() -> None:
     assert offered("export", "artifacts/runs/demo-1", "--plan", "") == STABLE
 
 
+def test_a_shell_is_offered_no_control_characters() -> None:
+    Path("artifacts/runs/demo-1/pareto.csv").write_text("a\x1b[2J,b\n")
+
+    assert offered("pareto", "artifacts/runs/demo-1", "--sort", "") == [r"a\x1b[2J", "b"]
+
+
 def test_columns_are_offered() -> None:
     header = ",".join(column.name for column in COLUMNS)
     Path("artifacts/runs/demo-1/pareto.csv").write_text(f"{header}\n")

@@ -9,6 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from precision_search.display.live_line import make_console
 from precision_search.display.reporters import PlainReporter, QuietReporter, RichReporter, make_reporter, trial_line
 from precision_search.judging.trial import Divergence, SearchReporter, SearchState
 from tests.search_models import trial
@@ -191,3 +192,27 @@ def test_an_error_is_told_in_one_line() -> None:
     line = trial_line(trial(6, verdict="error", message="no memory\n  why: 2 GB", flip_risk=None, latency=None))
 
     assert line == "plan 6 (joined): rejected, could not be judged: no memory, 0.50 s"
+
+
+@pytest.mark.parametrize("kind", ["quiet", "plain", "live"])
+def test_what_models_say_is_spelled_out(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    hostile = "a \x1b]0;title\x07 \x1b[2J \x9b31m \u202e [bold]b[/bold]"
+    stream = Terminal() if kind == "live" else io.StringIO()
+    reporter = (
+        RichReporter(make_console(stream), verbose=True)
+        if kind == "live"
+        else make_reporter(quiet=kind == "quiet", verbose=True, stream=stream)
+    )
+
+    reporter.stage(hostile)
+    reporter.note(hostile)
+    reporter.warn(hostile)
+    reporter.progress(1, 2, hostile)
+    reporter.trial(trial(3, stage=hostile))
+    reporter.close()
+
+    text = stream.getvalue()
+    assert "warning: a \\x1b]0;title\\x07 \\x1b[2J \\x9b31m \\u202e [bold]b[/bold]" in visible(text).replace("\n", "")
+    for raw in ("\x1b]", "\x1b[2J ", "\x07", "\x9b", "\u202e"):
+        assert raw not in text

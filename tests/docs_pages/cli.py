@@ -19,7 +19,7 @@ Data goes to stdout, progress and messages to stderr. `NO_COLOR` is honoured; pr
 | 2 | wrong usage, config or input |
 | 3 | this machine cannot do it: no CUDA, a missing package, no memory or space |
 | 4 | internal error; the message names a file to report |
-| 130 | interrupted; the message says how to go on |
+| 130 | interrupted, by Ctrl-C, SIGTERM or SIGHUP; the message says how to go on |
 
 This page is what `{PROGRAM} --help` and `{PROGRAM} COMMAND --help` say.
 """

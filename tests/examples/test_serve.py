@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,3 +113,85 @@ def test_a_server_without_a_model_does_not_start(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MODEL_DIR", str(tmp_path))
     with pytest.raises(InputError, match="not a model directory"), TestClient(serve.app):
         pass
+
+
+@pytest.mark.parametrize("body", [b'{"texts": ["\\ud800"]}', b'{"texts": "\\ud800"}', b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_text_or_no_json_is_refused(client: TestClient, body: bytes) -> None:
+    refused = client.post("/generate", content=body, headers={"Content-Type": "application/json"})
+
+    assert refused.status_code in (400, 422)
+    assert "input" not in str(refused.json()["detail"])
+
+
+def ask(*messages: dict[str, Any], length: int | None = None) -> tuple[int, int]:
+    """What the application answers to a request in these pieces, and how many of them it took."""
+    sent: list[dict[str, Any]] = []
+    left = list(messages)
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        if not left:
+            await asyncio.sleep(HANGS_S)
+        taken += 1
+        return left.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    headers += [] if length is None else [(b"content-length", str(length).encode())]
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/generate",
+        "raw_path": b"/generate",
+        "query_string": b"",
+        "headers": headers,
+    }
+    asyncio.run(serve.app(scope, receive, send))
+    status = next((message["status"] for message in sent if message["type"] == "http.response.start"), 0)
+    return status, taken
+
+
+def piece(body: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClient) -> None:
+    assert ask(length=64 << 20) == (413, 0)
+    assert ask(*[piece(b"a" * serve.MOST_BYTES)] * 9) == (413, 2)
+    assert ask(*[piece(b"a" * serve.MOST_BYTES)] * 9, length=3) == (413, 2)
+
+
+def test_a_body_in_pieces_is_read(client: TestClient) -> None:
+    assert ask(piece(b'{"texts": '), piece(b'["a"]'), piece(b"}", more=False)) == (200, 3)
+
+
+def test_a_client_that_leaves_frees_its_slot(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, done, calls = threading.Event(), threading.Event(), []
+
+    def slow(texts: list[str], **_options: Any) -> Any:
+        calls.append(texts)
+        started.set()
+        assert done.wait(HANGS_S)
+        raise InputError("nobody hears it")
+
+    monkeypatch.setattr(serve.app.state.generator, "generate", slow)
+    gone = {"type": "http.disconnect"}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/generate", json={"texts": ["first"]})
+        try:
+            assert started.wait(HANGS_S)
+            for _ in range(2 * serve.MOST_WAITING):
+                ask(piece(b'{"texts": ["gone"]}', more=False), gone)
+            assert client.get("/health").json()["waiting"] == 1
+        finally:
+            done.set()
+        assert first.result().status_code == 422
+    assert calls == [["first"]]
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_is_let_go(client: TestClient) -> None:
+    assert ask(piece(b'{"texts": '), {"type": "http.disconnect"}) == (0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnx import TensorProto
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
+from precision_search.model.export_cache import HASHES
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.graph import GRAPH_NAMES, GraphName, family_of
@@ -388,6 +390,7 @@ def test_a_checkpoint_is_exported_once(
         *map(graph_file, GRAPH_NAMES),
         "config.json",
         "tokenizer.json",
+        HASHES,
     }
     assert [entry.name for entry in first.path.parent.iterdir()] == [first.path.name]
     monkeypatch.setattr(bundle_module, "run_jobs", no_worker)
@@ -534,14 +537,35 @@ def test_a_checkpoint_becomes_an_fp32_bundle_that_generates_as_transformers_does
     assert len({token for row in expected for token in row}) > 4
 
 
+@pytest.fixture(scope="module")
+def in_turn(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The encoders of two checkpoints, by name, exported by one child after the other."""
+    folder = tmp_path_factory.mktemp("encoders")
+    found = {name: folder / f"{name}.onnx" for name in ("t5-float16", "t5-v1_1")}
+    jobs = [ExportJob(str(checkpoints / name), FAMILIES["t5"], "encoder", str(path)) for name, path in found.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        run_jobs(jobs)
+    return found
+
+
 @pytest.mark.slow
-def test_half_precision_weights_are_exported_as_the_fp32_numbers_they_are(checkpoints: Path, tmp_path: Path) -> None:
+def test_an_export_is_the_same_bytes_whatever_its_child_did_before(
+    checkpoints: Path, export_cache: Path, in_turn: dict[str, Path]
+) -> None:
+    cached = open_once(checkpoints / "t5-v1_1", export_cache).path / graph_file("encoder")
+    assert in_turn["t5-v1_1"].read_bytes() == cached.read_bytes()
+
+
+@pytest.mark.slow
+def test_half_precision_weights_are_exported_as_the_fp32_numbers_they_are(
+    checkpoints: Path, in_turn: dict[str, Path]
+) -> None:
     from safetensors.numpy import load_file
 
     checkpoint = checkpoints / "t5-float16"
     assert stored_dtypes(checkpoint) == {"F16"}
-    run_jobs([ExportJob(str(checkpoint), FAMILIES["t5"], "encoder", str(tmp_path / graph_file("encoder")))])
-    model = read_model(tmp_path / graph_file("encoder"))
+    model = read_model(in_turn["t5-float16"])
     exported = [
         value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None
     ]
@@ -601,3 +625,24 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoints: Path, tmp_path
         open_bundle(str(broken), tmp_path / "cache")
     assert "decoder.block.0.layer.2.DenseReluDense.wo.weight" in caught.value.why
     assert list((tmp_path / "cache" / "bundles").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "what", "why"),
+    [
+        ({"d_model": 1_000_000}, "describes another model than its weights are", "weights or more"),
+        ({"dropout_rate": "x"}, "cannot load the checkpoint", "dropout_rate"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(
+    checkpoints: Path, tmp_path: Path, settings: dict[str, Any], what: str, why: str
+) -> None:
+    broken = shutil.copytree(checkpoints / "t5-v1_1", tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, **settings}))
+
+    with pytest.raises(InputError, match=what) as caught:
+        open_bundle(str(broken), tmp_path / "cache")
+
+    assert why in caught.value.why

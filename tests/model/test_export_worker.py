@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from precision_search.model import export_worker
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.families.base import ModelFamily
+from tests.conftest import HANGS_S
+from tests.processes import lives
 
 
 class Child:
@@ -26,13 +30,23 @@ class Child:
         self.monkeypatch = monkeypatch
 
     def does(self, body: str) -> None:
-        """The child runs `body`, which has the folder as `folder`, and reads its job with `job()`."""
+        """The child repeats `body`, which has the folder as `folder`, gets its job by `job()` and calls `answer()`."""
         prologue = f"""#!{sys.executable}
 import json, os, pathlib, sys, time
 folder = pathlib.Path({str(self.folder)!r})
-job = lambda: json.load(sys.stdin)
+def job():
+    global number
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit(0)
+    found = json.loads(line)
+    number = found.pop("number")
+    return found
+def answer(**found):
+    print(json.dumps({{"number": number, **found}}), flush=True)
+while True:
 """
-        self.path.write_text(prologue + body)
+        self.path.write_text(prologue + textwrap.indent(body, "    "))
         self.path.chmod(0o755)
         self.monkeypatch.setattr(sys, "executable", str(self.path))
 
@@ -53,7 +67,7 @@ def as_json(family: ModelFamily) -> object:
     return json.loads(json.dumps(dataclasses.asdict(family)))
 
 
-ECHO = "print(json.dumps({'tokens': job()['rows']}))"
+ECHO = "answer(tokens=job()['rows'])"
 # Children meet: each waits until as many as `wanted` are there, so that the answers do not depend on speed.
 MEET = """
 mine = job()
@@ -72,7 +86,7 @@ wanted = 1
 while mine["rows"] == [[1]] and not (folder / "second").exists():
     time.sleep(0.01)
 (folder / "second").touch()
-print(json.dumps({{"tokens": mine["rows"]}}))
+answer(tokens=mine["rows"])
 """)
     child.monkeypatch.setattr(os, "cpu_count", lambda: 2)
     answers = run_jobs([generate((1,)), generate((2,))])
@@ -80,7 +94,7 @@ print(json.dumps({{"tokens": mine["rows"]}}))
 
 
 def test_a_job_arrives_whole(child: Child) -> None:
-    child.does("print(json.dumps(job()))")
+    child.does("answer(**job())")
     export, other = ExportJob("here", FAMILIES["mt5"], "decoder_with_past", "there"), generate((1, 2), (3,))
     assert run_jobs([export, other]) == [
         {
@@ -106,17 +120,17 @@ def test_no_jobs_give_no_answers() -> None:
 
 
 def test_a_job_larger_than_a_pipe_arrives(child: Child) -> None:
-    child.does("print(json.dumps({'count': len(job()['rows'])}))")
+    child.does("answer(count=len(job()['rows']))")
     assert run_jobs([generate(*[(number,) for number in range(100_000)])]) == [{"count": 100_000}]
 
 
-def test_only_the_last_line_is_the_answer(child: Child) -> None:
-    child.does(f"print('Loading weights: 100%'); print('{{}}')\n{ECHO}\nprint('   ', file=sys.stderr)")
+def test_what_a_child_prints_besides_is_no_answer(child: Child) -> None:
+    child.does(f"print('Loading weights: 100%'); print('{{}}'); print('7'); print('[0]')\n{ECHO}\nprint('   ')")
     assert run_jobs([generate((4,))]) == [{"tokens": [[4]]}]
 
 
 def test_much_on_stderr_blocks_nobody(child: Child) -> None:
-    child.does(f"mine = job\nsys.stderr.write('x' * 1_000_000)\n{ECHO}")
+    child.does(f"sys.stderr.write('x' * 1_000_000)\nsys.stderr.buffer.write(bytes(range(256)))\n{ECHO}")
     assert len(run_jobs([generate((1,)), generate((2,))])) == 2
 
 
@@ -126,7 +140,7 @@ wanted = 2
 {MEET}
 with (folder / "log").open("a") as log:
     log.write(f"{{together}} {{os.environ['OMP_NUM_THREADS']}}\\n")
-print("{{}}")
+answer()
 """)
     child.monkeypatch.setattr(os, "cpu_count", lambda: 4)
     run_jobs([generate((1,)), generate((2,))])
@@ -141,8 +155,9 @@ others = list(folder.glob("running-*"))
 here = folder / f"running-{os.getpid()}"
 here.touch()
 time.sleep(0.05)
-print(json.dumps({"alone": not others and list(folder.glob("running-*")) == [here]}))
+alone = not others and list(folder.glob("running-*")) == [here]
 here.unlink()
+answer(alone=alone)
 """)
     checkpoint = child.folder / "checkpoint"
     checkpoint.mkdir()
@@ -156,7 +171,7 @@ here.unlink()
 @pytest.mark.parametrize(("kind", "code"), [("input", 2), ("environment", 3), ("internal", 4)])
 def test_what_a_job_says_is_raised_as_what_it_is(child: Child, kind: str, code: int) -> None:
     error = {"what": "cannot load it", "why": "it is broken", "fix": "mend it"}
-    child.does(f"job(); print(json.dumps({{'error': {error | {'kind': kind}!r}}}))")
+    child.does(f"job(); answer(error={error | {'kind': kind}!r})")
     with pytest.raises(PrecisionSearchError) as caught:
         run_jobs([generate((1,))])
     assert {"what": caught.value.what, "why": caught.value.why, "fix": caught.value.fix} == error
@@ -245,3 +260,59 @@ export_worker.main()
         run_jobs([ExportJob("here", FAMILIES["t5"], "decoder", "there.onnx")])
     assert caught.value.what == "there.onnx cannot be used"
     assert (caught.value.why, caught.value.fix) == ("No space left on device", "free some space on that disk")
+
+
+def test_one_child_does_several_jobs_and_the_first_that_is_free_the_next(child: Child) -> None:
+    child.does(f"""
+wanted = 2
+{MEET}
+while mine["rows"] == [[1]] and not (folder / "third").exists():
+    time.sleep(0.01)
+if mine["rows"] == [[3]]:
+    (folder / "third").touch()
+answer(pid=os.getpid())
+""")
+    child.monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    first, second, third = (each["pid"] for each in run_jobs([generate((number,)) for number in (1, 2, 3)]))
+    assert first != second == third
+
+
+def test_children_end_with_the_call_though_they_would_stay(child: Child) -> None:
+    child.does("mine = job(); answer(pid=os.getpid()); time.sleep(600)")
+    (found,) = run_jobs([generate((1,))])
+    assert not lives(found["pid"])
+
+
+# The end of a child that runs our `main`
+
+
+BUSY = """
+import os, signal, sys, time
+from precision_search.model import export_worker
+
+def work(job):
+    print(f"stdin holds {sys.stdin.read()!r}", flush=True)
+    for each in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        os.kill(os.getpid(), each)
+    print("busy", file=sys.stderr, flush=True)
+    BODY
+    return {}
+
+export_worker._do = work
+export_worker.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")
+@pytest.mark.parametrize("body", ["while True: pass", "time.sleep(600)"], ids=["in-python", "in-c"])
+def test_a_child_ends_at_once_when_nobody_holds_its_stdin_and_on_no_signal(body: str) -> None:
+    command = [sys.executable, "-c", BUSY.replace("BODY", body)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None and process.stdout is not None
+        process.stdin.write(b'{"number": 0}\n')
+        process.stdin.flush()
+        assert [process.stderr.readline() for _ in range(2)] == [b"stdin holds ''\n", b"busy\n"]
+        process.stdin.write(b'{"number"')  # the parent ends while it writes
+        process.stdin.close()
+        assert process.wait(HANGS_S) == 0
+        assert process.stdout.read() == b""

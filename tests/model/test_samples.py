@@ -169,7 +169,7 @@ def test_lines_in_another_encoding_are_counted(tmp_path: Path) -> None:
         ('{"input": " "}', "no `input`"),
         ('{"input": "a", "target": 3}', "`target` is 3"),
         ('{"input": "\\ud800"}', "surrogate"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "more than 100 arrays"),
     ],
     ids=["cut", "text", "list", "number", "empty", "wrong-type", "blank", "bad-target", "surrogate", "nested"],
 )

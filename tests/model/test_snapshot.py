@@ -24,6 +24,7 @@ from precision_search.run import search as run
 from tests.checkpoints import word_tokenizer
 from tests.cli_models import fails, invoke
 from tests.tiny_model import WORDS, write_sentences, write_tiny_config, write_tiny_model
+from tests.told import Told
 
 Change = Callable[[Path], None]
 
@@ -224,7 +225,7 @@ def test_the_oracle_is_the_checkpoint_that_was_exported(
     assert not (tmp_path / "cache/oracle").exists()
 
 
-@pytest.mark.parametrize("broken", ["", "[[1", "7", '[["x"]]', "\0"])
+@pytest.mark.parametrize("broken", ["", "[[1", "7", '[["x"]]', "\0", "[[1]]", "[" * 100_000])
 def test_a_broken_answer_in_the_cache_is_asked_for_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -239,9 +240,16 @@ def test_a_broken_answer_in_the_cache_is_asked_for_again(
     found = open_bundle(str(checkpoint), tmp_path / "cache")
     assert oracle_tokens(found, ((1,),), tmp_path / "cache") == [[1]]
     (stored,) = (tmp_path / "cache/oracle").iterdir()
+    written = stored.read_bytes()
     stored.write_text(broken)
-    assert oracle_tokens(found, ((1,),), tmp_path / "cache") == [[1]]
-    assert stored.read_text() == "[[1]]"
+    told = Told()
+    assert oracle_tokens(found, ((1,),), tmp_path / "cache", reporter=told) == [[1]]
+    assert stored.read_bytes() == written
+    (warning,) = told.warnings
+    assert str(stored) in warning
+    assert "again" in warning
+    assert oracle_tokens(found, ((1,),), tmp_path / "cache", reporter=told) == [[1]]
+    assert len(told.warnings) == 1
 
 
 def test_an_export_that_finds_no_space_names_the_cache(
@@ -255,6 +263,8 @@ def test_an_export_that_finds_no_space_names_the_cache(
         open_bundle(str(checkpoint), tmp_path / "cache")
     assert str(tmp_path / "cache/bundles") in caught.value.what
     assert "free some space" in caught.value.fix
+    assert "`model.cache`" in caught.value.fix
+    assert "XDG_CACHE_HOME" in caught.value.fix
     assert list((tmp_path / "cache/bundles").iterdir()) == []
 
 

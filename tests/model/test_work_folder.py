@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from precision_search.model import work_folder as module
-from precision_search.model.work_folder import STALE_SECONDS, sweep, try_lock, work_folder
+from precision_search.model.work_folder import STALE_SECONDS, only_one, sweep, try_lock, work_folder
 
 PREFIX = ".export-"
 WORKER = """
@@ -99,3 +101,27 @@ def test_a_lock_is_had_once_and_ends_with_its_file(tmp_path: Path) -> None:
         assert try_lock(second) is False
     with path.open("wb") as third:
         assert try_lock(third) is True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_only_one_is_inside_at_a_time(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def enter() -> None:
+        with only_one(tmp_path):
+            order.append("second")
+
+    other = threading.Thread(target=enter)
+    with only_one(tmp_path):
+        other.start()
+        time.sleep(0.1)  # enough to be inside, if nothing kept it out
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with only_one(tmp_path), only_one(tmp_path):
+        pass

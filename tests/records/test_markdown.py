@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precision_search.printable import printable
 from precision_search.records.markdown import code, escape
 
 
@@ -28,6 +29,7 @@ from precision_search.records.markdown import code, escape
         ("3.5", "3.5"),
         ("---", r"\---"),
         ("two\nlines\r\n and  more", "two lines and more"),
+        ("\x1b[2J", r"\\x1b\[2J"),
     ],
 )
 def test_escape(text: str, expected: str) -> None:
@@ -39,7 +41,7 @@ def test_escaped_text_is_one_line_without_free_marks(text: str) -> None:
     escaped = escape(text)
     assert "\n" not in escaped
     assert not re.search(r"(?<!\\)(\\\\)*[`*_\[\]<>|]", escaped.replace("\\\\", ""))
-    assert re.sub(r"\\(.)", r"\1", escaped) == " ".join(text.split())
+    assert re.sub(r"\\(.)", r"\1", escaped) == printable(" ".join(text.split()))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from precision_search.records.trials import TrialLog, read_trials, trial_from_li
 from tests.search_models import record, trial
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**63 - 1)
 trials = st.builds(
     Trial,
     id=st.integers(0, 10**6),
@@ -34,21 +35,21 @@ trials = st.builds(
     validation_match=st.none() | finite,
     min_margin=st.none() | finite,
     flip_risk=st.none() | st.builds(FlipRisk, finite, finite, finite),
-    first_divergence=st.none()
-    | st.builds(Divergence, st.integers(0), st.integers(0), st.none() | st.text(), st.none() | finite),
+    first_divergence=st.none() | st.builds(Divergence, counts, counts, st.none() | st.text(), st.none() | finite),
     latency=st.none()
     | st.builds(
         TrialLatency,
-        *[finite] * 4,
+        *[finite] * 3,
+        st.floats(min_value=0, exclude_min=True, allow_infinity=False),
         st.sampled_from(["measured", "estimated"]),
         st.none() | st.text(),
         st.none() | finite,
         st.none() | finite,
     ),
-    size_bytes=st.none() | st.integers(0),
-    fp32_nodes=st.integers(0),
-    low_nodes=st.integers(0),
-    casts=st.none() | st.integers(0),
+    size_bytes=st.none() | counts,
+    fp32_nodes=counts,
+    low_nodes=counts,
+    casts=st.none() | counts,
     seconds=finite,
     message=st.none() | st.text(),
 )

@@ -70,7 +70,7 @@ def make(tmp_path: Path, export_cache: Path) -> Make:
 def oracle(monkeypatch: pytest.MonkeyPatch, demo_oracle_tokens: list[list[int]]) -> list[list[int]]:
     """What transformers says of the first samples; a test may change it."""
     told = [list(tokens) for tokens in demo_oracle_tokens[:FEW]]
-    monkeypatch.setattr(sample_sets, "oracle_tokens", lambda *_: told)
+    monkeypatch.setattr(sample_sets, "oracle_tokens", lambda *_, **__: told)
     return told
 
 
@@ -293,7 +293,7 @@ def test_a_difference_at_a_near_tie_is_only_told(
 def test_without_a_checkpoint_parity_is_skipped_and_said(
     make: Make, talk: Talk, demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_sets, "oracle_tokens", lambda *_: pytest.fail("there is nothing to ask"))
+    monkeypatch.setattr(sample_sets, "oracle_tokens", lambda *_, **__: pytest.fail("there is nothing to ask"))
 
     found = talk.prepare(make(model=demo_bundle.path))
 

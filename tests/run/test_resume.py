@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from precision_search import api
 from precision_search.config import load_config
+from precision_search.display.html import REPORT_FILE
 from precision_search.judging.trial import NOTHING_KNOWN, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import open_bundle
 from precision_search.model.graph import GRAPH_NAMES
@@ -26,7 +28,7 @@ from precision_search.records.trials import read_trials
 from precision_search.strategies import STRATEGIES
 from precision_search.strategies.pareto import choose_winner
 from tests.cli_models import fails, invoke
-from tests.run.killed import KILLED, After, Call, arguments
+from tests.run.killed import KILLED, After, Call, arguments, interrupted
 from tests.tiny_model import MIN_EXACT_MATCH, write_sentences, write_tiny_config, write_tiny_model
 
 FEW_CHOICES = {
@@ -49,13 +51,16 @@ def digests(trials: Sequence[Trial]) -> list[str]:
     return [trial.plan.plan.digest for trial in trials]
 
 
-def assert_readable(config: Path, out: Path) -> None:
-    """Whatever moment a session was killed at, there is no run, or one that can be read, with the best plan so far."""
+def assert_readable(config: Path, out: Path, *status: str) -> None:
+    """Whatever moment a session was killed at, there is no run, or one that can be read, with the best plan so far.
+
+    Its `status` is one of those given, or what a kill leaves.
+    """
     if not out.exists():
         return
     assert invoke("pareto", out).exit_code == 0
     found = run_files.read_run(out)
-    assert found.info.status in ("running", "complete")
+    assert found.info.status in (status or ("running", "complete"))
     # A kill may come between a trial's line and the files that follow from it.
     best = [choose_winner(found.trials[:end], MIN_EXACT_MATCH).trial for end in (-1, None)]
     plans = [None if trial is None else trial.plan.plan for trial in best]
@@ -147,6 +152,35 @@ def test_a_kill_at_any_step_is_survived(tiny: Path, tmp_path: Path, moment: Call
     config, out = tiny / "tiny.toml", tmp_path / "out"
     assert moment.session(config, out) == KILLED
     assert_readable(config, out)
+    run(config, out)
+    assert_same_end(tiny / "run", out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_asked_to_end_says_how_to_go_on_and_keeps_what_it_judged(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    config, out = tiny / "tiny.toml", tmp_path / "out"
+    said = interrupted(config, out, Call("precision_search.records.trials", "append", 3, getattr(signal, name)))
+    assert said.splitlines()[-1] == f"interrupted; go on with: precision-search run {config} --out {out} --resume"
+    assert_readable(config, out, "interrupted")
+    assert len(run_files.read_run(out).trials) == 2
+    assert (out / REPORT_FILE).is_file()
+    run(config, out)
+    assert_same_end(tiny / "run", out)
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_no_half_file(tiny: Path, tmp_path: Path) -> None:
+    config, out = tiny / "tiny.toml", tmp_path / "out"
+    first = Call("precision_search.judging.judge", "convert", 2, signal.SIGHUP)
+    second = Call("precision_search.run.search", "write_report", 1, signal.SIGTERM)
+    said = interrupted(config, out, first, second)
+    assert "the report was not written: interrupted" in said
+    assert f"--out {out} --resume" in said.splitlines()[-1]
+    assert_readable(config, out, "interrupted")
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
     run(config, out)
     assert_same_end(tiny / "run", out)
 

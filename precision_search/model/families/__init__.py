@@ -5,12 +5,11 @@ In: a checkpoint's `config.json`. Out: its `ModelFamily`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from precision_search.errors import InputError
-from precision_search.files import read_file
+from precision_search.files import read_json
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.families.t5 import MT5, T5
 
@@ -47,8 +46,8 @@ def model_family_of(config: Mapping[str, object], path: Path) -> ModelFamily:
 def family_in(directory: Path) -> ModelFamily:
     """`likely_family` of the model in a directory, whatever its `config.json` is."""
     try:
-        config = json.loads(read_file(directory / "config.json"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(directory / "config.json")
+    except (OSError, ValueError):
         config = None
     return likely_family(config if isinstance(config, dict) else {})
 
