@@ -91,7 +91,7 @@ class LiveLine:
         with self._console as console:
             if self._live.is_started:
                 console.control(_ERASING)
-            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Leaves the cursor at the line's start: there it stays where a window is made narrower and wraps the line."""

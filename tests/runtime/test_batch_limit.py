@@ -14,6 +14,12 @@ from precision_search.runtime.buffers import Buffer, release_shared
 from precision_search.runtime.session import NO_LIMIT, SessionSettings
 
 
+@pytest.fixture(autouse=True)
+def nothing_shared() -> None:
+    """What earlier tests of the process left in shared buffers would be given back first, and the work done again."""
+    release_shared()
+
+
 def holding(most: int, sizes: list[int]) -> Callable[[int], int]:
     def work(size: int) -> int:
         sizes.append(size)
