@@ -25,6 +25,7 @@ from precision_search.errors import InputError, first_line
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.generation_config import ModelConfig, read_model_config
 from precision_search.model.graph import GraphName, describe
+from precision_search.model.hf_files import weight_bytes
 from precision_search.model.layout import SEQ2SEQ, SYMBOLS, Axes, InputKind
 from precision_search.model.onnx_files import write_model
 
@@ -92,7 +93,7 @@ def _check_parameters(path: Path, sizes: ModelConfig) -> None:
     layers = sizes.num_layers * (attention + feed_forward)
     layers += sizes.num_decoder_layers * (2 * attention + feed_forward)
     parameters = sizes.vocab_size * sizes.d_model + layers
-    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    stored = weight_bytes(path)
     # Without any such file transformers says so before it makes room.
     if stored and parameters > 2 * stored:
         raise InputError(

@@ -32,6 +32,7 @@ from precision_search.errors import EnvironmentProblemError, InputError, Interna
 from precision_search.files import reason, remedy
 from precision_search.model.families.base import ModelFamily, family_from_json
 from precision_search.model.graph import GraphName
+from precision_search.model.hf_files import weight_bytes
 
 if TYPE_CHECKING:
     from precision_search.model.export import Checkpoint
@@ -85,7 +86,7 @@ def run_jobs(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]
         return []
     cores = os.cpu_count() or 1
     at_once = min(len(jobs), cores)
-    if any(_checkpoint_bytes(Path(job.checkpoint)) > SIDE_BY_SIDE_LIMIT for job in jobs):
+    if any(weight_bytes(Path(job.checkpoint)) > SIDE_BY_SIDE_LIMIT for job in jobs):
         at_once = 1
     waiting = deque(enumerate(jobs))
     answers: dict[int, Mapping[str, Any]] = {}
@@ -183,10 +184,6 @@ def _answer(line: str, number: int) -> dict[str, Any] | None:
     if not isinstance(found, dict) or found.pop("number", None) != number:
         return None
     return found
-
-
-def _checkpoint_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 # What follows runs in the child.

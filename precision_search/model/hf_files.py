@@ -75,3 +75,8 @@ def _json(path: Path) -> Any:
         return json.loads(content)  # not what was parsed: numbers are to stay as they stand
     except (OSError, ValueError):
         return None
+
+
+def weight_bytes(checkpoint: Path) -> int:
+    """Bytes of the weights in a checkpoint directory, which are read from safetensors alone."""
+    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))

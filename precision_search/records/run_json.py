@@ -341,10 +341,9 @@ def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: st
         return from_json(kind, content, root)
     except OSError as error:
         raise InputError(f"{path} cannot be read", why=reason(error), fix=fix) from error
-    except ValueError as error:
-        raise InputError(f"{path} {what}", why=str(error), fix=fix) from error
-    except InternalError as error:  # we would not have written it
-        raise InputError(f"{path} {what}", why=error.what, fix=fix) from error
+    except (ValueError, InternalError) as error:  # internal: a record that we would not have written
+        why = error.what if isinstance(error, InternalError) else str(error)
+        raise InputError(f"{path} {what}", why=why, fix=fix) from error
 
 
 def tool_version() -> str:
