@@ -96,6 +96,7 @@ def print_rich(show: Callable[[Console], None]) -> None:
     with console.capture() as captured:
         show(console)
     sys.stdout.write(captured.get())
+    sys.stdout.flush()  # before what the command says next on the other stream
 
 
 def new_run(name: str) -> Path:
