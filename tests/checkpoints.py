@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from precision_search.model import bundle
 from precision_search.model.bundle import Bundle, open_bundle
 
 _SAVE = """
@@ -58,7 +61,7 @@ TOKENIZER = word_tokenizer()
 Spec = tuple[str, str, str, dict[str, object]]
 """Directory name, model type, dtype it is stored in, and options of its config."""
 
-DEEPER_DECODER: dict[str, object] = {"num_layers": 2, "num_decoder_layers": 3}
+DEEPER_DECODER: dict[str, object] = {"num_layers": 1, "num_decoder_layers": 2}
 GATED: dict[str, object] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 1}
 
 SPECS: tuple[Spec, ...] = (
@@ -132,12 +135,26 @@ def _one_at_a_time(cache: Path) -> FileLock:
     return FileLock(cache / "exporting.lock")
 
 
-def trace(checkpoint: Path, target: Path) -> None:
-    """Exports the three graphs with torch's older exporter, which names nodes as optimum's files do."""
-    target.mkdir()
-    for name in ("config.json", "generation_config.json"):
-        (target / name).write_bytes((checkpoint / name).read_bytes())
-    _run(_TRACE, str(checkpoint), str(target))
+def trace(checkpoint: Path, target: Path, cache: Path) -> None:
+    """The three graphs as torch's older exporter makes them, which names nodes as optimum's files do.
+
+    They are kept in the cache, named by what makes them.
+    """
+    content = hashlib.sha256(f"{_TRACE} {metadata.version('torch')} {metadata.version('transformers')}".encode())
+    for path in (Path(bundle.__file__).with_name("export.py"), *sorted(checkpoint.iterdir())):
+        content.update(path.read_bytes())
+    kept = cache / "traced" / content.hexdigest()[:16]
+    with _one_at_a_time(cache):
+        if not kept.is_dir():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                work = Path(folder) / kept.name
+                work.mkdir()
+                for name in ("config.json", "generation_config.json"):
+                    (work / name).write_bytes((checkpoint / name).read_bytes())
+                _run(_TRACE, str(checkpoint), str(work))
+                work.rename(kept)
+    shutil.copytree(kept, target)
 
 
 def _run(script: str, *arguments: str) -> None:

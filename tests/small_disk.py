@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.warm import python_command
 
 NO_SKIP = "PRECISION_SEARCH_NO_SKIP"
-COMMAND = f"{sys.executable} -m precision_search"
 
 
 def on_disk(disk: Path, kib: int, script: str, **variables: str) -> str:
@@ -30,7 +32,13 @@ def on_disk(disk: Path, kib: int, script: str, **variables: str) -> str:
         pytest.fail(f"{NO_SKIP} is set, but: {why}") if os.environ.get(NO_SKIP) else pytest.skip(why)
     disk.mkdir(exist_ok=True)
     mounted = f'mount -t tmpfs -o size={kib}k,mode=755 tmpfs "$DISK"\n{script}'
-    environment = {**os.environ, "PYTHONPATH": _path(), "DISK": str(disk), "RUN": COMMAND, **variables}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": _path(),
+        "DISK": str(disk),
+        "RUN": shlex.join((*_python(), "-m", "precision_search")),
+        **variables,
+    }
     done = subprocess.run(
         [*_namespace(), "bash", "-euc", mounted],
         env=environment,
@@ -55,6 +63,11 @@ def why_not() -> str | None:
 
 def _namespace() -> list[str]:
     return ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+
+def _python() -> Sequence[str]:
+    """A forked one can enter the child's mounts where we are root."""
+    return python_command() if os.geteuid() == 0 else (sys.executable,)
 
 
 def _path() -> str:

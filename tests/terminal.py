@@ -17,6 +17,7 @@ from types import TracebackType
 import pytest
 
 from tests.conftest import HANGS_S, ROOT
+from tests.warm import python_command
 
 PROMPT = "$ "
 HEIGHT = 50
@@ -38,8 +39,11 @@ class Terminal:
     Its tmux server is its own, found through a socket in a directory of its own, so that no other tmux is touched.
     """
 
-    def __init__(self, work: Path, width: int, **environment: str) -> None:
-        """`work` is the shell's directory, `environment` adds to the little it gets."""
+    def __init__(self, work: Path, width: int, *, fresh: bool = False, **environment: str) -> None:
+        """`work` is the shell's directory, `environment` adds to the little it gets.
+
+        A `fresh` command is a Python that the terminal itself started, and so gets its signals.
+        """
         self._tmux = require_tmux()
         self._runs = 0
         self._folder = tempfile.TemporaryDirectory(
@@ -48,7 +52,8 @@ class Terminal:
         home = Path(self._folder.name)
         command = home / "bin/precision-search"
         command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m precision_search "$@"\n')
+        python = shlex.join((sys.executable,) if fresh else python_command())
+        command.write_text(f'#!/bin/sh\nexec {python} -m precision_search "$@"\n')
         command.chmod(0o755)
         variables = {
             "HOME": str(home),

@@ -97,6 +97,7 @@ def print_rich(show: Callable[[Console], None]) -> None:
     with console.capture() as captured:
         show(console)
     sys.stdout.write(captured.get())
+    sys.stdout.flush()  # before what the command says next on the other stream
 
 
 def print_table(table: ParetoTable, directory: Path, *, everything: bool = False) -> None:

@@ -32,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a config whose search goes on for minutes, one whose search ends soon, and a finished run."""
     folder = tmp_path_factory.mktemp("terminal")
     write_tiny_config(folder / "long", "op-types", max_trials=3000)
-    write_tiny_config(folder / "short", "nodes")
+    write_tiny_config(folder / "short", "nodes", max_trials=5)
     write_run(folder / "run", small_run())
     return folder
 
@@ -40,6 +40,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def terminal(work: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
     with Terminal(work, getattr(request, "param", 80)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fresh_terminal(work: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    """For what depends on the signals of a terminal."""
+    with Terminal(work, getattr(request, "param", 80), fresh=True) as opened:
         yield opened
 
 
@@ -58,42 +65,42 @@ def wait_for_live_line(terminal: Terminal) -> str:
     return last_line(screen)
 
 
-@pytest.mark.parametrize("terminal", WIDTHS, indirect=True)
+@pytest.mark.parametrize("fresh_terminal", WIDTHS, indirect=True)
 def test_the_live_line_fits_and_control_c_leaves_a_usable_terminal(
-    terminal: Terminal, work: Path, request: pytest.FixtureRequest
+    fresh_terminal: Terminal, work: Path, request: pytest.FixtureRequest
 ) -> None:
-    width = request.node.callspec.params["terminal"]
+    width = request.node.callspec.params["fresh_terminal"]
     out = f"stopped-{width}"
 
-    terminal.type(f"precision-search run long/tiny.toml --out {out}")
-    line = wait_for_live_line(terminal)
+    fresh_terminal.type(f"precision-search run long/tiny.toml --out {out}")
+    line = wait_for_live_line(fresh_terminal)
     assert len(line) < width
     assert ("screens/s" in line) == (width >= 80)
     assert ("strategy op-types" in line) == (width >= 120)
-    assert not terminal.cursor_is_visible()
+    assert not fresh_terminal.cursor_is_visible()
 
-    terminal.press("C-c")
-    screen = terminal.wait(lambda screen: last_line(screen).rstrip() == PROMPT.rstrip())
+    fresh_terminal.press("C-c")
+    screen = fresh_terminal.wait(lambda screen: last_line(screen).rstrip() == PROMPT.rstrip())
 
-    assert terminal.cursor_is_visible()
+    assert fresh_terminal.cursor_is_visible()
     assert " left" not in "\n".join(live_lines(screen))
-    history = "\n".join(terminal.history())
+    history = "\n".join(fresh_terminal.history())
     assert re.search(r"^searching.*: \d+ plans.*best ~?\d\.\d\dx est\.", history, re.MULTILINE)
     assert len(re.findall(r"^searching", history, re.MULTILINE)) == 1
     assert "^C" not in history
     resume = f"interrupted; go on with: precision-search run long/tiny.toml --out {out} --resume"
-    assert terminal.history()[-2] == resume
-    terminal.type("echo still $((20 + 3)) here")
-    terminal.wait(lambda screen: "still 23 here" in screen)
+    assert fresh_terminal.history()[-2] == resume
+    fresh_terminal.type("echo still $((20 + 3)) here")
+    fresh_terminal.wait(lambda screen: "still 23 here" in screen)
 
 
-def test_the_live_line_follows_the_width_and_leaves_nothing_behind(terminal: Terminal) -> None:
-    terminal.type("precision-search run long/tiny.toml --out resized")
-    wait_for_live_line(terminal)
+def test_the_live_line_follows_the_width_and_leaves_nothing_behind(fresh_terminal: Terminal) -> None:
+    fresh_terminal.type("precision-search run long/tiny.toml --out resized")
+    wait_for_live_line(fresh_terminal)
 
     for width in (200, 60, 120, 61, 80):
-        terminal.resize(width)
-        screen = terminal.wait(
+        fresh_terminal.resize(width)
+        screen = fresh_terminal.wait(
             lambda screen, width=width: (  # type: ignore[misc]
                 LIVE.fullmatch(last_line(screen))
                 and len(live_lines(screen)) == 1
@@ -102,10 +109,10 @@ def test_the_live_line_follows_the_width_and_leaves_nothing_behind(terminal: Ter
             )
         )
         assert last_line(screen)
-    terminal.press("C-c")
-    terminal.wait(lambda screen: last_line(screen).rstrip() == PROMPT.rstrip())
+    fresh_terminal.press("C-c")
+    fresh_terminal.wait(lambda screen: last_line(screen).rstrip() == PROMPT.rstrip())
 
-    history = "\n".join(terminal.history())
+    history = "\n".join(fresh_terminal.history())
     assert " left" not in history
     assert len(re.findall("searching", history)) == 1
 
@@ -126,16 +133,16 @@ reporter.close()
 """
 
 
-def test_nothing_is_lost_when_messages_come_while_the_line_is_live(terminal: Terminal, work: Path) -> None:
+def test_nothing_is_lost_when_messages_come_while_the_line_is_live(fresh_terminal: Terminal, work: Path) -> None:
     (work / "messages.py").write_text(MESSAGES)
 
-    terminal.type("clear; python3=$(sed -n 's/^exec //p' $(command -v precision-search) | cut -d' ' -f1)")
-    terminal.type('eval "$python3 messages.py"; echo ended=')
+    fresh_terminal.type("clear; python3=$(sed -n 's/^exec //p' $(command -v precision-search) | cut -d' ' -f1)")
+    fresh_terminal.type('eval "$python3 messages.py"; echo ended=')
     for width in (70, 110, 66):
-        terminal.resize(width)
-    terminal.wait(lambda screen: "ended=" in screen.split("\n"))
+        fresh_terminal.resize(width)
+    fresh_terminal.wait(lambda screen: "ended=" in screen.split("\n"))
 
-    lines = terminal.history()
+    lines = fresh_terminal.history()
     for kind in ("reported", "printed", "warned"):
         found = [line for line in lines if re.search(rf"\b{kind} \d{{3}}", line)]
         assert [re.findall(rf"{kind} (\d{{3}})", line) for line in found] == [[f"{n:03}"] for n in range(60)]
@@ -173,7 +180,8 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.mark.parametrize("no_color", [False, True])
 def test_no_color_leaves_no_style_and_verbose_lists_the_plans(work: Path, no_color: bool) -> None:
-    with Terminal(work, 120, **({"NO_COLOR": "1"} if no_color else {})) as terminal:
+    environment = {"NO_COLOR": "1"} if no_color else {}
+    with Terminal(work, 120, fresh=False, **environment) as terminal:
         assert terminal.run(f"precision-search run -v short/tiny.toml --out styled-{no_color}") == 0
         styled, lines = terminal.styled(), terminal.history()
 
@@ -238,7 +246,7 @@ def test_an_internal_error_shows_its_traceback_only_if_verbose(work: Path) -> No
         "import precision_search.config as c\ndef load(*a): raise ValueError('odd')\nc.load_config = load\n"
     )
     path = {"PYTHONPATH": f"{work / 'broken'}:{ROOT}"}
-    with Terminal(work, 120, **path) as terminal:
+    with Terminal(work, 120, fresh=True, **path) as terminal:
         for flags, shown in (("run x.toml", False), ("-v run x.toml", True), ("run x.toml --verbose", True)):
             assert terminal.run(f"precision-search {flags}") == InternalError.exit_code
             screen = terminal.screen()

@@ -15,6 +15,7 @@ import ast
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tokenize
@@ -25,6 +26,7 @@ from typing import Any
 
 from precision_search.config import load_config
 from tests.docs_pages.alike import WIDTH, alike, parted, timeless
+from tests.warm import python_command
 
 RUN = ("console", "python", "toml")
 
@@ -93,7 +95,7 @@ class Stage:
         if not tools.is_dir():
             tools.mkdir()
             script = tools / "precision-search"
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m precision_search "$@"\n')
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(python_command())} -m precision_search "$@"\n')
             script.chmod(0o755)
             (tools / "python").symlink_to(sys.executable)
         paths = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "XDG_CACHE_HOME": str(self.folder / ".cache")}

@@ -42,18 +42,29 @@ def _checkpoint(folder: Path, exports: Path) -> None:
     _sentences(folder)
 
 
+def _own_checkpoint(folder: Path, exports: Path) -> None:
+    """A checkpoint, sentences, and the page's config for its first plans, among which is the one that is chosen."""
+    _checkpoint(folder, exports)
+    (folder / "my.toml").write_text(f"{_config()}\n[search]\nmax_trials = 6\n")
+
+
+def _config() -> str:
+    """The config of the page on checkpoints."""
+    page = blocks((ROOT / "docs/how-to/own-checkpoint.md").read_text())
+    return next(block.text for block in page if block.language == "toml")
+
+
 def _gate(folder: Path, exports: Path) -> None:
     """A checkpoint and sentences, the config of their search and the blocklist that it found."""
     _checkpoint(folder, exports)
-    pages = blocks((ROOT / "docs/how-to/own-checkpoint.md").read_text())
-    (folder / "my.toml").write_text(next(block.text for block in pages if block.language == "toml"))
+    (folder / "my.toml").write_text(_config())
     (folder / "nothing.json").write_text('{"dtype": "float16"}')
     shutil.copy(Path(__file__).with_name("demo_blocklist.json"), folder / "blocklist.json")
 
 
 def _onnx(folder: Path, exports: Path) -> None:
     """The three graphs of another exporter, which names nodes its own way, and sentences."""
-    checkpoints.trace(DEMO_MODEL, folder / "my-onnx")
+    checkpoints.trace(DEMO_MODEL, folder / "my-onnx", exports)
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
         if (DEMO_MODEL / name).is_file():
             shutil.copy(DEMO_MODEL / name, folder / "my-onnx")
@@ -76,7 +87,7 @@ def _readme(folder: Path, exports: Path) -> None:
 STAGES: Mapping[str, Callable[[Path, Path], None]] = {
     "README.md": _readme,
     "docs/tutorial/demo.md": _checkout,
-    "docs/how-to/own-checkpoint.md": _checkpoint,
+    "docs/how-to/own-checkpoint.md": _own_checkpoint,
     "docs/how-to/own-onnx.md": _onnx,
     "docs/how-to/ci-gate.md": _gate,
     "docs/how-to/generator.md": _fp32_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from tests import warm
 from tests.conftest import HANGS_S
 from tests.dry_cuda.recorder import FOLDER_VARIABLE
 
@@ -24,6 +26,19 @@ class DryCuda:
     def __init__(self, libraries: Path) -> None:
         self._libraries = libraries
 
+    @functools.cached_property
+    def _variables(self) -> dict[str, str]:
+        return os.environ | {
+            FOLDER_VARIABLE: str(self._libraries),
+            "LD_LIBRARY_PATH": str(self._libraries),
+            "PYTHONPATH": os.pathsep.join(path for path in (str(Path.cwd()), *sys.path) if path),
+        }
+
+    @functools.cached_property
+    def _python(self) -> tuple[str, ...]:
+        """One that finds the stand-ins; none is loaded before it forks."""
+        return warm.start((*warm.IMPORTED, "tests.dry_cuda.scenarios"), self._variables)
+
     def call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Calls a module-level function in a child process; everything goes through pickle.
 
@@ -34,15 +49,10 @@ class DryCuda:
         with tempfile.TemporaryDirectory() as folder:
             given, returned = Path(folder) / "arguments", Path(folder) / "result"
             given.write_bytes(pickle.dumps(options))
-            variables = os.environ | {
-                FOLDER_VARIABLE: str(self._libraries),
-                "LD_LIBRARY_PATH": str(self._libraries),
-                "PYTHONPATH": os.pathsep.join(path for path in (str(Path.cwd()), *sys.path) if path),
-            }
-            command = [sys.executable, "-m", "tests.dry_cuda.child", function.__module__, function.__name__]
+            command = [*self._python, "-m", "tests.dry_cuda.child", function.__module__, function.__name__]
             done = subprocess.run(
                 [*command, str(given), str(returned)],
-                env=variables,
+                env=self._variables,
                 cwd=Path(__file__).parents[2],
                 capture_output=True,
                 text=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 
 from tests.conftest import ROOT, why_no_cuda
 from tests.tiny_model import write_tiny_config
+from tests.warm import python_command
 
 
-def gate(folder: Path, *arguments: str, command: str = f'exec "{sys.executable}" -m precision_search "$@"') -> Any:
-    """Runs the script with `command` as `precision-search`."""
+def gate(folder: Path, *arguments: str, command: str | None = None) -> Any:
+    """Runs the script with `command` as `precision-search`, or the real one."""
+    command = command or f'exec {shlex.join(python_command())} -m precision_search "$@"'
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     program = tools / "precision-search"

@@ -10,12 +10,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.tiny_model import write_tiny_config
+from tests.warm import python_command
 
 
 @pytest.mark.slow
 def test_search_leaves_a_model_and_generates_with_it(tmp_path: Path) -> None:
-    config = write_tiny_config(tmp_path, "nodes")
-    command = [sys.executable, str(ROOT / "examples/search.py"), str(config), str(tmp_path / "run")]
+    config = write_tiny_config(tmp_path, "nodes", max_trials=8)
+    command = [*python_command(), str(ROOT / "examples/search.py"), str(config), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -32,7 +33,7 @@ def test_search_needs_no_validation_set(tmp_path: Path) -> None:
     text = config.read_text()
     start, end = text.index("[validation]"), text.index("[test]")
     config.write_text(text[:start] + text[end:])
-    command = [sys.executable, str(ROOT / "examples/search.py"), str(config), str(tmp_path / "run")]
+    command = [*python_command(), str(ROOT / "examples/search.py"), str(config), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "flips: unknown" in done.stdout

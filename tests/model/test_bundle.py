@@ -582,7 +582,7 @@ def test_graphs_of_the_older_exporter_open_convert_and_generate_alike(
 ) -> None:
     """They come without scopes, with Constant nodes, casts from fp32 to fp32 and weights under made-up names."""
     target = tmp_path / "traced"
-    trace(checkpoints / "t5-bfloat16", target)
+    trace(checkpoints / "t5-bfloat16", target, export_cache)
     raw = onnx.load(target / graph_file("encoder"))
     assert {"Constant", "Cast"} <= {node.op_type for node in raw.graph.node}
     assert any(value.name.startswith("onnx::MatMul") for value in raw.graph.initializer)

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.warm import IMPORTED
+
 INTERRUPTED = 130
 KILLED = -signal.SIGKILL if sys.platform != "win32" else None
-
-_IMPORTED = ("onnxruntime", "onnx_ir", "onnx", "optuna", "scipy.stats", "tokenizers", "jinja2", "rich.console")
-_IMPORTED_OF_OURS = ("precision_search.cli.commands", "precision_search.run.search", "precision_search.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def arguments(config: Path, out: Path) -> list[str]:
 
 def _session(command: Sequence[str], calls: Sequence[Call], seconds: float | None) -> tuple[int, str]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_IMPORTED, *_IMPORTED_OF_OURS])
+    context.set_forkserver_preload(list(IMPORTED))
     with tempfile.NamedTemporaryFile() as said:
         process = context.Process(target=_command_line, args=(command, calls, said.name))
         process.start()
