@@ -243,13 +243,13 @@ def beyond_judged(
     if not judged.padded and size > 1 and len({len(row) for row in rows}) > 1:
         found.append(f"{name} was not judged in padded batches, and sentences of several lengths are padded here")
     for what, texts, lengths in (
-        ("sentences are", rows, judged.source_lengths),
-        ("of the reference's outputs are", tokens, judged.target_lengths),
+        ("sentences", rows, judged.source_lengths),
+        ("outputs of the reference", tokens, judged.target_lengths),
     ):
         if longer := [len(each) for each in texts if len(each) > lengths.max]:
             found.append(
-                f"{len(longer)} {what} longer than any that {name} was judged with "
-                f"(up to {max(longer)} tokens, judged up to {lengths.max})"
+                f"of {len(texts)} {what}, {len(longer)} {'is' if len(longer) == 1 else 'are'} longer than any that "
+                f"{name} was judged with (up to {max(longer)} tokens, judged up to {lengths.max})"
             )
     return tuple(found)
 

@@ -351,7 +351,7 @@ def test_what_was_not_judged_is_said(demo_bundle: Bundle) -> None:
     assert other.startswith("batches of 16 were not judged: ")
     assert other.endswith("was judged in batches of 1 and 32")
     source, target = beyond_judged(model, [*rows, (3,) * 6], [*tokens, (4,) * 7], 32)
-    assert "1 sentences are longer" in source
+    assert "of 41 sentences, 1 is longer than" in source
     assert "up to 7 tokens, judged up to 4" in target
     (unpadded,) = beyond_judged(
         replace(model, judged=replace(judged, padded=False)), [(3,), *rows], [(4,), *tokens], 32
