@@ -96,7 +96,7 @@ def test_the_steps_of_a_run_take_plain_paths(folder: Path, tmp_path: Path) -> No
     assert {index for index, (low, full) in enumerate(pairs) if low != full} == differing
 
 
-def test_table_card_and_report_count_what_stays_in_fp32_alike(folder: Path) -> None:
+def test_table_card_and_report_count_what_stays_in_fp32_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node key once, pinned ones included."""
     run = folder / "run"
     winner = api.pareto(run).choice.trial
@@ -105,6 +105,7 @@ def test_table_card_and_report_count_what_stays_in_fp32_alike(folder: Path) -> N
     kept = f"{len(every & winner.plan.plan.fp32)} of {len(every)}"
 
     assert f"{winner.fp32_decisions} of {winner.decisions}" == kept
+    monkeypatch.setenv("COLUMNS", "200")  # else the column is among those that a narrow terminal does without
     chosen = next(line for line in invoke("pareto", run).stdout.splitlines() if line.startswith(">"))
     assert f" {kept} " in chosen
     assert f"{kept} nodes in fp32" in (run / "model/README.md").read_text()

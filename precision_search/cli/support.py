@@ -112,7 +112,7 @@ def print_table(table: ParetoTable, directory: Path, *, everything: bool = False
         tables.render_rich(table if everything else table.shortened(), console)
         reports.show_best(info, console)
         reports.show_state(info, console)
-        reports.show_ceiling(info, console)
+        reports.show_ceiling(info, table, console)
 
     print_rich(show)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from precision_search.printable import printable, printable_json
 from precision_search.records.codec import to_json
 from precision_search.records.wording import SHOWN_HASH, ceiling_line, nothing_faster, share
+from precision_search.strategies.pareto import is_faster
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from precision_search.machine.doctor import CudaState, DoctorReport
     from precision_search.machine.libraries import CudaLibrary
     from precision_search.published.verify import VerifyReport
+    from precision_search.records.pareto_table import ParetoTable
     from precision_search.records.run_json import RunInfo
 
 UNKNOWN = "-"
@@ -103,11 +105,11 @@ def show_best(info: RunInfo, console: Console) -> None:
             _print(console, [f"plan {info.best.id}: {kept} ({interval})"])
 
 
-def show_ceiling(info: RunInfo, console: Console) -> None:
+def show_ceiling(info: RunInfo, table: ParetoTable, console: Console) -> None:
     """Prints what could have been gained at most, where nothing was."""
     if info.ceiling is not None and info.best is not None and not info.best.faster:
         # Where plans are faster and keep too little, the choice has said so.
-        line = ceiling_line if info.best.requirements_met is False else nothing_faster
+        line = ceiling_line if any(is_faster(row.trial) for row in table.rows) else nothing_faster
         _print(console, [line(info.ceiling, info.workload)])
 
 

@@ -39,7 +39,7 @@ class NodeRange:
         largest_output: largest magnitude of its result.
         largest_inside: largest magnitude its low kernel would store on the way (the sum of a mean); 0 if nothing.
         underflow: share of its result's values that are not 0 but below the low dtype's smallest normal number, on
-            the first batch (a share needs no more, and counting costs more than the pass itself).
+            the first batch, or on both of two (a share needs no more, and counting costs more than the pass itself).
     """
 
     key: str
@@ -84,7 +84,8 @@ def measure_ranges(
     done, total = 0, sum(len(batch.source.indices) for batch in batches)
     progress(done, total, "samples")
     for number, batch in enumerate(batches):
-        if number < 2:
+        # Counting slows a pass; two sessions that do not count are worth it if more than one batch is left.
+        if number == 0 or (number == 1 and len(batches) > 2):
             found = _merge(found, probes)
             probes = {
                 graph.name: _Probe(graph, dtype, settings, count_tiny=number == 0) for graph in (encoder, decoder)

@@ -65,7 +65,8 @@ def choice_of(run: Run, requirement: Requirement) -> Choice:
     The rule may have been another when the run was made, and `model/` holds what was chosen then.
     """
     best = run.info.best if run.info.status == "complete" else None
-    trial = None if best is None else next((trial for trial in run.trials if trial.id == best.id), None)
+    stable = (trial for trial in run.trials if trial.verdict == "stable")  # whatever a file says of others
+    trial = None if best is None else next((trial for trial in stable if trial.id == best.id), None)
     if best is None or trial is None:
         return choose_winner(run.trials, requirement)
     met = best.requirements_met
