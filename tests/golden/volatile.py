@@ -61,6 +61,7 @@ _FACT = r"(<dt>{}</dt><dd><bdi>)[^<]*"
 REPLACED = (
     Replaced("*/progress", r"^\[\d+\.\d s\]", "[- s]", "the clock of a stage"),
     Replaced("*/progress", r", \d+\.\d+ s(, \d+(\.\d+)? screens/s)?$", ", - s", "how long a plan took"),
+    Replaced("*progress", r"\S*/golden-[^/\s]+/", "", "the folder that it was made in"),
     Replaced("*/page", _FACT.format("(?:started|finished|time)"), rf"\1{MARK}", "times"),
     Replaced("*/page", _FACT.format("(?:screens a second|peak memory)"), rf"\1{MARK}", "speed and load of the machine"),
     Replaced("*/page", _FACT.format("config, SHA-256"), rf"\1{MARK}", "the config holds absolute paths"),
