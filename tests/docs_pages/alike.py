@@ -80,6 +80,7 @@ MEASURED = (RISK, LARGEST, MARGIN)
 _DECIDED = re.compile(
     r"plan \d+ \((?!(?:fp32|all-low|classic|cut)\))[\w-]+\): |measuring the noise of \d+ roles?$"
     r"|[>*]* ?\d+ (?:enc|dec|both|everything|nothing)\b.*\]|\d+,\w+,|> chosen: plan \d+, |left out at this width: "
+    r"|at least [\d.]+% of the validation samples$"  # where the reason of a choice takes two lines
     r"|\d+ more (?:stable )?plans? (?:rejected|not shown)$|plan \d+: \d+ of \d+ \w+ samples exact, "
     r"|minimum cut: its cost of |line \d+ differs from token \d+ on |(?:source|reference|model) |$|exact match "
     r"|near-ties \d+ of the |error: .* keeps .*% of the samples exactly$|why: --min-exact-match asks for "

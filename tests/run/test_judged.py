@@ -124,7 +124,7 @@ def test_verify_says_which_batch_size_and_lengths_were_not_judged(padded: Ran) -
     assert "batches of 4 were not judged: " in other
     assert "was judged in batches of 1 and 10" in other
     longer = padded.verified(COUNT, "mixed.txt")
-    assert f"of {len(MIXED)} sentences, 4 are longer than any that " in longer
+    assert f"of {COUNT} sentences, 4 are longer than any that " in longer
     assert "(up to 7 tokens, judged up to 5)" in longer
 
 
