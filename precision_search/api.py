@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search.config import Config, LatencySection, WorkloadSection, default_cache, load_config
+from precision_search.cost.ceiling import Ceiling
 from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.display.html import write_report
@@ -336,12 +337,16 @@ def inspect(
             samples = len(encoded.ids)
             bundle.files.check()
         told.stage("estimating what could be gained at most")
-        variants = with_variants(bundle)
-        pins = {name: Pins(frozenset(never_low(variants.graphs_of(name), dtype))) for name in variants.variant_names}
-        ceiling = find_ceiling(EstimatedLatency(variants, workload, profile), dtype, pins)
+        ceiling = _ceiling(with_variants(bundle), dtype, workload, profile)
         return inspect_bundle(
             bundle, dtype, name=name, ranges=ranges, samples=samples, workload=workload, ceiling=ceiling
         )
+
+
+def _ceiling(variants: Bundle, dtype: LowDtype, workload: Workload, profile: DeviceProfile) -> Ceiling:
+    """Of a model without a config: in fp32 stays only what no plan makes low."""
+    pins = {name: Pins(frozenset(never_low(variants.graphs_of(name), dtype))) for name in variants.variant_names}
+    return find_ceiling(EstimatedLatency(variants, workload, profile), dtype, pins)
 
 
 def calibrate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import subprocess
 import sys
@@ -84,3 +85,19 @@ def test_the_module_runs_as_the_command() -> None:
 
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere is not a run directory\n  why: ")
+
+
+def test_modules_have_at_most_400_lines_and_functions_50() -> None:
+    """CONTRIBUTING says so: what is longer is two things."""
+    too_long = []
+    for path in sorted((ROOT / "precision_search").rglob("*.py")):
+        tree = ast.parse(source := path.read_text())
+        if (lines := source.count("\n")) > 400:
+            too_long.append(f"{path.name}: {lines} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if (lines := node.end_lineno - node.lineno + 1) > 50:
+                    too_long.append(f"{path.name}, {node.name}: {lines} lines")
+
+    assert too_long == []

@@ -121,13 +121,17 @@ def without_own_differences(
     most = min(FIRST_BATCH, batch_size)
     padded = limit.fitting(most, lambda size: look("padded", chosen.padded, chosen.padded, size))
     alone = limit.fitting(1, lambda size: look("alone", chosen.alone, chosen.generated_alone, size))
-    lost = {kind: {each.sample for each in (*padded, *alone) if each.batch == kind} for kind in ("padded", "alone")}
     return replace(
         chosen,
-        padded=tuple(index for index in chosen.padded if index not in lost["padded"]),
-        alone=tuple(index for index in chosen.alone if index not in lost["alone"]),
+        padded=_others(chosen.padded, padded),
+        alone=_others(chosen.alone, alone),
         differences=(*padded, *alone),
     )
+
+
+def _others(samples: Sequence[int], differences: Sequence[OwnDifference]) -> tuple[int, ...]:
+    lost = {each.sample for each in differences}
+    return tuple(index for index in samples if index not in lost)
 
 
 def _lost_when_forced(forced: ForcedModel, batches: Sequence[ForcedBatch]) -> Iterator[tuple[int, int]]:
