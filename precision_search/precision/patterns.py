@@ -22,17 +22,22 @@ DEEPEST = 20
 """Groups inside each other."""
 MOST_REPEATS = 1000
 """What a counted repeat such as `{2,9}` may go up to."""
+MOST_COPIES = 10_000
+"""What the lower ends of all counted repeats may multiply to: `regex` writes out what repeats inside repeats, and no
+limit of time holds while it does."""
 SECONDS = 5.0
 """How long the patterns of one list may take over all keys; an honest one takes milliseconds."""
 
 _PIECES = re.compile(
     r"(?P<escape>\\.)"
+    r"|(?P<comment>\(\?#(?:\\.|[^\\)])*\))"
     r"|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])"
     r"|(?P<repeat>\{(?P<low>\d*)(?P<comma>,?)(?P<high>\d*)\})"
     r"|(?P<other>.)",
     re.DOTALL,
 )
 _PIECES_OF_SET = re.compile(r"\\.|.", re.DOTALL)
+_VERBOSE = re.compile(r"\(\?[aiLmsu]*x")
 
 
 class PatternError(ValueError):
@@ -58,6 +63,8 @@ def matched(pattern: str, keys: Iterable[str], end: float | None = None) -> froz
     expression = _compiled(pattern)
     end = time_limit() if end is None else end
     try:
+        if time.monotonic() >= end:
+            raise TimeoutError
         return frozenset(key for key in keys if expression.fullmatch(key, timeout=max(1e-3, end - time.monotonic())))
     except TimeoutError as error:
         raise PatternError(f"it does not end within {SECONDS:g} seconds, which repeats inside repeats do") from error
@@ -78,18 +85,25 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
 
 def _spelled(pattern: str) -> Iterator[str]:
     """The pieces of the pattern that mean to `regex` what the pattern means to `re`."""
-    depth = 0
+    depth, copies, verbose = 0, 1, _VERBOSE.search(pattern) is not None
     for piece in _PIECES.finditer(pattern):
         text = piece[0]
+        if verbose and text == "#":
+            raise PatternError("it has a comment in verbose mode, which is not supported; write it without")
         depth += (text == "(") - (text == ")")
         if depth > DEEPEST:
             raise PatternError(f"it has more than {DEEPEST} groups inside each other")
-        if piece["set"]:
+        if piece["comment"]:
+            yield "(?#)"
+        elif piece["set"]:
             yield text[0] + "".join(r"\[" if each == "[" else each for each in _PIECES_OF_SET.findall(text[1:]))
         elif piece["repeat"] and text != "{}":
             low, high = piece["low"] or "0", piece["high"] if piece["comma"] else piece["low"]
             if any(len(count) > 9 or int(count) > MOST_REPEATS for count in (low, high) if count):
                 raise PatternError(f"it repeats up to {text}, and {MOST_REPEATS} times are the most")
+            copies *= max(1, int(low))
+            if copies > MOST_COPIES:
+                raise PatternError(f"its repeats multiply to more than {MOST_COPIES} copies of what they repeat")
             yield f"{{{low},{high}}}"
         else:
             yield text.replace("{", r"\{") if piece["escape"] is None else text

@@ -48,6 +48,7 @@ _PIECES = (
         "(?>",
         "(?x)",
         "#",
+        "(?#",
     ),
 )
 _TEXTS = (
@@ -84,8 +85,13 @@ def test_a_pattern_matches_what_re_matches(pattern: str) -> None:
         with pytest.raises(PatternError):
             matched(pattern, _TEXTS)
         return
+    try:
+        found = matched(pattern, _TEXTS)
+    except PatternError as error:
+        assert "comment in verbose mode" in str(error) and "x" in pattern and "#" in pattern
+        return
 
-    assert matched(pattern, _TEXTS) == frozenset(filter(expression.fullmatch, _TEXTS))
+    assert found == frozenset(filter(expression.fullmatch, _TEXTS))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,15 @@ def test_lookarounds_work_and_known_traps_end(pattern: str, found: tuple[str, ..
         ("a{99999999999}", "it repeats up to {99999999999}, and 1000 times are the most"),
         ("(" * 5000, "it has 5000 characters, and 1000 are the most"),
         ("(" * 300 + ")" * 300, "it has more than 20 groups inside each other"),
+        ("(?:(?:(?:a?){1000}){1000}){1000}b", "its repeats multiply to more than 10000 copies of what they repeat"),
+        (
+            "(?#[)(?:(?:(?:a?){1000}){1000}){1000}b(?#])",
+            "its repeats multiply to more than 10000 copies of what they repeat",
+        ),
+        (
+            "(?x)#[\n(?:(?:(?:a?){1000}){1000}){1000}b #]",
+            "it has a comment in verbose mode, which is not supported; write it without",
+        ),
         ("*(", "nothing to repeat at position 0"),
         (r"\p{L}", "bad escape \\p at position 0"),
     ],
@@ -133,3 +148,8 @@ def test_a_pattern_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch)
 def test_patterns_of_a_list_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PatternError, match="it does not end"):
         matched(r"(\w{1,9}[./]?){1,1000}(?<!\w)", KEYS, end=0.0)
+
+
+def test_patterns_of_a_list_share_their_time_however_fast_each_is() -> None:
+    with pytest.raises(PatternError, match="it does not end"):
+        matched("a", KEYS, end=0.0)
