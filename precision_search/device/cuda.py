@@ -40,6 +40,8 @@ USE_SHARED_MEMORY = "session.use_env_allocators"
 """The session config entry of ONNX Runtime that makes a session take the memory that `share_memory` registered."""
 
 LOG_ERROR, LOG_FATAL = 3, 4
+"""What ONNX Runtime logs. Sessions have the latter: what fails is raised with the same words, and the log would bring
+the names of nodes to a terminal as they are."""
 _INSTALL = "pip install 'precision-search[cuda]'"
 _ON_CPU = "run on the CPU"
 _FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure (\d+): [^;]*[^; ]", re.IGNORECASE)
@@ -77,7 +79,7 @@ def require(device_id: int) -> None:
     check_provider_offered()
     unloaded = load_libraries()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_ERROR
+    options.log_severity_level = LOG_FATAL
     providers = [(CUDA_PROVIDER, {"device_id": str(device_id)}), CPU_PROVIDER]
     try:
         with quiet():

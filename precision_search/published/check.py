@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from precision_search.device.cuda import LOG_FATAL
 from precision_search.errors import InternalError, first_line
 from precision_search.model.graph import SHAPE_OPS, Graph, GraphName, NodeKind, is_weight, node_kind
 from precision_search.model.layout import graph_file
@@ -103,7 +104,7 @@ def _check_loads(model: ir.Model, path: Path) -> None:
             return
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 3
+        options.log_severity_level = LOG_FATAL
         options.intra_op_num_threads = 1
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own, one for each status code

@@ -209,7 +209,7 @@ def _session_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[settings.optimization_level])
-    options.log_severity_level = cuda.LOG_ERROR
+    options.log_severity_level = cuda.LOG_FATAL
     # Every session has a thread pool of its own, and one session of several runs at a time: the others must leave the
     # cores alone.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))

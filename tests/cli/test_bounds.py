@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from precision_search.config import Requirement
 from precision_search.judging.trial import Trial
@@ -108,6 +109,31 @@ def test_sentences_and_messages_are_spelled_out(tiny: Path, model: Path, tmp_pat
         assert is_harmless(result.output)
     assert SPELLED in text.stdout
     assert json.dumps(ESCAPES)[1:-1] in json.dumps(json.loads(document.stdout))
+
+
+def test_what_onnxruntime_says_of_a_node_that_fails_is_spelled_out_too(
+    tiny: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    proto = onnx.load(model / graph_file("encoder"))
+    result = proto.graph.output[0].name
+    producer = next(node for node in proto.graph.node if result in node.output)
+    producer.output[0] = "before"
+    # The shape of what `NonZero` gives is known when it runs.
+    ones = numpy_helper.from_array(np.ones(3, np.int64))
+    proto.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["ones"], value=ones),
+            helper.make_node("NonZero", ["ones"], ["found"]),
+            helper.make_node("Cast", ["found"], ["three"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["before", "three"], [result], name=f"{ESCAPES}/Add"),
+        ]
+    )
+    onnx.save(proto, model / graph_file("encoder"))
+
+    message = refused(invoke("inspect", model, "--data", tiny / "test.txt"))
+
+    assert f"{SPELLED}/Add" in message
+    assert is_harmless(capfd.readouterr().err)
 
 
 def test_usage_errors_are_spelled_out() -> None:
