@@ -30,8 +30,9 @@ def code(text: str) -> str:
 
 def block(text: str) -> str:
     """The text as a code block, line breaks kept, whatever backticks it holds."""
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}\n{text}\n{fence}"
+    lines = printable(text)
+    fence = "`" * max(3, _longest_run(lines) + 1)
+    return f"{fence}\n{lines}\n{fence}"
 
 
 def _longest_run(text: str) -> int:

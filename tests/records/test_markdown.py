@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_search.printable import printable
-from precision_search.records.markdown import code, escape
+from precision_search.records.markdown import block, code, escape
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_escaped_text_is_one_line_without_free_marks(text: str) -> None:
 )
 def test_code_holds_backticks(text: str, expected: str) -> None:
     assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a\nb", "```\na\nb\n```"), ("```", "````\n```\n````"), ("cat \x1b[2J\u202e", "```\ncat \\x1b[2J\\u202e\n```")],
+)
+def test_a_block_keeps_lines_and_holds_backticks_and_nothing_that_a_terminal_obeys(text: str, expected: str) -> None:
+    assert block(text) == expected
