@@ -182,7 +182,7 @@ def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: f
             continue
         module, _, name = role.rpartition("/")
         modules.setdefault(module, []).append(name)
-    everything = pinned.union(*members.values())
+    everything, end = pinned.union(*members.values()), time_limit()
     patterns: list[str] = []
     for module, names in modules.items():
         roles = [f"{module}/{name}" for name in names]
@@ -190,15 +190,15 @@ def _layer_patterns(left: set[str], graphs: Mapping[GraphName, Graph], pinned: f
         left -= wanted
         ends = names[0] if len(names) == 1 else f"({'|'.join(names)})"
         readable = f"{module}/{ends}".replace("*", r"\d+")
-        is_exact = _matched(readable, everything) - pinned == wanted
+        is_exact = _matched(readable, everything, end) - pinned == wanted
         patterns.extend([readable] if is_exact else map(role_pattern, roles))
     return tuple(patterns)
 
 
-def _matched(pattern: str, keys: frozenset[str]) -> set[str]:
-    """The keys that the pattern matches as a whole; none if it is no pattern."""
+def _matched(pattern: str, keys: frozenset[str], end: float) -> set[str]:
+    """The keys that the pattern matches as a whole; none if it is no pattern, or is not done at `end`."""
     try:
-        return set(matched(pattern, keys))
+        return set(matched(pattern, keys, end))
     except PatternError:
         return set()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import Graph, GraphName, Node, NodeKind, compute_keys_by_op_type, role_of
+from precision_search.precision import blocklist as blocklist_module
 from precision_search.precision.blocklist import (
     Blocklist,
     blocklist_from_json,
@@ -163,6 +164,17 @@ def test_roles_of_one_module_read_as_one_pattern(demo_bundle: Bundle) -> None:
         r"encoder.block.\d+.layer.0/Add",
     )
     assert_round_trip(plan, graphs)
+
+
+def test_names_that_take_too_long_as_patterns_are_escaped(tiny: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_keeping(tiny, r"encoder\..*layer\.0\.layer_norm/(Pow|Mul|Mul\.1)")
+    with monkeypatch.context() as patch:
+        patch.setattr(blocklist_module, "time_limit", lambda: 0.0)
+        blocklist = blocklist_of_plan(plan, tiny)
+    assert blocklist.patterns == tuple(
+        rf"encoder\.block\.\d+\.layer\.0\.layer_norm/{name}" for name in ("Mul", r"Mul\.1", "Pow")
+    )
+    assert plan_of_blocklist(blocklist, tiny) == plan
 
 
 def test_a_role_that_one_decoder_graph_alone_holds_is_told_there(demo_bundle: Bundle) -> None:
