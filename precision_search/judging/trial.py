@@ -120,6 +120,10 @@ class Judged:
     source_lengths: Lengths
     target_lengths: Lengths
 
+    def __post_init__(self) -> None:
+        if not self.batch_sizes:  # others name the largest
+            raise ValueError("it was judged in batches of no size")
+
 
 @dataclass(frozen=True, slots=True)
 class TrialLatency:
@@ -210,6 +214,11 @@ class Trial:
     fp32_decisions: int | None = None
     decisions: int | None = None
     judged: Judged | None = None
+
+    def __post_init__(self) -> None:
+        for share in (self.exact_match, self.validation_match):
+            if share is not None and not 0 <= share <= 1:  # others count samples by it
+                raise ValueError(f"a share of samples is {share:g}")
 
     @property
     def is_fp32(self) -> bool:

@@ -40,6 +40,9 @@ BEYOND_FLOAT = "1" + "0" * 400
 ESCAPES = "\x1b[2J\x9b31m\u202e"
 SPELLED = r"\x1b[2J\x9b31m\u202e"
 EIGHT_GIB = 8 << 30
+NEVER_JUDGED = json.dumps(
+    {"batch_sizes": [], "padded": True, **{f"{what}_lengths": {"min": 1, "max": 2} for what in ("source", "target")}}
+)
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +251,9 @@ def test_a_name_with_a_slash_in_a_run(tmp_path: Path) -> None:
         ("run.json", r'(?<="judged": )\d+', BEYOND_FLOAT, "run.counts.judged is Infinity"),
         ("run.json", r'(?<="judged": )\d+', LONG, "run.counts.judged is Infinity"),
         ("trials.jsonl", r'(?<="speedup":)[\d.]+', "0", "a speedup is 0.0"),
+        ("trials.jsonl", r'(?<="exact_match":)[\d.]+', "-1", "a share of samples is -1"),
+        ("trials.jsonl", r'(?<="validation_match":)[\d.]+', "7.5", "a share of samples is 7.5"),
+        ("trials.jsonl", r'(?<="judged":)null', NEVER_JUDGED, "batches of no size"),
         ("nodes.json", r'(?<="range_safety": )[\d.]+', "0", "nodes.range_safety is 0.0"),
         ("nodes.json", r'(?<="samples": )\d+', "1" + "0" * 20, "nodes.samples is 1e+20"),
     ],
