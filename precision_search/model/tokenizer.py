@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MOST_GROWTH = 10_000
 """Times as long as a text that its replacements may make it; known tokenizers stay below ten."""
 
+MOST_ADDED = 1_000
+"""Special tokens that may be put around a text; known tokenizers put up to three."""
+
 MOST_EXTRA_IDS = 100_000
 """Sentinels that transformers may be asked to make up."""
 
@@ -101,7 +104,9 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
 
     try:
         data = read_file(file, LARGEST_JSON)
-        _check_growth(parse_json(data), file)
+        content = parse_json(data)
+        _check_growth(content, file)
+        _check_added(content, file)
         backend = tokenizers.Tokenizer.from_buffer(data)
     except InputError:
         raise
@@ -132,7 +137,7 @@ def _check_growth(content: Any, file: Path) -> None:
     each, and is not counted.
     """
     for part in ("normalizer", "decoder"):
-        steps = _steps(content.get(part) if isinstance(content, dict) else None)
+        steps = _steps(content.get(part) if isinstance(content, dict) else None, "Replace", "Prepend")
         growth = math.prod(map(_growth, steps))
         if growth > MOST_GROWTH:
             raise InputError(
@@ -142,11 +147,26 @@ def _check_growth(content: Any, file: Path) -> None:
             )
 
 
-def _steps(value: Any) -> list[Mapping[str, Any]]:
-    """A normalizer or decoder, and all that are in it."""
+def _check_added(content: Any, file: Path) -> None:
+    """Refuses a tokenizer that puts more special tokens around each text than memory holds."""
+    for step in _steps(content.get("post_processor") if isinstance(content, dict) else None, "TemplateProcessing"):
+        single, tokens = step.get("single"), step.get("special_tokens")
+        pieces = len(single) if isinstance(single, list) else 0
+        each = tokens.values() if isinstance(tokens, dict) else ()
+        ids = [token["ids"] for token in each if isinstance(token, dict) and isinstance(token.get("ids"), list)]
+        if (most := pieces * max(map(len, ids), default=0)) > MOST_ADDED:
+            raise InputError(
+                f"{file} adds up to {most} tokens to each text",
+                why=f"its post_processor has {pieces} pieces; {MOST_ADDED} tokens are the most",
+                fix="restore the file",
+            )
+
+
+def _steps(value: Any, *kinds: str) -> list[Mapping[str, Any]]:
+    """The parts of a tokenizer that are of these kinds, in `value` and in all that is in it."""
     inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
-    steps = [step for each in inner for step in _steps(each)]
-    return [value, *steps] if isinstance(value, dict) and value.get("type") in ("Replace", "Prepend") else steps
+    steps = [step for each in inner for step in _steps(each, *kinds)]
+    return [value, *steps] if isinstance(value, dict) and value.get("type") in kinds else steps
 
 
 def _growth(step: Mapping[str, Any]) -> float:

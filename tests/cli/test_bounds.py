@@ -356,6 +356,22 @@ def test_text_that_grows_with_every_replacement_is_refused(
     assert "40 times in a row" in message
 
 
+def test_a_template_that_adds_more_than_memory_holds_is_refused(tiny: Path, model: Path) -> None:
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * 20_000,
+        "pair": [],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1] * 10_000, "tokens": ["</s>"] * 10_000}},
+    }
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [template]}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    message = refused(verify(model, tiny))
+
+    assert "adds up to 200000000 tokens to each text" in message
+
+
 def added_token(text: str, *, normalized: bool) -> dict[str, object]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
     return {"id": len(WORDS) + 3, "content": text, "normalized": normalized, **flags}
