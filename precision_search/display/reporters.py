@@ -175,11 +175,12 @@ class RichReporter(SearchReporter):
 def trial_line(trial: Trial) -> str:
     """A judged plan in one line, for example `plan 7 (decoder): stable, 1.36x estimated, flip risk 0.8, 0.31 s`."""
     from precision_search.records.pareto_table import rejection
+    from precision_search.records.wording import number
 
     if trial.verdict == "stable":
         parts = ["stable"]
         parts += [] if trial.latency is None else [f"{trial.latency.speedup:.2f}x {trial.latency.source}"]
-        parts += [] if trial.flip_risk is None else [f"flip risk {trial.flip_risk.value:.2g}"]
+        parts += [] if trial.flip_risk is None else [f"flip risk {number(trial.flip_risk.value)}"]
     else:
         parts = ["rejected", rejection(trial)]
     return f"plan {trial.id} ({trial.stage}): {', '.join([*parts, f'{trial.seconds:.2f} s'])}"

@@ -20,7 +20,7 @@ from precision_search.precision.plan import FAMILIES
 from precision_search.published.facts import ModelFacts
 from precision_search.records.markdown import block, code, escape
 from precision_search.records.run_json import Match, SampleFile
-from precision_search.records.wording import SHOWN_HASH, judged_text, part_of, share
+from precision_search.records.wording import SHOWN_HASH, judged_text, number, part_of, share
 from precision_search.runtime.backends import evidence
 
 MOST_NAMES = 20
@@ -151,7 +151,7 @@ def _matches(facts: ModelFacts) -> str:
         return table
     return (
         f"{table}\n\nFlip risk, the tokens out of 1,000 unseen ones expected to differ through rounding alone: "
-        f"{risk.value:.2g} (90% interval {risk.low:.2g} to {risk.high:.2g})."
+        f"{number(risk.value)} (90% interval {number(risk.low)} to {number(risk.high)})."
     )
 
 

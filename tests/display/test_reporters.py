@@ -11,7 +11,7 @@ from rich.console import Console
 
 from precision_search.display.live_line import make_console
 from precision_search.display.reporters import PlainReporter, QuietReporter, RichReporter, make_reporter, trial_line
-from precision_search.judging.trial import Divergence, SearchReporter, SearchState
+from precision_search.judging.trial import Divergence, FlipRisk, SearchReporter, SearchState
 from tests.search_models import trial
 
 
@@ -186,6 +186,11 @@ def test_a_rejected_plan_says_where_and_why() -> None:
 
     expected = "other tokens from token 3 of sample 5; first damaged node encoder.block.0/Pow (relative error 0.5)"
     assert line == f"plan 5 (joined): rejected, {expected}, 0.50 s"
+
+
+def test_a_large_flip_risk_reads_as_in_the_table() -> None:
+    assert ", flip risk 1000, " in trial_line(trial(5, flip_risk=FlipRisk(1000.0, 1000.0, 1000.0)))
+    assert ", flip risk 0.24, " in trial_line(trial(5, flip_risk=FlipRisk(0.2371, 0.1, 0.5)))
 
 
 def test_an_error_is_told_in_one_line() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from precision_search.judging.trial import TrialLatency
+from precision_search.judging.trial import FlipRisk, TrialLatency
 from precision_search.precision.blocklist import Blocklist
 from precision_search.published.card import MOST_NAMES, BaseModel, hub_id, model_card
 from precision_search.published.facts import ModelFacts
@@ -71,6 +71,12 @@ def test_the_proof_is_there() -> None:
     assert "TF32 off; `ORT_CUDA_GEMM_OPTIONS` unset" in card
     assert "onnxruntime 1.31.1" in card
     assert "transformers" not in card.partition("## Made with")[2]
+
+
+def test_a_large_flip_risk_is_a_plain_number() -> None:
+    facts = model_facts()
+    verdict = replace(facts.verdict, flip_risk=FlipRisk(370.2, 9.0, 1000.0))
+    assert "370 (90% interval 9 to 1000)" in card_of(replace(facts, verdict=verdict))
 
 
 def test_what_was_not_run_is_not_claimed() -> None:
