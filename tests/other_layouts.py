@@ -79,7 +79,7 @@ def merge(decoder: onnx.ModelProto, with_past: onnx.ModelProto, *, suffix: str =
     inputs = {each.name: each for proto in (with_past, decoder) for each in proto.graph.input}
     switch = helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, [1])
     choice = helper.make_node("If", [SWITCH], [each.name for each in outputs], "optimum::if", **branches)
-    graph = helper.make_graph([choice], "merged", [*inputs.values(), switch], outputs, shared.values())
+    graph = helper.make_graph([choice], "merged", [*inputs.values(), switch], outputs, list(shared.values()))
     return helper.make_model(graph, opset_imports=decoder.opset_import, ir_version=10)
 
 

@@ -265,6 +265,9 @@ def _hash_files(files: Iterable[Path], *extra: str, known: Mapping[str, str] = M
     return digest.hexdigest()
 
 
+_SIZES = {"batch": "batch size", "source": "source length", "target": "target length", "past": "past length"}
+
+
 def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path: Path) -> None:
     wanted_inputs = set(SEQ2SEQ.input_names(layout, config.num_decoder_layers))
     wanted_outputs = set(SEQ2SEQ.output_names(layout, config.num_decoder_layers))
@@ -280,12 +283,16 @@ def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path
     if missing := sorted(wanted_outputs - outputs):
         problems.append(f"without the outputs {', '.join(missing[:4])}")
     known = wanted_inputs | optional_inputs | wanted_outputs
+    axes = {each.name: each.axes for each in layout.inputs}
+    axes |= {link.past: link.axes for link in SEQ2SEQ.caches(config.num_decoder_layers, layout.reads)}
     for value in (value for value in (*model.graph.inputs, *model.graph.outputs) if value.name in known):
         wanted = ir.DataType.INT64 if str(value.name) in integers else ir.DataType.FLOAT
         if value.dtype != wanted:
             problems.append(f"{value.name} is {value.dtype.name if value.dtype else 'of no type'}, not {wanted.name}")
-        elif value.is_graph_input() and value.shape and isinstance(value.shape[0], int):
-            problems.append(f"{value.name} has the fixed batch size {value.shape[0]}")
+        elif value.is_graph_input() and value.shape is not None:
+            sizes = zip(axes.get(str(value.name), ()), value.shape, strict=False)
+            fixed = [(axis, size) for axis, size in sizes if axis and isinstance(size, int)]
+            problems += [f"{value.name} has the fixed {_SIZES[axis]} {size}" for axis, size in fixed]
     if problems:
         raise InputError(
             f"{path.name} is not the {layout.name} of the usual layout",

@@ -7,6 +7,7 @@ holds other graphs is one line in `REFUSED_LAYOUTS`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -201,6 +202,6 @@ def _found(layout: FileLayout, names: frozenset[str]) -> GraphFiles | None:
 def _names(directory: Path) -> list[str]:
     names = []
     for folder, prefix in ((directory, ""), (directory / FOLDER, f"{FOLDER}/")):
-        if folder.is_dir():
+        with contextlib.suppress(OSError):  # who reads a file there says so
             names += [f"{prefix}{path.name}" for path in folder.iterdir() if path.is_file()]
     return names

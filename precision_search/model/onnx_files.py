@@ -229,11 +229,11 @@ def _flat(model: ir.Model, path: Path) -> ir.Model:
         if value.is_graph_input():  # as files before ONNX 1.4 have it, and some tools until today
             model.graph.inputs.remove(value)
     model.graph.sort()
-    _check_names(model, path)
+    _check_values(model, path)
     return model
 
 
-def _check_names(model: ir.Model, path: Path) -> None:
+def _check_values(model: ir.Model, path: Path) -> None:
     """Every value that is read is made, names are text, and the standard domain has its short name."""
     for node in model.graph:
         for read in node.inputs:
@@ -311,7 +311,9 @@ def _refuse_unknown_or_mixed(model: ir.Model, path: Path, problem: str) -> None:
         if value.dtype is not None and value.dtype.is_floating_point() and value.dtype != ir.DataType.FLOAT:
             raise InputError(
                 f"{path.name} is not an fp32 graph: {value.name!r} is {value.dtype.name}",
-                why="a graph that is mixed already has lost the values the reference needs",
+                why="plans are of fp32 graphs, and rounded to fp32 a float64 graph is another model"
+                if value.dtype == ir.DataType.DOUBLE
+                else "a graph that is mixed already has lost the values the reference needs",
                 fix="start from the fp32 export, or from the checkpoint",
             )
 
