@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import posixpath
-from collections.abc import Sequence
 from pathlib import Path
 
 from precision_search.errors import InputError, PrecisionSearchError, first_line
@@ -61,7 +60,9 @@ def _graphs_only(source: str) -> GraphFiles | None:
     import huggingface_hub
 
     try:
-        names: Sequence[str] = huggingface_hub.HfApi().list_repo_files(source)
+        # Not list_repo_files: offline it tries again for half a minute.
+        found = huggingface_hub.HfApi().model_info(source).siblings or ()
     except Exception:  # offline: what the cache has decides, and who reads it says so
         return None
+    names = [each.rfilename for each in found]
     return None if any(name.endswith(".safetensors") for name in names) else find_graphs(names)

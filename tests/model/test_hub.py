@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,8 +112,8 @@ def test_a_broken_graph_of_the_hub_is_refused_as_such(tmp_path: Path, monkeypatc
 
     for name in plain_files(tiny_t5_protos()):
         (tmp_path / name).write_bytes(b"broken")
-    names = list(plain_files(tiny_t5_protos()))
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: names)
+    found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in plain_files(tiny_t5_protos())])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_: found)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(InputError, match="is not a readable ONNX file"):
         download("some/broken", Told())
