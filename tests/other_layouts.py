@@ -29,14 +29,14 @@ def write_configs(folder: Path) -> Path:
     return folder
 
 
-def write_graphs(folder: Path, models: Mapping[str, onnx.ModelProto], external: str = "") -> None:
-    """The models by file name; with `external` their weights are in files whose names end in it."""
+def write_graphs(folder: Path, models: Mapping[str, onnx.ModelProto], external: str = "", least: int = 0) -> None:
+    """The models by file name; with `external` weights of `least` bytes are in files whose names end in it."""
     for name, proto in models.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if external:
             location = f"{path.name}{external}"
-            onnx.save_model(proto, path, save_as_external_data=True, location=location, size_threshold=0)
+            onnx.save_model(proto, path, save_as_external_data=True, location=location, size_threshold=least)
         else:
             onnx.save(proto, path)
 

@@ -61,7 +61,7 @@ def _with_branch(model: ir.Model, name: str, path: Path) -> ir.Model:
     graph, choice = model.graph, _switched(model, path)
     branch = choice.attributes[name].as_graph()
     outer = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    outer |= {value.name for node in graph for value in node.outputs}
+    outer |= {value.name for node in graph if node is not choice for value in node.outputs}
     results, own = list(branch.outputs), list(branch.initializers.values())
     branch.outputs.clear()
     branch.initializers.clear()
@@ -69,6 +69,8 @@ def _with_branch(model: ir.Model, name: str, path: Path) -> ir.Model:
         value.name = _free_name(value, outer)
         graph.register_initializer(value)
     nodes = list(branch)
+    for value in (value for node in nodes for value in node.outputs if value.name):
+        value.name = _free_name(value, outer)
     branch.remove(nodes)
     graph.insert_before(choice, nodes)
     _name_outputs(graph, choice, results)
@@ -100,6 +102,7 @@ def _name_outputs(graph: ir.Graph, choice: ir.Node, results: list[ir.Value]) -> 
 
 
 def _free_name(value: ir.Value, taken: set[str | None]) -> str:
+    """A name for a value of a branch that nothing outside has; the If's own outputs are about to go."""
     name = str(value.name)
     while name in taken:
         name += "/branch"

@@ -12,9 +12,11 @@ from precision_search.errors import InputError
 from precision_search.model.bundle import open_bundle
 from precision_search.model.external_data import data_file
 from precision_search.model.onnx_files import data_files, read_model
+from precision_search.published.load import load_published
 from tests.graphs import run_t5, same, tiny_feeds, tiny_t5_protos
 from tests.model.test_onnx_files import WEIGHT, refusal, saved_external
 from tests.other_layouts import as_in_hub_cache, plain_files, write_configs, write_graphs
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.mark.parametrize("folder", ["", "onnx"])
@@ -29,6 +31,18 @@ def test_a_directory_of_the_hub_cache_opens_like_the_model_itself(tmp_path: Path
     expected = run_t5({name: ir.from_proto(proto) for name, proto in tiny_t5_protos().items()}, tiny_feeds())
     found = run_t5(bundle.models, tiny_feeds())
     assert all(same(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("external", "least"), [("", 0), (".data", 0), (".data", 100)])
+def test_a_published_model_of_the_hub_cache_loads_like_the_model_itself(
+    tmp_path: Path, external: str, least: int
+) -> None:
+    plain = write_tiny_model(tmp_path / "plain")
+    write_graphs(plain, plain_files(tiny_t5_protos()), external, least)
+    found = load_published(as_in_hub_cache(plain, tmp_path / "hub"))
+    assert same(
+        run_t5(found.graphs, tiny_feeds())["decoder"], run_t5(load_published(plain).graphs, tiny_feeds())["decoder"]
+    )
 
 
 def test_large_weights_behind_links_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

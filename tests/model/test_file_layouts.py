@@ -17,7 +17,7 @@ from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import NEWEST_OPSET, OLDEST_OPSET
 from tests.graphs import LAYERS, run_t5, same, tiny_feeds, tiny_t5_protos
-from tests.other_layouts import Protos, plain_files, rename, write_configs, write_graphs
+from tests.other_layouts import Protos, merged_files, plain_files, rename, write_configs, write_graphs
 
 PLAIN = tuple(map(graph_file, GRAPH_NAMES))
 
@@ -53,6 +53,18 @@ def test_a_checkpoint_is_preferred_to_copies_in_a_folder(tmp_path: Path) -> None
     with pytest.raises(InputError) as caught:
         opened(folder)
     assert "onnx" not in caught.value.what
+
+
+@pytest.mark.parametrize("name", ["onnx/decoder_model_merged.onnx", "onnx/decoder_model_merged.onnx_data"])
+def test_a_model_that_changes_is_noticed_in_every_layout(tmp_path: Path, name: str) -> None:
+    folder = write_configs(tmp_path / "model")
+    write_graphs(folder / "onnx", merged_files(), "_data")
+    bundle = opened(folder)
+    with (folder / name).open("ab") as stream:
+        stream.write(b"\0")
+    for files in (bundle.files, bundle.source):
+        with pytest.raises(InputError, match="changed while it was read"):
+            files.check()
 
 
 def test_two_models_in_one_directory_are_refused(tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ def is_like(bundle: Bundle, plain: Bundle) -> None:
     assert all(same(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("folder", ["", "onnx"])
-@pytest.mark.parametrize("external", ["", "_data"])
+@pytest.mark.parametrize(("folder", "external"), [("", ""), ("onnx", "_data")])
 def test_a_merged_decoder_is_the_two_that_it_was_made_of(
     tmp_path: Path, plain: Bundle, folder: str, external: str
 ) -> None:
@@ -83,6 +82,16 @@ def with_nodes_outside(proto: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
 
 
+def with_names_from_outside(proto: onnx.ModelProto) -> None:
+    """Small weights both outside and in the branches, as optimum keeps them, and results called like a weight."""
+    small = [each for each in proto.graph.initializer if not each.dims]
+    outside = numpy_helper.from_array(np.zeros(1, np.float32), "v5")
+    for attr in proto.graph.node[0].attribute:
+        attr.g.initializer.extend(small)
+        assert any("v5" in node.output for node in attr.g.node)
+    proto.graph.initializer.append(outside)
+
+
 def with_weights_inside(proto: onnx.ModelProto) -> None:
     weights = list(proto.graph.initializer)
     del proto.graph.initializer[:]
@@ -90,7 +99,12 @@ def with_weights_inside(proto: onnx.ModelProto) -> None:
         attr.g.initializer.extend(weights)
 
 
-@pytest.mark.parametrize("change", [with_other_names, with_a_cache_handed_on, with_nodes_outside, with_weights_inside])
+CHANGES = (
+    *(with_other_names, with_a_cache_handed_on, with_nodes_outside, with_weights_inside, with_names_from_outside),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_however_it_is_merged(tmp_path: Path, plain: Bundle, change: Callable[[onnx.ModelProto], None]) -> None:
     where, files = write_configs(tmp_path / "merged"), merged_files()
     change(files[MERGED])
