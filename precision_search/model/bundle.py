@@ -22,7 +22,7 @@ from precision_search.files import check_name, read_json, reason, writing
 from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
-from precision_search.model.file_layouts import GraphFiles, graphs_in, refuse_layout
+from precision_search.model.file_layouts import GraphFiles, file_names, graphs_in, refuse_layout
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
@@ -114,7 +114,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
     if (directory / SEQ2SEQ.encoder.file).is_file() or (not has_weights and graphs_in(directory)):
         return _load(directory, config, max_new_tokens, directory if has_weights else None)
     if not has_weights:
-        refuse_layout(directory)
+        refuse_layout(directory, file_names(directory))
         raise InputError(
             f"{directory} holds neither ONNX graphs nor model.safetensors",
             why=f"found: {', '.join(sorted(p.name for p in directory.iterdir())[:10]) or 'nothing'}",

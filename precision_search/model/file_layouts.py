@@ -149,7 +149,7 @@ class GraphFiles:
 
 
 def find_graphs(names: Iterable[str]) -> GraphFiles | None:
-    """The graphs among the files of these names, None where there are none; what is plain may lack decoders.
+    """The graphs among the files of these names, None where there are none; a lone encoder may lack its decoders.
 
     Raises:
         InputError: several models are there.
@@ -158,22 +158,23 @@ def find_graphs(names: Iterable[str]) -> GraphFiles | None:
     for layout in FILE_LAYOUTS:
         if found := _found(layout, known):
             return found
-    return GraphFiles.plain() if _PLAIN[0] in known else None
+    lone = (layout for layout in FILE_LAYOUTS if not layout.is_merged and layout.files["encoder"] in known)
+    return next((GraphFiles(layout, layout.files) for layout in lone), None)
 
 
 def graphs_in(directory: Path) -> GraphFiles | None:
     """The graphs in a directory (see `find_graphs`)."""
-    return find_graphs(_names(directory))
+    return find_graphs(file_names(directory))
 
 
-def refuse_layout(directory: Path) -> None:
-    """Raises InputError where a directory holds ONNX files of a kind that is told apart."""
-    names = sorted(name.rpartition("/")[2] for name in _names(directory))
+def refuse_layout(source: str | Path, files: Iterable[str]) -> None:
+    """Raises InputError where the files of a directory, here or on the Hub, are of a kind that is told apart."""
+    names = sorted(name.rpartition("/")[2] for name in files)
     for layout in REFUSED_LAYOUTS:
         matches = [fnmatch.filter(names, pattern) for pattern in layout.patterns]
         if all(matches):
             raise InputError(
-                f"{directory} holds {layout.title}",
+                f"{source} holds {layout.title}",
                 why=f"it has {', '.join(dict.fromkeys(each[0] for each in matches))}: {layout.why}",
                 fix=layout.fix,
             )
@@ -199,7 +200,8 @@ def _found(layout: FileLayout, names: frozenset[str]) -> GraphFiles | None:
     return complete[0] if complete else None
 
 
-def _names(directory: Path) -> list[str]:
+def file_names(directory: Path) -> list[str]:
+    """The names of the files in a directory that may hold graphs, from the directory on."""
     names = []
     for folder, prefix in ((directory, ""), (directory / FOLDER, f"{FOLDER}/")):
         with contextlib.suppress(OSError):  # who reads a file there says so

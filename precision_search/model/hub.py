@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import glob
 import posixpath
+from fnmatch import fnmatch
 from pathlib import Path
 
 from precision_search.errors import InputError, PrecisionSearchError, first_line
-from precision_search.model.file_layouts import GraphFiles, find_graphs
+from precision_search.model.file_layouts import GraphFiles, find_graphs, refuse_layout
 from precision_search.model.hf_files import hf_files
 from precision_search.model.onnx_files import data_locations
 from precision_search.model.snapshot import INDEX, WEIGHTS
@@ -56,7 +57,11 @@ def _fetch(source: str) -> Path:
 
 
 def _graphs_only(source: str) -> GraphFiles | None:
-    """The graphs of a repository without a checkpoint; None for a checkpoint, or where the Hub cannot be asked."""
+    """The graphs of a repository without a checkpoint; None for a checkpoint, or where the Hub cannot be asked.
+
+    Raises:
+        InputError: there are only graphs of a kind that is told apart.
+    """
     import huggingface_hub
 
     try:
@@ -65,4 +70,9 @@ def _graphs_only(source: str) -> GraphFiles | None:
     except Exception:  # offline: what the cache has decides, and who reads it says so
         return None
     names = [each.rfilename for each in found]
-    return None if any(name.endswith(".safetensors") for name in names) else find_graphs(names)
+    if any("/" not in name and fnmatch(name, WEIGHTS) for name in names):
+        return None
+    graphs = find_graphs(names)
+    if graphs is None:
+        refuse_layout(source, names)
+    return graphs

@@ -28,7 +28,7 @@ from precision_search.model.graph import (
 )
 from precision_search.model.layout import SEQ2SEQ
 
-MOST_READERS = 10_000_000
+MOST_READERS = 1_000_000
 """Pairs of a value and a node that reads it, movement looked through, at which the search for partners gives up."""
 
 _TOLD_BY = frozenset(
@@ -120,15 +120,13 @@ class _Digester:
         self._contents: dict[int, bytes] = {}
         self._readers: dict[ir.Value, _Readers] = {}
         compute = {node.key for node in graph.compute}
-        count = 0
+        self._count = 0
         for node in reversed(list(graph.model.graph)):
             for value in node.outputs:
-                found = self._readers_of(value, outputs)
-                self._readers[value] = found
-                count += len(found)
+                self._readers[value] = self._readers_of(value, outputs)
             if node.name in compute:
                 self.digests[str(node.name)] = self._digest(node)
-            if count > MOST_READERS:
+            if self._count > MOST_READERS:
                 self.digests.clear()
                 return
 
@@ -137,12 +135,14 @@ class _Digester:
         if value.is_graph_output() and value.name in outputs:
             found.add((str(value.name).encode(), 0))
         for use in value.uses():
+            self._count += 1
             digest = self.digests.get(str(use.node.name))
             if digest is not None:
                 found.add((digest, use.idx))
             elif use.node.op_type not in SHAPE_OPS:
                 for made in use.node.outputs:
                     found |= self._readers[made]
+                    self._count += len(self._readers[made])
         return frozenset(found)
 
     def _digest(self, node: ir.Node) -> bytes:

@@ -12,7 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import Bundle, open_bundle
-from precision_search.model.file_layouts import FILE_LAYOUTS, REFUSED_LAYOUTS, FileLayout, find_graphs, refuse_layout
+from precision_search.model.file_layouts import (
+    FILE_LAYOUTS,
+    REFUSED_LAYOUTS,
+    FileLayout,
+    file_names,
+    find_graphs,
+    refuse_layout,
+)
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import NEWEST_OPSET, OLDEST_OPSET
@@ -43,6 +50,9 @@ def test_separate_decoders_are_preferred_and_a_lone_encoder_is_a_model_that_lack
     lone = find_graphs([PLAIN[0], "x-encoder.onnx"])
     assert lone is not None
     assert tuple(lone.names.values()) == PLAIN
+    inside = find_graphs([f"onnx/{PLAIN[0]}", "onnx/decoder_model_merged_quantized.onnx"])
+    assert inside is not None
+    assert tuple(inside.names.values()) == tuple(f"onnx/{name}" for name in PLAIN)
 
 
 def test_a_checkpoint_is_preferred_to_copies_in_a_folder(tmp_path: Path) -> None:
@@ -104,7 +114,7 @@ def test_other_layouts_are_told_apart(tmp_path: Path, names: tuple[str, ...], ti
 def test_every_refusal_is_reached_and_other_files_are_none(tmp_path: Path) -> None:
     assert len({(layout.title, layout.patterns) for layout in REFUSED_LAYOUTS}) == 7
     (tmp_path / "notes.txt").touch()
-    refuse_layout(tmp_path)
+    refuse_layout(tmp_path, file_names(tmp_path))
 
 
 def older(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -56,7 +56,10 @@ def filled(folder: Path) -> Path:
         for name in ("onnx/encoder_model_quantized.onnx", "onnx/decoder_model_fp16.onnx", "pytorch_model.bin", "x.py"):
             (repository / name).write_bytes(b"not needed")
     (folder / "checkpoints/t5/model.safetensors").write_bytes(b"weights")
+    (merged / "other").mkdir()
+    (merged / "other/model.safetensors").write_bytes(b"of another model")
     write_configs(folder / "some/quantized")
+    (write_configs(folder / "some/pickles") / "pytorch_model.bin").write_bytes(b"not needed")
     return folder
 
 
@@ -64,7 +67,7 @@ def filled(folder: Path) -> Path:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process that has this Hub makes of each id; first with it, then without."""
     folder = tmp_path_factory.mktemp("hub")
-    sources = ["some/merged", "some/outside", "some/quantized", "checkpoints/t5", "some/nothing"]
+    sources = ["some/merged", "some/outside", "some/quantized", "some/pickles", "checkpoints/t5", "some/nothing"]
     environment = {
         **os.environ,
         **{name: str(folder / name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")},
@@ -103,7 +106,8 @@ def test_a_repository_with_a_checkpoint_gives_that(answers: dict[str, Any]) -> N
 
 
 def test_a_repository_without_a_model_says_so(answers: dict[str, Any]) -> None:
-    assert "holds neither ONNX graphs nor model.safetensors" in answers["some/quantized"]
+    assert "some/quantized holds a model of transformers.js without its fp32 graphs" in answers["some/quantized"]
+    assert "holds neither ONNX graphs nor model.safetensors" in answers["some/pickles"]
     assert "cannot be fetched from the hub" in answers["some/nothing"]
 
 
