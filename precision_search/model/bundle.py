@@ -15,24 +15,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import onnx_ir as ir
 
-from precision_search.errors import InputError, first_line
+from precision_search.errors import InputError
 from precision_search.files import check_name, read_json, reason, writing
 from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
+from precision_search.model.file_layouts import GraphFiles, file_names, graphs_in, refuse_layout
 from precision_search.model.generation_config import (
     GenerationSettings,
     ModelConfig,
     read_generation_settings,
     read_model_config,
 )
-from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe, float_inputs, is_weight
+from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe
 from precision_search.model.hf_files import copy_hf_files, hf_files
+from precision_search.model.hub import download
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
-from precision_search.model.onnx_files import data_files, read_model, strip_notes, write_model
+from precision_search.model.onnx_files import strip_notes, write_model
+from precision_search.model.pairing import aligned
+from precision_search.model.read_graphs import files_of, read_graphs
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
@@ -99,7 +102,7 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _download(source, reporter)
+        directory = download(source, reporter)
     with unchanged(directory) as found:
         return replace(_open(directory, cache, max_new_tokens, found, reporter), source=found)
 
@@ -107,9 +110,11 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
 def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, reporter: Reporter) -> Bundle:
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
-    if (directory / SEQ2SEQ.encoder.file).is_file():
+    # A checkpoint says more than copies of it in a folder of its own.
+    if (directory / SEQ2SEQ.encoder.file).is_file() or (not has_weights and graphs_in(directory)):
         return _load(directory, config, max_new_tokens, directory if has_weights else None)
     if not has_weights:
+        refuse_layout(directory, file_names(directory))
         raise InputError(
             f"{directory} holds neither ONNX graphs nor model.safetensors",
             why=f"found: {', '.join(sorted(p.name for p in directory.iterdir())[:10]) or 'nothing'}",
@@ -221,16 +226,15 @@ def _load(
 
 
 def _read(directory: Path, config: ModelConfig, max_new_tokens: int | None, hashes: Mapping[str, str]) -> Bundle:
+    found = graphs_in(directory) or GraphFiles.plain()
     graphs = {}
-    for layout in SEQ2SEQ.graphs:
-        path = directory / layout.file
-        model = read_model(path)
-        _check_names(layout, model, config, path)
+    for name, model in read_graphs(directory, found).items():
+        _check_names(SEQ2SEQ.graph(name), model, config, found.paths(directory)[name])
         compute_sizes_on_device(model)
-        graphs[layout.name] = describe(layout.name, model)
-    check_shared_keys(graphs[SEQ2SEQ.decoder.name], graphs[SEQ2SEQ.decoder_with_past.name])
-    paths = [directory / layout.file for layout in SEQ2SEQ.graphs]
-    files = [file for path in paths for file in (path, *data_files(path))]
+        graphs[name] = describe(name, model)
+    later = SEQ2SEQ.decoder_with_past.name
+    graphs[later] = aligned(graphs[SEQ2SEQ.decoder.name], graphs[later])
+    files = files_of(directory, found)
     generation = read_generation_settings(directory, max_new_tokens)
     return Bundle(directory, graphs, _hash_files(files, known=hashes), config, generation, checkpoint=None)
 
@@ -261,23 +265,7 @@ def _hash_files(files: Iterable[Path], *extra: str, known: Mapping[str, str] = M
     return digest.hexdigest()
 
 
-def _download(source: str, reporter: Reporter) -> Path:
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError(
-            f"there is no model directory {source}", fix="give a directory, or a hub id such as google-t5/t5-small"
-        )
-    import huggingface_hub
-
-    reporter.stage(f"downloading {source}")
-    try:
-        patterns = ["*.safetensors", "*.safetensors.index.json", *hf_files()]
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises its own, the HTTP library's and OS errors alike
-        raise InputError(
-            f"there is no model directory {source}, and it cannot be fetched from the hub",
-            why=first_line(error),
-            fix="check the path or hub id; without network, download the checkpoint elsewhere and give its directory",
-        ) from error
+_SIZES = {"batch": "batch size", "source": "source length", "target": "target length", "past": "past length"}
 
 
 def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path: Path) -> None:
@@ -295,48 +283,19 @@ def _check_names(layout: GraphLayout, model: ir.Model, config: ModelConfig, path
     if missing := sorted(wanted_outputs - outputs):
         problems.append(f"without the outputs {', '.join(missing[:4])}")
     known = wanted_inputs | optional_inputs | wanted_outputs
+    axes = {each.name: each.axes for each in layout.inputs}
+    axes |= {link.past: link.axes for link in SEQ2SEQ.caches(config.num_decoder_layers, layout.reads)}
     for value in (value for value in (*model.graph.inputs, *model.graph.outputs) if value.name in known):
         wanted = ir.DataType.INT64 if str(value.name) in integers else ir.DataType.FLOAT
         if value.dtype != wanted:
             problems.append(f"{value.name} is {value.dtype.name if value.dtype else 'of no type'}, not {wanted.name}")
-        elif value.is_graph_input() and value.shape and isinstance(value.shape[0], int):
-            problems.append(f"{value.name} has the fixed batch size {value.shape[0]}")
+        elif value.is_graph_input() and value.shape is not None:
+            sizes = zip(axes.get(str(value.name), ()), value.shape, strict=False)
+            fixed = [(axis, size) for axis, size in sizes if axis and isinstance(size, int)]
+            problems += [f"{value.name} has the fixed {_SIZES[axis]} {size}" for axis, size in fixed]
     if problems:
         raise InputError(
             f"{path.name} is not the {layout.name} of the usual layout",
             why="; ".join(problems[:4]),
             fix="export with the names, types and dynamic axes that optimum uses, or start from the checkpoint",
         )
-
-
-def check_shared_keys(decoder: Graph, with_past: Graph) -> None:
-    """The same computation must have the same key in both decoder graphs: a decision is made once for both.
-
-    Keys that come from counting alone may match by chance, so the nodes of one key must read the same weights too.
-
-    Raises:
-        InputError: they do not.
-    """
-    known = {str(node.name): node for node in decoder.model.graph}
-    shared = {node.key for node in decoder.compute}
-    strange = [node.key for node in with_past.compute if node.key not in shared]
-    if not strange:
-        others = (node for node in with_past.model.graph if node.name in shared)
-        strange = [str(node.name) for node in others if not _read_equal_weights(node, known[str(node.name)])]
-    if strange:
-        raise InputError(
-            f"{len(strange)} compute nodes of {SEQ2SEQ.decoder_with_past.name} have no partner in "
-            f"{SEQ2SEQ.decoder.name}, the first is {strange[0]}",
-            why="the two graphs were exported differently, so one decision cannot be made for both",
-            fix="export both graphs with the same exporter and options, or start from the checkpoint",
-        )
-
-
-def _read_equal_weights(left: ir.Node, right: ir.Node) -> bool:
-    ours, theirs = (
-        [value.const_value.numpy() for _, value in float_inputs(node) if is_weight(value) and value.const_value]
-        for node in (left, right)
-    )
-    if left.op_type != right.op_type or len(ours) != len(theirs):
-        return False
-    return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(ours, theirs, strict=True))

@@ -65,6 +65,9 @@ SOURCE_OPS = frozenset({"Cast", "CastLike", "Constant", "ConstantOfShape", "Rang
 """Op types that make float values out of something else; they run as exported."""
 
 
+LONGEST_SCOPES = 10_000
+"""Characters of an exporter's list of scopes; real ones have some hundred."""
+
 SHAPE_OPS = frozenset({"Shape", "Size"})
 """Op types that read how large a value is and never what it holds."""
 
@@ -268,6 +271,8 @@ def _module_path(node: ir.Node) -> str:
 
 def _innermost(scopes: str) -> str:
     """The last module in the exporter's list of scopes, whose last entry is the operation; "" for anything else."""
+    if len(scopes) > LONGEST_SCOPES:
+        return ""
     try:
         names = ast.literal_eval(scopes)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

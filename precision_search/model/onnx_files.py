@@ -13,15 +13,20 @@ import onnx_ir.passes.common as common_passes
 
 from precision_search.errors import InputError, first_line
 from precision_search.files import check_name, reason, writing
+from precision_search.model.external_data import check_external_data, data_file, follow_links
 from precision_search.model.graph import KEYED
 from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_limits import check_file, check_model
+from precision_search.model.op_kinds import refuse_kinds
 
 EXTERNAL_DATA_THRESHOLD = 1 << 30
 """Bytes of weights above which they go into a file of their own (a protobuf ends at 2 GB)."""
 
 SMALL_TENSOR_BYTES = 1024
 """Tensors up to this size are read even where they are external: axes, shapes and scalars, which tools look into."""
+
+OLDEST_OPSET, USUAL_OPSET, NEWEST_OPSET = 12, 18, 26
+"""ONNX opsets of graphs that are searched. The limits are what is tested."""
 
 
 def read_model(path: Path) -> ir.Model:
@@ -31,9 +36,16 @@ def read_model(path: Path) -> ir.Model:
     and a Cast from fp32 to fp32 (tracing exporters write one for each `.float()`).
 
     Raises:
-        InputError: what `load_model` refuses; a graph that is mixed already or whose types are unknown.
+        InputError: what `load_model` refuses; a graph that is quantized, fused or mixed already, or whose opset or
+            types are unknown.
     """
-    model = load_model(path)
+    return as_fp32(load_model(path), path)
+
+
+def as_fp32(model: ir.Model, path: Path) -> ir.Model:
+    """What `read_model` makes of a flat model that was read from `path`; in place."""
+    _refuse_opset(model, path)
+    refuse_kinds(model.graph, path)
     problem = infer_types(model)
     _refuse_unknown_or_mixed(model, path, problem)
     _drop_idle_nodes(model)
@@ -46,6 +58,15 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         InputError: missing or corrupt file; external data that leaves the model's folder; control flow.
     """
+    return flat(parsed(path), path)
+
+
+def parsed(path: Path) -> ir.Model:
+    """An ONNX file as it is, checked but for what `flat` makes of it.
+
+    Raises:
+        InputError: see `load_model`.
+    """
     check_name(path)
     if not path.is_file():
         raise InputError(
@@ -53,20 +74,35 @@ def load_model(path: Path) -> ir.Model:
             why="it is missing, or no regular file",
             fix=f"a model directory holds {SEQ2SEQ.files}",
         )
-    try:
+    with readable(path):
         model = _parse(path)
         tensors = list(_tensors(model))
-        _check_external_data(tensors, path)
+        check_external_data(tensors, path)
         for tensor in tensors:
             _check_tensor(tensor)
         check_model(model)
-        with _notes():
-            model = _flat(model, path)
+    return model
+
+
+def flat(model: ir.Model, path: Path) -> ir.Model:
+    """The model as one flat, sorted graph whose constants are initializers, none of them an input; in place.
+
+    Raises:
+        InputError: see `load_model`.
+    """
+    with readable(path), _notes():
+        return _flat(model, path)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What libraries do to a model that was read from `path`: their errors become ours."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise a dozen unrelated types on broken bytes
         raise _unreadable(path, reason(error)) from error
-    return model
 
 
 def infer_types(model: ir.Model) -> str:
@@ -85,11 +121,18 @@ def data_files(path: Path) -> list[Path]:
     Raises:
         InputError: the file is corrupt.
     """
-    try:
+    return sorted({data_file(path, location) for location in data_locations(path)})
+
+
+def data_locations(path: Path) -> list[str]:
+    """What an ONNX file calls its external data, sorted.
+
+    Raises:
+        InputError: the file is corrupt.
+    """
+    with readable(path):
         tensors = list(_tensors(_parse(path)))
-    except Exception as error:  # as in load_model
-        raise _unreadable(path, reason(error)) from error
-    return sorted({path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
+    return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
 def write_model(model: ir.Model, path: Path) -> None:
@@ -179,9 +222,19 @@ def _flat(model: ir.Model, path: Path) -> ir.Model:
         raise _unreadable(path, "its graph has no nodes")
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = follow_links(value.const_value, path)
         if value.const_value is not None and value.const_value.nbytes <= SMALL_TENSOR_BYTES:
             _read_into_memory(value)
+        if value.is_graph_input():  # as files before ONNX 1.4 have it, and some tools until today
+            model.graph.inputs.remove(value)
     model.graph.sort()
+    _check_values(model, path)
+    return model
+
+
+def _check_values(model: ir.Model, path: Path) -> None:
+    """Every value that is read is made, names are text, and the standard domain has its short name."""
     for node in model.graph:
         for read in node.inputs:
             if read is not None and read.producer() is None and not _comes_from_outside(read):
@@ -197,7 +250,6 @@ def _flat(model: ir.Model, path: Path) -> ir.Model:
     )
     if strange := [text for text in texts if not isinstance(text, str | None)]:
         raise _unreadable(path, f"the name {strange[0]!r} is no text")
-    return model
 
 
 def _comes_from_outside(value: ir.Value) -> bool:
@@ -235,39 +287,14 @@ def _check_tensor(tensor: ir.TensorProtocol) -> None:
             raise ValueError(f"the tensor {tensor.name!r} has no data")
 
 
-def _check_external_data(tensors: list[ir.TensorProtocol], path: Path) -> None:
-    """Every external file must lie inside the model's folder, links followed, and be as long as it is said to be."""
-    folder = path.parent.resolve()
-    for tensor in tensors:
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        location = Path(tensor.location)
-        target = (folder / location).resolve()
-        if location.is_absolute() or not target.is_relative_to(folder):
-            raise InputError(
-                f"{path.name} keeps the weight {tensor.name!r} outside its folder",
-                why=f"its external data is {str(tensor.location)!r}",
-                fix="put the data file beside the ONNX file and save the model with a relative location",
-            )
-        if not target.is_file():
-            raise InputError(
-                f"{path.name} needs the file {tensor.location}",
-                why="what has that name is no regular file" if target.exists() else "it is not beside the ONNX file",
-                fix="copy it there",
-            )
-        if target.stat().st_nlink > 1:  # onnx_ir would refuse it too, when the weight is first read
-            raise InputError(
-                f"the data file {tensor.location} of {path.name} has several names (hard links)",
-                why="it may be a file of somebody else's under another name",
-                fix="put a copy of it there, not a link",
-            )
-        offset, size = tensor.offset or 0, target.stat().st_size
-        if offset < 0 or tensor.length not in (None, tensor.nbytes) or offset + tensor.nbytes > size:
-            raise InputError(
-                f"the data file {tensor.location} does not fit {path.name}",
-                why=f"the weight {tensor.name!r} needs {tensor.nbytes} bytes from byte {offset} on, of {size}",
-                fix="copy it again, whole, together with the ONNX file",
-            )
+def _refuse_opset(model: ir.Model, path: Path) -> None:
+    opset = model.graph.opset_imports[""]
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise InputError(
+            f"{path.name} uses ONNX opset {opset}",
+            why=f"opsets {OLDEST_OPSET} to {NEWEST_OPSET} are read",
+            fix=f"export it again with an opset between them, such as {USUAL_OPSET}",
+        )
 
 
 def _refuse_unknown_or_mixed(model: ir.Model, path: Path, problem: str) -> None:
@@ -284,7 +311,9 @@ def _refuse_unknown_or_mixed(model: ir.Model, path: Path, problem: str) -> None:
         if value.dtype is not None and value.dtype.is_floating_point() and value.dtype != ir.DataType.FLOAT:
             raise InputError(
                 f"{path.name} is not an fp32 graph: {value.name!r} is {value.dtype.name}",
-                why="a graph that is mixed already has lost the values the reference needs",
+                why="plans are of fp32 graphs, and rounded to fp32 a float64 graph is another model"
+                if value.dtype == ir.DataType.DOUBLE
+                else "a graph that is mixed already has lost the values the reference needs",
                 fix="start from the fp32 export, or from the checkpoint",
             )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from precision_search.errors import InputError
+from precision_search.model.file_layouts import GraphFiles, graphs_in
 from precision_search.model.hf_files import hf_files
 from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.onnx_files import data_files
@@ -35,11 +36,13 @@ class Snapshot:
     @classmethod
     def of(cls, directory: Path) -> Snapshot:
         """Of config, tokenizer, weights, ONNX graphs and their external data, whether they are there or not."""
-        graphs = [directory / graph.file for graph in SEQ2SEQ.graphs]
+        graphs = {directory / graph.file for graph in SEQ2SEQ.graphs}
+        with contextlib.suppress(InputError):  # who reads it says so
+            graphs |= set((graphs_in(directory) or GraphFiles.plain()).paths(directory).values())
         files = [directory / name for name in hf_files()]
         files += [*directory.glob(WEIGHTS), *directory.glob(INDEX), *graphs]
         for graph in filter(Path.is_file, graphs):
-            with contextlib.suppress(InputError):  # who reads it says so
+            with contextlib.suppress(InputError):
                 files += data_files(graph)
         return cls(directory, {path: _mark(path) for path in files})
 

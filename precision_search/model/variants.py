@@ -13,9 +13,10 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from precision_search.errors import InputError, InternalError
-from precision_search.model.bundle import Bundle, check_shared_keys
+from precision_search.model.bundle import Bundle
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe
 from precision_search.model.layout import SEQ2SEQ
+from precision_search.model.pairing import aligned
 
 Rewrite = Callable[[GraphName, ir.Model], None]
 """Changes a graph in place. Whatever it adds has a name and a type of its own, and the same computation in both decoder
@@ -77,8 +78,8 @@ def _rewritten(graphs: Mapping[GraphName, Graph], variant: Variant) -> Mapping[G
                 why="a rewrite changed its inputs or outputs, which other graphs and generators rely on",
             )
         found[name] = describe(name, model)
-    check_shared_keys(found[SEQ2SEQ.decoder.name], found[SEQ2SEQ.decoder_with_past.name])
-    return found
+    later = SEQ2SEQ.decoder_with_past.name
+    return found | {later: aligned(found[SEQ2SEQ.decoder.name], found[later])}
 
 
 def _ends(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import onnx_ir as ir
 
@@ -20,11 +20,14 @@ from precision_search.model.bundle import Bundle
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GraphName
 from precision_search.model.layout import SEQ2SEQ
-from precision_search.model.onnx_files import infer_types, load_model
+from precision_search.model.onnx_files import data_files, infer_types, load_model
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 from precision_search.records.codec import from_json
 from precision_search.runtime.session import OptimizationLevel, SessionSettings
+
+if TYPE_CHECKING:
+    import onnx
 
 FACTS_FILE = "precision_search.json"
 """What a published model says of its verdict; other people's models have none."""
@@ -121,7 +124,7 @@ def judged_settings(loaded: LoadedModel, settings: SessionSettings) -> SessionSe
 def _load_graph(path: Path) -> ir.Model:
     """A graph with every value's dtype known, which is what `widen` reads, and with sizes where kernels read them."""
     model = load_model(path)
-    _check_types(path)
+    _check_types(model, path)
     problem = infer_types(model)
     for node in model.graph:
         if any(value.dtype is None and value.name for value in node.outputs):
@@ -136,18 +139,32 @@ def _load_graph(path: Path) -> ir.Model:
     return model
 
 
-def _check_types(path: Path) -> None:
+def _check_types(model: ir.Model, path: Path) -> None:
     """Widening trusts the types that a graph declares, so declarations that contradict its operators end here."""
     import onnx
 
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(_checkable(model, path), full_check=True)
     except Exception as error:  # the checker raises its own classes and the protobuf library's
         raise InputError(
             f"{path.name} does not pass the ONNX checker",
             why=first_line(error),
             fix="convert the model again; ONNX Runtime may refuse it too",
         ) from error
+
+
+def _checkable(model: ir.Model, path: Path) -> Path | onnx.ModelProto:
+    """The file; where it has data outside, the model with inputs in their place: the checker follows no links to them,
+    and reads no axes and shapes there."""
+    if not data_files(path):
+        return path
+    model = model.clone()
+    for name, value in list(model.graph.initializers.items()):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return ir.to_proto(model)
 
 
 def _check_sizes(path: Path, reference: Bundle) -> None:

@@ -7,6 +7,7 @@ as optimum's sessions. The CPU provider computes fp16 nodes in fp32, so a plan t
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from precision_search import api
-from precision_search.model.bundle import Bundle, write_bundle
+from precision_search.model.bundle import Bundle, open_bundle, write_bundle
+from precision_search.model.file_layouts import MERGED
 from precision_search.model.generation_config import read_generation_settings
+from precision_search.model.hf_files import copy_hf_files
+from precision_search.model.layout import graph_file
 from precision_search.model.samples import TokenBatch, batches
 from precision_search.precision.plan import Plan
 from precision_search.published.load import load_published
@@ -117,6 +121,21 @@ def test_optimum_generates_the_tokens_that_our_generator_does(
 ) -> None:
     assert cases[name].ours() == theirs[name]
     assert len(set(theirs[name])) > 1, "rows of one kind would prove little"
+
+
+def test_decoders_that_optimum_merged_are_taken_apart_again(cases: dict[str, Case], tmp_path: Path) -> None:
+    case = cases[f"{TINY[0]}-fp32"]
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    copy_hf_files(case.directory, merged)
+    shutil.copy(case.directory / graph_file("encoder"), merged)
+    script = Path(__file__).with_name("merge_with_optimum.py")
+    run_with_optimum(str(script), str(case.directory), str(merged / MERGED))
+    bundle, plain = (open_bundle(str(each), tmp_path / "cache") for each in (merged, case.directory))
+    for name, graph in plain.graphs.items():
+        assert [node.key for node in bundle.graphs[name].compute] == [node.key for node in graph.compute]
+    written = write_bundle(bundle, tmp_path / "written")
+    assert Case(written, case.batch, case.max_new_tokens).ours() == case.ours()
 
 
 def test_a_cpu_hides_from_optimum_what_a_gpu_would_make_of_all_fp16(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.docs_pages.accepted import accepted_page
 from tests.docs_pages.cli import cli_page
 from tests.docs_pages.config import config_page
 from tests.docs_pages.json_page import json_page
@@ -20,6 +21,7 @@ _SHOWN = re.compile(r"(<!-- file: (\S+) -->\n```\w+\n)(?:.*?\n)??```\n", re.DOTA
 def generated() -> dict[Path, str]:
     """The content of each, by its path in the repository."""
     pages = {
+        REFERENCE / "accepted.md": accepted_page(),
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "config.md": config_page(),
         REFERENCE / "json.md": json_page(),

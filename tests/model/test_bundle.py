@@ -206,10 +206,10 @@ def test_a_fixed_batch_size_is_told(folder: Path) -> None:
 
 def test_token_ids_of_another_type_are_told(folder: Path) -> None:
     def narrow(graph: onnx.GraphProto) -> None:
-        graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+        graph.input[0].type.tensor_type.elem_type = TensorProto.INT16
 
     write_graphs(folder, changed("encoder", narrow))
-    assert "input_ids is INT32, not INT64" in refusal(folder).why
+    assert "input_ids is INT16, not INT64" in refusal(folder).why
 
 
 def test_encoder_states_as_an_input_of_later_steps_are_fine(folder: Path) -> None:
@@ -246,9 +246,10 @@ def test_decoders_with_different_weights_are_refused(folder: Path) -> None:
     assert "decoder.embed_tokens/Gather" in error.what
 
 
-def test_decoders_whose_keys_match_by_counting_only_are_refused(folder: Path) -> None:
-    """Without names of nodes and weights, the key is a count, and the graph with past has fewer products to count."""
+def test_decoders_without_names_and_with_different_weights_are_refused(folder: Path) -> None:
+    """Without names of nodes and weights, a key is a count, which may match by chance."""
     protos = tiny_t5_protos()
+    protos["decoder_with_past"] = tiny_t5_protos(seed=1)["decoder_with_past"]
     for proto in protos.values():
         for node in proto.graph.node:
             node.name = ""
@@ -259,7 +260,7 @@ def test_decoders_whose_keys_match_by_counting_only_are_refused(folder: Path) ->
             node.input[:] = [names.get(each, each) for each in node.input]
     write_graphs(folder, protos)
     error = refusal(folder)
-    assert "decoder/MatMul" in error.what
+    assert "the first is decoder/" in error.what
     assert "exported differently" in error.why
 
 

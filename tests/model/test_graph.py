@@ -187,7 +187,20 @@ def test_without_node_names_a_weight_names_the_module() -> None:
 
 @pytest.mark.parametrize(
     "scopes",
-    ["", "nonsense", "5", "[1, 2]", "{}", "['only']", "['', '_hidden', 'add']", "(" * 500, "['a\\', 'b']", "None"],
+    [
+        "",
+        "nonsense",
+        "5",
+        "[1, 2]",
+        "{}",
+        "['only']",
+        "['', '_hidden', 'add']",
+        "(" * 20_000,
+        "[" * 9_000,
+        "-" * 9_000 + "1",
+        "['a\\', 'b']",
+        "None",
+    ],
 )
 def test_scopes_that_are_no_scopes_are_passed_over(scopes: str) -> None:
     node = helper.make_node("Add", ["x", "x"], ["y"])
