@@ -154,7 +154,15 @@ class PlanJudge:
         self._variants = {
             name: _Variant(
                 graphs := bundle.graphs_of(name),
-                Screener(graphs, dtype, weights, settings.session, settings.limit, variant=name),
+                Screener(
+                    graphs,
+                    dtype,
+                    weights,
+                    settings.session,
+                    settings.limit,
+                    variant=name,
+                    generation=bundle.generation,
+                ),
                 DamageFinder(graphs, weights, settings.session),
             )
             for name in bundle.variant_names
