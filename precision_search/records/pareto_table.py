@@ -182,11 +182,8 @@ def pareto_table(
     stable = [trial for trial in trials if trial.verdict == "stable"]
     chosen = [] if choice.trial is None else [choice.trial]
     first = {trial.id for trial in chosen} | on_front
-    ordered = [
-        *chosen,
-        *(trial for trial in front if trial not in chosen),
-        *sorted((trial for trial in stable if trial.id not in first), key=_speed),
-    ]
+    others = sorted((trial for trial in stable if trial.id not in first), key=_speed)
+    ordered = [*chosen, *(trial for trial in front if trial not in chosen), *others]
     rejected = [trial for trial in trials if trial.verdict != "stable"]
     shown = [trial for trial in rejected if every or trial.stage in LANDMARKS]
     return ParetoTable(

@@ -21,7 +21,7 @@ LEAST = 3
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_tiny_config(tmp_path_factory.mktemp("greedy"), max_trials=3)
+    path = write_tiny_config(tmp_path_factory.mktemp("greedy"), max_trials=6)
     file = path.parent / "model/generation_config.json"
     rules = {"num_beams": 5, "bad_words_ids": [[BANNED]], "min_new_tokens": LEAST}
     file.write_text(json.dumps({**json.loads(file.read_text()), **rules}))
@@ -42,6 +42,7 @@ def test_a_run_says_everywhere_that_greedy_decoding_was_chosen(config: Path, tmp
     assert CHOICE in " ".join(result.output.split())
     assert json.loads((run / "run.json").read_text())["generation"] == {"overridden": {"num_beams": "5"}}
     assert read_run(run).info.generation.text == CHOICE
+    assert any(trial.verdict == "stable" and not trial.is_fp32 for trial in read_run(run).trials)
     assert load_config(run / "config.toml").generation.num_beams == 1
     assert CHOICE in (run / "report.html").read_text()
     assert CHOICE in " ".join(invoke("pareto", run).output.split())
