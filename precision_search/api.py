@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from precision_search.config import Config, LatencySection, WorkloadSection, default_cache, load_config
+from precision_search.config import (
+    GREEDY,
+    Config,
+    GenerationSection,
+    LatencySection,
+    WorkloadSection,
+    default_cache,
+    load_config,
+)
 from precision_search.cost.ceiling import Ceiling
 from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
@@ -159,7 +167,8 @@ def pareto(run: AnyPath) -> ParetoTable:
     found = run_files.read_run(Path(run))
     requirement = load_config(found.directory / run_files.CONFIG_FILE).requirement
     choice = run_files.choice_of(found, requirement)
-    return pareto_table(found.trials, requirement, choice=choice, pinned=found.info.model.pinned)
+    pinned, greedy = found.info.model.pinned, found.info.generation.text
+    return pareto_table(found.trials, requirement, choice=choice, pinned=pinned, generation=greedy)
 
 
 def report(run: AnyPath, out: AnyPath | None = None) -> Path:
@@ -226,7 +235,7 @@ def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path
         )
     variant = trial.plan.variant
     nodes = read_nodes(run, variant) if (run / nodes_file(variant)).exists() else None
-    bundle = _open(config.model.path, config.model.cache, reporter, config.generation.max_new_tokens)
+    bundle = _open(config.model.path, config.model.cache, reporter, config.generation)
     if bundle.content_hash != found.info.model.content_hash:
         raise UsageError(
             f"the model in {config.model.path} is not the one that {run} searched",
@@ -380,6 +389,7 @@ def _warnings() -> SearchReporter:
     return make_reporter(quiet=True)
 
 
-def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, max_new_tokens: int | None = None) -> Bundle:
-    kept = default_cache() if cache is None else Path(cache)
-    return open_bundle(os.fspath(source), kept, max_new_tokens=max_new_tokens, reporter=reporter)
+def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, generation: GenerationSection = GREEDY) -> Bundle:
+    kept, limit = default_cache() if cache is None else Path(cache), generation.max_new_tokens
+    overrides = generation.overrides
+    return open_bundle(os.fspath(source), kept, max_new_tokens=limit, overrides=overrides, reporter=reporter)

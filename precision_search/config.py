@@ -6,7 +6,7 @@ the docs is made of them, and `toml_tables` reads and writes whatever is declare
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from precision_search.toml_tables import (
     between,
     more_than,
     one_of,
+    only,
     read_tables,
     without_blanks,
     write_tables,
@@ -34,6 +35,9 @@ MOST_GIB = 2**20
 """Beyond these, CUDA and ONNX Runtime would say so in words that help nobody."""
 
 STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
+
+OVERRIDES = ("num_beams", "do_sample", "no_repeat_ngram_size", "repetition_penalty")
+"""Keys of [generation] that set what a model's generation config asks for to the value of greedy decoding."""
 
 OnMiss = Literal["fp32", "calmest"]
 
@@ -139,14 +143,35 @@ NOTHING_REQUIRED = Requirement()
 
 @dataclass(frozen=True, slots=True)
 class GenerationSection:
-    """How far is generated.
+    """How far is generated, and what of the model's generation config gives way to greedy decoding.
+
+    Plans are judged by the tokens of greedy decoding. A model whose generation config asks for something else is
+    refused until the key of that name says here that greedy decoding is meant; each such key takes that one value.
 
     Attributes:
         max_new_tokens: most tokens of a target, the end token included. Without it what the model's generation config
             says.
+        num_beams: 1 decodes without beams, whatever the model's generation config says.
+        do_sample: `false` takes the best token instead of drawing one, likewise.
+        no_repeat_ngram_size: 0 lets n-grams come again, likewise.
+        repetition_penalty: 1.0 lets tokens come again at no cost, likewise.
     """
 
     max_new_tokens: int | None = field(default=None, metadata=at_least(1, MOST))
+    num_beams: int | None = field(default=None, metadata=only(1, "1"))
+    do_sample: bool | None = field(default=None, metadata=only(False, "false"))
+    no_repeat_ngram_size: int | None = field(default=None, metadata=only(0, "0"))
+    repetition_penalty: float | None = field(default=None, metadata=only(1.0, "1.0"))
+
+    @property
+    def overrides(self) -> Mapping[str, object]:
+        """What replaces values of the model's generation config."""
+        values = {name: getattr(self, name) for name in OVERRIDES}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+GREEDY = GenerationSection(num_beams=1, do_sample=False, no_repeat_ngram_size=0, repetition_penalty=1.0)
+"""Greedy decoding, whatever a model asks for: where nothing but a model is given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,11 @@ def between(low: float, high: float) -> Mapping[str, Rule]:
     return {"rule": Rule(lambda value: low <= value <= high, f"between {low} and {high}")}
 
 
+def only(value: object, text: str) -> Mapping[str, Rule]:
+    """Metadata of a field that is absent or says one thing; `text` is the value as TOML writes it."""
+    return {"rule": Rule(lambda given: given == value, f"{text}, which is greedy decoding")}
+
+
 def one_of(words: tuple[str, ...]) -> Mapping[str, Rule]:
     """Metadata of a field whose value is one of `words`."""
     return {"rule": Rule(lambda value: value in words, f"one of {', '.join(words)}", words)}

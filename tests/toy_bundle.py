@@ -21,6 +21,16 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 KINDS = ("key", "value")
 
 
+def forbidden(settings: GenerationSettings, step: int) -> list[int]:
+    """What transformers' processors set to -inf at a step, one after the other."""
+    found = list(settings.suppressed_tokens)
+    if step < settings.min_new_tokens:
+        found += settings.eos_token_ids
+    if step == (0 if settings.forced_bos_token_id is None else 1):
+        found += settings.begin_suppressed_tokens
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Toy:
     """The tables: encoder and decoder embeddings [V, D], and what turns each sum into logits [D, V]."""
@@ -54,6 +64,7 @@ class Toy:
         margins: list[float] = []
         while len(tokens) < limit and not set(tokens) & set(settings.eos_token_ids):
             logits = state @ self.from_self + cross
+            logits[forbidden(settings, len(tokens))] = -np.inf
             token, margin = int(logits.argmax()), float(np.diff(np.sort(logits)[-2:])[0])
             forced = [settings.forced_bos_token_id] if not tokens else []
             forced += [settings.forced_eos_token_id] if len(tokens) == limit - 1 else []

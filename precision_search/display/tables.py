@@ -133,6 +133,8 @@ def _legend(table: ParetoTable) -> list[str]:
         if not choice.requirements_met:
             lines.append("  the requirement is not met: validation.min_exact_match")
     lines.append(f"{FRONT} on the Pareto front of latency and flip risk (flips expected in 1,000 unseen tokens, 90%)")
+    if table.generation is not None:
+        lines.append(table.generation)
     if table.left_out:
         lines.append(f"{_plural(table.left_out, 'more stable plan')} not shown")
     return lines

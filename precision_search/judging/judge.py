@@ -151,14 +151,7 @@ class PlanJudge:
         self._last: tuple[Plan, Converted] | None = None
         self._kept: dict[Plan, Converted] = {}
         self._generator: tuple[Plan, Generator] | None = None
-        self._variants = {
-            name: _Variant(
-                graphs := bundle.graphs_of(name),
-                Screener(graphs, dtype, weights, settings.session, settings.limit, variant=name),
-                DamageFinder(graphs, weights, settings.session),
-            )
-            for name in bundle.variant_names
-        }
+        self._variants = {name: _open_variant(bundle, name, dtype, weights, settings) for name in bundle.variant_names}
         self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
         self._validation = (
             None
@@ -347,3 +340,11 @@ class PlanJudge:
             ran_all = screened.encoded == self._calibration.passes
             kind = self.statistics.full if ran_all else self.statistics.remembered
         kind.append(screened.run_seconds)
+
+
+def _open_variant(
+    bundle: Bundle, name: str, dtype: LowDtype, weights: WeightCache, settings: JudgeSettings
+) -> _Variant:
+    graphs, session = bundle.graphs_of(name), settings.session
+    screener = Screener(graphs, dtype, weights, session, settings.limit, variant=name, generation=bundle.generation)
+    return _Variant(graphs, screener, DamageFinder(graphs, weights, session))

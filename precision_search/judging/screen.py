@@ -168,6 +168,7 @@ class Screener:
         limit: BatchLimit | None = None,
         *,
         variant: str = BASE_VARIANT,
+        generation: GenerationSettings | None = None,
     ) -> None:
         """Makes the sessions.
 
@@ -178,6 +179,7 @@ class Screener:
             settings: session settings.
             limit: what the screens share with others; None makes one of their own.
             variant: whose graphs these are.
+            generation: whose token rules hold; None has none.
 
         Raises:
             InputError: the graphs' opset does not take the dtype.
@@ -187,7 +189,7 @@ class Screener:
         self._graphs = graphs
         self._dtype = dtype
         self._variant = variant
-        self._sessions = after_release(lambda: _open_sessions(graphs, dtype, weights, settings))
+        self._sessions = after_release(lambda: _open_sessions(graphs, dtype, weights, settings, generation))
 
     def prepare(self, plan: Plan) -> PreparedPlan:
         """Makes a plan ready to be screened; takes a millisecond or two.
@@ -231,13 +233,17 @@ class _Sessions:
 
 
 def _open_sessions(
-    graphs: Mapping[GraphName, Graph], dtype: LowDtype, weights: WeightCache, settings: SessionSettings
+    graphs: Mapping[GraphName, Graph],
+    dtype: LowDtype,
+    weights: WeightCache,
+    settings: SessionSettings,
+    generation: GenerationSettings | None,
 ) -> _Sessions:
     names = SEQ2SEQ.encoder.name, SEQ2SEQ.decoder.name
     encoder, decoder = (switchable(graphs[name], dtype, weights) for name in names)
     return _Sessions(
         ForcedEncoder(encoder.model, settings, consume=True),
-        ForcedDecoder(decoder.model, settings, consume=True),
+        ForcedDecoder(decoder.model, settings, consume=True, generation=generation),
         encoder.switches,
         decoder.switches,
     )

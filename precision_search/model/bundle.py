@@ -10,8 +10,9 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,8 +29,10 @@ from precision_search.model.generation_config import (
     ModelConfig,
     read_generation_settings,
     read_model_config,
+    write_overridden,
 )
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describe
+from precision_search.model.greedy import NEUTRAL, NOTHING_OVERRIDDEN, greedy_by_choice
 from precision_search.model.hf_files import copy_hf_files, hf_files
 from precision_search.model.hub import download
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
@@ -41,6 +44,8 @@ from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.work_folder import work_folder
 from precision_search.reporting import NOBODY, Reporter
+
+ReadGeneration = Callable[[Path], GenerationSettings]
 
 EXPORT_VERSION = "1"
 """Part of the cache key: raise it when the exported graphs change."""
@@ -87,13 +92,21 @@ class Bundle:
         return self.graphs if variant == BASE_VARIANT else self.variants[variant]
 
 
-def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, reporter: Reporter = NOBODY) -> Bundle:
+def open_bundle(
+    source: str,
+    cache: Path,
+    *,
+    max_new_tokens: int | None = None,
+    overrides: Mapping[str, object] = NOTHING_OVERRIDDEN,
+    reporter: Reporter = NOBODY,
+) -> Bundle:
     """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
 
     Args:
         source: directory or hub id.
         cache: directory for exports.
         max_new_tokens: overrides the generation config.
+        overrides: what else of it gives way to greedy decoding; the reporter is warned where something does.
         reporter: told of each slow step before it begins.
 
     Raises:
@@ -104,15 +117,19 @@ def open_bundle(source: str, cache: Path, *, max_new_tokens: int | None = None, 
     if not directory.is_dir():
         directory = download(source, reporter)
     with unchanged(directory) as found:
-        return replace(_open(directory, cache, max_new_tokens, found, reporter), source=found)
+        how = partial(read_generation_settings, max_new_tokens=max_new_tokens, overrides=overrides)
+        bundle = replace(_open(directory, cache, how, found, reporter), source=found)
+    if bundle.generation.overridden:
+        reporter.warn(greedy_by_choice(bundle.generation.overridden))
+    return bundle
 
 
-def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snapshot, reporter: Reporter) -> Bundle:
+def _open(directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, reporter: Reporter) -> Bundle:
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
     # A checkpoint says more than copies of it in a folder of its own.
     if (directory / SEQ2SEQ.encoder.file).is_file() or (not has_weights and graphs_in(directory)):
-        return _load(directory, config, max_new_tokens, directory if has_weights else None)
+        return _load(directory, config, how, directory if has_weights else None)
     if not has_weights:
         refuse_layout(directory, file_names(directory))
         raise InputError(
@@ -121,7 +138,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
             fix=f"give a checkpoint saved with save_pretrained (safetensors), or a directory with {SEQ2SEQ.files}",
         )
     # Asked before the slow export: what we refuse should not cost a minute first.
-    read_generation_settings(directory, max_new_tokens)
+    how(directory)
     load_tokenizer(directory)
     check_index(directory)
     entry = kept_export(
@@ -129,7 +146,7 @@ def _open(directory: Path, cache: Path, max_new_tokens: int | None, found: Snaps
         lambda work: _export(directory, config, work, found, reporter),
         reporter,
     )
-    return _load(entry.path, config, max_new_tokens, directory, entry)
+    return _load(entry.path, config, how, directory, entry)
 
 
 def check_index(checkpoint: Path) -> None:
@@ -178,11 +195,14 @@ def oracle_tokens(
     bundle.source.check()
     key = hashlib.sha256()
     key.update(_checkpoint_key(bundle.checkpoint).encode())
-    key.update(json.dumps([rows, bundle.generation.max_new_tokens, batch_size]).encode())
+    generation = bundle.generation
+    neutral = {name: NEUTRAL[name][0] for name in generation.overridden}
+    asked = [rows, generation.max_new_tokens, batch_size, *([neutral] if neutral else [])]
+    key.update(json.dumps(asked).encode())
     family, checkpoint = FAMILIES[bundle.config.model_type], bundle.checkpoint
 
     def ask() -> list[list[int]]:
-        job = GenerateJob(str(checkpoint), family, rows, bundle.generation.max_new_tokens, batch_size)
+        job = GenerateJob(str(checkpoint), family, rows, generation.max_new_tokens, batch_size, neutral)
         tokens: list[list[int]] = run_jobs([job])[0]["tokens"]
         bundle.source.check()
         return tokens
@@ -207,6 +227,7 @@ def write_bundle(bundle: Bundle, out: Path) -> Path:
             strip_notes(model)
             write_model(model, work / graph_file(name))
         copy_hf_files(bundle.path, work)
+        write_overridden(work, bundle.generation)
         bundle.files.check()  # weights are read when they are written
         work.rename(out)
     return out
@@ -215,17 +236,17 @@ def write_bundle(bundle: Bundle, out: Path) -> Path:
 def _load(
     directory: Path,
     config: ModelConfig,
-    max_new_tokens: int | None,
+    how: ReadGeneration,
     checkpoint: Path | None,
     entry: Entry | None = None,
 ) -> Bundle:
     """Reads a model directory; `entry` is what is known of it where it is one of the cache."""
     with unchanged(directory, None if entry is None else entry.files) as found:
-        bundle = _read(directory, config, max_new_tokens, {} if entry is None else entry.hashes)
+        bundle = _read(directory, config, how, {} if entry is None else entry.hashes)
         return replace(bundle, checkpoint=checkpoint, files=found)
 
 
-def _read(directory: Path, config: ModelConfig, max_new_tokens: int | None, hashes: Mapping[str, str]) -> Bundle:
+def _read(directory: Path, config: ModelConfig, how: ReadGeneration, hashes: Mapping[str, str]) -> Bundle:
     found = graphs_in(directory) or GraphFiles.plain()
     graphs = {}
     for name, model in read_graphs(directory, found).items():
@@ -235,8 +256,7 @@ def _read(directory: Path, config: ModelConfig, max_new_tokens: int | None, hash
     later = SEQ2SEQ.decoder_with_past.name
     graphs[later] = aligned(graphs[SEQ2SEQ.decoder.name], graphs[later])
     files = files_of(directory, found)
-    generation = read_generation_settings(directory, max_new_tokens)
-    return Bundle(directory, graphs, _hash_files(files, known=hashes), config, generation, checkpoint=None)
+    return Bundle(directory, graphs, _hash_files(files, known=hashes), config, how(directory), checkpoint=None)
 
 
 def _export(checkpoint: Path, config: ModelConfig, target: Path, found: Snapshot, reporter: Reporter) -> None:

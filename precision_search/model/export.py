@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -129,9 +130,16 @@ def export(checkpoint: Checkpoint, name: GraphName, target: Path) -> None:
 
 
 def greedy_tokens(
-    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+    checkpoint: Checkpoint,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    overrides: Mapping[str, object] = MappingProxyType({}),
 ) -> list[list[int]]:
-    """What `model.generate(num_beams=1)` gives for each row of input ids: token ids with EOS, without start and pad."""
+    """What `model.generate(num_beams=1)` gives for each row of input ids: token ids with EOS, without start and pad.
+
+    `overrides` replace values of the checkpoint's generation config.
+    """
     model, layers = checkpoint.model, checkpoint.sizes.num_decoder_layers
     generation = model.generation_config
     eos = generation.eos_token_id
@@ -149,9 +157,8 @@ def greedy_tokens(
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                num_beams=1,
-                do_sample=False,
                 max_new_tokens=max_new_tokens,
+                **{"num_beams": 1, "do_sample": False, **overrides},
                 past_key_values=EncoderDecoderCache(_layers(layers), _layers(layers)),
             )
         found.extend(_until_eos(row[1:], eos_ids) for row in out.tolist())

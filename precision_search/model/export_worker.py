@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -63,13 +63,14 @@ class ExportJob:
 
 @dataclass(frozen=True, slots=True)
 class GenerateJob:
-    """Greedy tokens of transformers for rows of input ids."""
+    """Greedy tokens of transformers for rows of input ids; `overrides` replace values of the generation config."""
 
     checkpoint: str
     family: ModelFamily
     rows: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     batch_size: int
+    overrides: Mapping[str, object] = field(default_factory=dict)
 
 
 def run_jobs(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]:
@@ -242,7 +243,8 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
     if job["kind"] == "ExportJob":
         torch_export.export(checkpoint, job["graph"], Path(job["target"]))
         return {}
-    return {"tokens": torch_export.greedy_tokens(checkpoint, job["rows"], job["max_new_tokens"], job["batch_size"])}
+    limit, size, overrides = job["max_new_tokens"], job["batch_size"], job["overrides"]
+    return {"tokens": torch_export.greedy_tokens(checkpoint, job["rows"], limit, size, overrides)}
 
 
 @functools.lru_cache(maxsize=1)

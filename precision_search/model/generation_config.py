@@ -7,7 +7,7 @@ compared under other rules would prove nothing.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -15,43 +15,7 @@ from precision_search.errors import InputError
 from precision_search.files import read_json, reason
 from precision_search.model.families import likely_family, model_family_of
 from precision_search.model.families.base import ModelFamily
-
-# Every attribute of transformers 5.23's GenerationConfig (and of older ones) that changes which tokens come out of
-# `generate`, with the values under which it changes nothing. `None` is neutral for all. What only sampling or beam
-# search reads (temperature, top_k, length_penalty, ...) is not here: greedy decoding ignores it.
-NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "do_sample": (False,),
-    "penalty_alpha": (0,),
-    "diversity_penalty": (0,),
-    "dola_layers": (),
-    "use_mtp": (False,),
-    "prompt_lookup_num_tokens": (),
-    "assistant_early_exit": (),
-    "constraints": (),
-    "force_words_ids": (),
-    "min_length": (0, 1),  # it counts the start token
-    "min_new_tokens": (0,),
-    "max_time": (),
-    "stop_strings": (),
-    "repetition_penalty": (1,),
-    "encoder_repetition_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "bad_words_ids": (),
-    "sequence_bias": (),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "forced_decoder_ids": (),
-    "exponential_decay_length_penalty": (),
-    "guidance_scale": (1,),
-    "renormalize_logits": (False,),
-    "watermarking_config": (),
-    "token_healing": (False,),
-    "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "hybrid"),  # not "quantized"
-}
+from precision_search.model.greedy import NEUTRAL, NOTHING_OVERRIDDEN, asked_beyond_greedy, refuse_what_is_not_greedy
 
 _DEFAULT_NEW_TOKENS = 128
 
@@ -98,6 +62,12 @@ class GenerationSettings:
 
     `max_new_tokens` counts what is generated: the end token, not the start token. `forced_bos_token_id` is the first
     of them, `forced_eos_token_id` the last, at position `max_new_tokens`, where the sentence has not ended by then.
+
+    `suppressed_tokens` are never chosen, `begin_suppressed_tokens` not as the first token that is chosen freely, and no
+    end token before `min_new_tokens` others. What is forced is so all the same.
+
+    `overridden` is what the checkpoint asks for where the user chose greedy decoding, values as JSON; it changes no
+    token, so settings that differ in nothing else are equal.
     """
 
     decoder_start_token_id: int
@@ -106,6 +76,10 @@ class GenerationSettings:
     max_new_tokens: int
     forced_bos_token_id: int | None
     forced_eos_token_id: int | None
+    suppressed_tokens: tuple[int, ...] = ()
+    begin_suppressed_tokens: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    overridden: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def read_model_config(directory: Path, family: ModelFamily | None = None) -> ModelConfig:
@@ -136,26 +110,27 @@ def read_model_config(directory: Path, family: ModelFamily | None = None) -> Mod
     )
 
 
-def read_generation_settings(directory: Path, max_new_tokens: int | None) -> GenerationSettings:
+def read_generation_settings(
+    directory: Path, max_new_tokens: int | None, overrides: Mapping[str, object] = NOTHING_OVERRIDDEN
+) -> GenerationSettings:
     """Reads `generation_config.json` in `directory`, or `config.json` where there is none, as transformers does.
 
     Start, end and pad ids that the first lacks come from `config.json` (transformers would then not stop); as in
     transformers, the start token is the `bos_token_id` where no `decoder_start_token_id` is given. `max_new_tokens` is
     the argument, else that of the generation config, else its `max_length` minus the start token, else 128
-    (transformers: 20, too few for sentences).
+    (transformers: 20, too few for sentences). `overrides` are neutral values that replace the files'.
 
     Raises InputError for files that are missing or broken, ids that are absent or outside the vocabulary, and, all
-    named at once, attributes that ask for something else than greedy decoding (see `NEUTRAL`).
+    named at once, attributes that ask for something else than greedy decoding (see `greedy`).
     """
     config = _read_json(directory / "config.json")
     family = likely_family(config)
     vocab_size = _size(config, family.sizes.vocabulary, directory / "config.json", family, _MOST_TOKENS)
-    path = directory / "generation_config.json"
-    if path.exists():
-        generation = _read_json(path)
-    else:
-        path, generation = directory / "config.json", config
-    _refuse_what_is_not_greedy(generation, path)
+    path = _generation_file(directory)
+    generation = _read_json(path)
+    asked = asked_beyond_greedy({name: generation.get(name) for name in overrides})
+    generation = {**generation, **overrides}
+    refuse_what_is_not_greedy(generation, path)
 
     ids = {name: _ids(generation, name, path, vocab_size) for name in _ID_NAMES}
     fallback = {name: _ids(config, name, directory / "config.json", vocab_size) for name in _ID_NAMES}
@@ -170,14 +145,34 @@ def read_generation_settings(directory: Path, max_new_tokens: int | None) -> Gen
         )
     limit = _max_new_tokens(generation, path) if max_new_tokens is None else max_new_tokens
     _check_positions(config, limit, family, directory / "config.json")
-    return GenerationSettings(
+    eos_ids = _first(ids, fallback, "eos_token_id") or (family.tokens.eos_id,)
+    settings = GenerationSettings(
         decoder_start_token_id=start[0],
-        eos_token_ids=_first(ids, fallback, "eos_token_id") or (family.tokens.eos_id,),
+        eos_token_ids=eos_ids,
         pad_token_id=(_first(ids, fallback, "pad_token_id") or (family.tokens.pad_id,))[0],
         max_new_tokens=limit,
         forced_bos_token_id=_single(ids, "forced_bos_token_id", path),
         forced_eos_token_id=_single(ids, "forced_eos_token_id", path),
+        suppressed_tokens=_suppressed(generation, path, vocab_size, eos_ids),
+        begin_suppressed_tokens=tuple(sorted(set(_ids(generation, "begin_suppress_tokens", path, vocab_size)))),
+        min_new_tokens=_min_new_tokens(generation, path),
+        overridden={name: json.dumps(value) for name, value in asked.items()},
     )
+    _refuse_contradictions(settings, path, vocab_size)
+    return settings
+
+
+def write_overridden(directory: Path, settings: GenerationSettings) -> None:
+    """Sets what was overridden to its neutral value in a copy of a model's files: who loads the copy need not know."""
+    path = _generation_file(directory)
+    if settings.overridden:
+        neutral = {name: NEUTRAL[name][0] for name in settings.overridden}
+        path.write_text(json.dumps({**_read_json(path), **neutral}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _generation_file(directory: Path) -> Path:
+    path = directory / "generation_config.json"
+    return path if path.exists() else directory / "config.json"
 
 
 _ID_NAMES = (
@@ -211,20 +206,45 @@ def _read_json(path: Path) -> Mapping[str, object]:
     return content
 
 
-def _refuse_what_is_not_greedy(generation: Mapping[str, object], path: Path) -> None:
-    asked = {
-        name: generation[name]
-        for name, neutral in NEUTRAL.items()
-        if generation.get(name) is not None and generation[name] not in neutral
-    }
-    if asked:
-        repair = [
-            f"set {name} to {json.dumps(NEUTRAL[name][0])}" if NEUTRAL[name] else f"remove {name}" for name in asked
-        ]
+def _suppressed(
+    generation: Mapping[str, object], path: Path, vocab_size: int, eos_ids: tuple[int, ...]
+) -> tuple[int, ...]:
+    """What is never chosen; an end token is not a bad word, as in transformers."""
+    words = generation.get("bad_words_ids")
+    bad = {"bad_words_ids": [word[0] for word in words] if isinstance(words, list) else None}
+    found = set(_ids(bad, "bad_words_ids", path, vocab_size)) - set(eos_ids)
+    return tuple(sorted(found | set(_ids(generation, "suppress_tokens", path, vocab_size))))
+
+
+def _min_new_tokens(generation: Mapping[str, object], path: Path) -> int:
+    """How many tokens come before an end token may; `min_length` counts the start token, and yields to the other."""
+    for name, start_tokens in (("min_new_tokens", 0), ("min_length", 1)):
+        value = generation.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(
+                f"{path} asks for an impossible {name}",
+                why=f"{value!r:.60} is not a number of tokens",
+                fix=f"set {name} to a whole number, 0 or more",
+            )
+        return max(0, value - start_tokens)
+    return 0
+
+
+def _refuse_contradictions(settings: GenerationSettings, path: Path, vocab_size: int) -> None:
+    forced = {settings.forced_bos_token_id, settings.forced_eos_token_id}
+    never = set(settings.suppressed_tokens)
+    problem = None
+    if both := forced & never:
+        problem = f"token {min(map(str, both))} is both forced and suppressed"
+    elif len(never.union(settings.begin_suppressed_tokens, settings.eos_token_ids)) == vocab_size:
+        problem = "no token of the vocabulary is left"
+    if problem is not None:
         raise InputError(
-            f"{path} asks for {', '.join(f'{name} = {json.dumps(value)}' for name, value in asked.items())}",
-            why="plans are judged by the tokens of plain greedy decoding, which this is not",
-            fix=f"{', '.join(repair)} in {path.name} (we check greedy decoding)",
+            f"the token rules in {path} contradict each other",
+            why=problem,
+            fix="correct bad_words_ids, suppress_tokens, begin_suppress_tokens or what is forced there",
         )
 
 

@@ -191,6 +191,7 @@ def _settings(facts: ModelFacts) -> str:
             + (code(settings.gemm_options) if settings.gemm_options is not None else "unset"),
             f"- batches of {settings.batch_size} sentences, padded on the {settings.padding}",
             f"- judged in {judged_text(facts.judged)}",
+            *([f"- {escape(found)}"] if (found := facts.generation.text) else []),
             f"- fp32 model: SHA-256 {code(facts.content_hash)}",
             f"- plan: {code(facts.plan_digest)}",
         ]

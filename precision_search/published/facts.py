@@ -17,7 +17,16 @@ from precision_search.precision.blocklist import Blocklist
 from precision_search.published.load import FACTS_FILE
 from precision_search.published.reasons import node_reasons
 from precision_search.records.nodes_json import RunNodes
-from precision_search.records.run_json import Match, RunInfo, Samples, Versions, WorkloadInfo, read_record
+from precision_search.records.run_json import (
+    NOTHING_OVERRIDDEN,
+    GenerationInfo,
+    Match,
+    RunInfo,
+    Samples,
+    Versions,
+    WorkloadInfo,
+    read_record,
+)
 from precision_search.strategies.pareto import is_acceptable
 
 
@@ -143,6 +152,7 @@ class ModelFacts:
         workload: the workload that latency refers to.
         judged: the batches that the verdict holds for, None where an older version judged it in batches of
             `settings.batch_size` alone.
+        generation: what of the fp32 model's generation config gave way to greedy decoding.
     """
 
     schema_version: int
@@ -159,6 +169,7 @@ class ModelFacts:
     latency: TrialLatency | None
     workload: WorkloadInfo
     judged: Judged | None = None
+    generation: GenerationInfo = NOTHING_OVERRIDDEN
 
 
 def publish_facts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from precision_search.errors import EnvironmentProblemError
 from precision_search.files import check_name, reason, refuse_existing, remedy
 from precision_search.model.bundle import Bundle
+from precision_search.model.generation_config import write_overridden
 from precision_search.model.hf_files import copy_hf_files
 from precision_search.model.layout import graph_file
 from precision_search.model.onnx_files import write_model
@@ -29,7 +30,7 @@ from precision_search.records.run_files import (
     write_json_atomically,
     write_text_atomically,
 )
-from precision_search.records.run_json import SCHEMA_VERSION
+from precision_search.records.run_json import SCHEMA_VERSION, GenerationInfo
 
 __all__ = ["PublishFacts", "publish", "publish_facts"]
 
@@ -105,11 +106,13 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         latency=facts.latency,
         workload=facts.workload,
         judged=facts.judged,
+        generation=GenerationInfo(bundle.generation.overridden),
     )
     for name, model in converted.models.items():
         annotate(model, graphs[name], plan, described, facts.reasons)
         write_model(model, work / graph_file(name))
     copy_hf_files(bundle.path, work)
+    write_overridden(work, bundle.generation)
     write_blocklist(work / BLOCKLIST_FILE, blocklist)
     write_json_atomically(work / FACTS_FILE, described)
     base = BaseModel(bundle.config.model_type, hub_id(bundle.checkpoint or bundle.path))

@@ -262,7 +262,7 @@ def _doubts(reference: Bundle, loaded: LoadedModel) -> tuple[str, ...]:
     different = [
         f"{field.name} {getattr(own, field.name)} instead of {getattr(reference.generation, field.name)}"
         for field in fields(own)
-        if getattr(own, field.name) != getattr(reference.generation, field.name)
+        if field.compare and getattr(own, field.name) != getattr(reference.generation, field.name)
     ]
     if different:
         doubts.append(

@@ -118,6 +118,7 @@ class ParetoTable:
         choice: the chosen plan and why.
         left_out: stable plans that `shortened` left out.
         also_rejected: rejected plans that are not shown because they are no landmarks.
+        generation: that tokens are those of greedy decoding by choice; None where the checkpoint asks for nothing else.
     """
 
     rows: tuple[Row, ...]
@@ -126,6 +127,7 @@ class ParetoTable:
     choice: Choice
     left_out: int
     also_rejected: int
+    generation: str | None = None
 
     def sorted_by(self, name: str) -> ParetoTable:
         """The table with its rows by one column, the best first and unknown values last; equal ones keep their order.
@@ -161,6 +163,7 @@ def pareto_table(
     choice: Choice | None = None,
     pinned: Collection[str] = (),
     every: bool = False,
+    generation: str | None = None,
 ) -> ParetoTable:
     """Makes the table of judged plans.
 
@@ -170,6 +173,7 @@ def pareto_table(
         choice: the chosen one of them; None chooses now.
         pinned: node keys that no plan can make low (index arithmetic), which are not worth a word of their own.
         every: whether rejected plans that are no landmarks are rows too.
+        generation: what a run says of greedy decoding by choice (see `GenerationInfo.text`).
     """
     text = kept_text(trials, pinned)
     choice = choose_winner(trials, requirement) if choice is None else choice
@@ -178,11 +182,8 @@ def pareto_table(
     stable = [trial for trial in trials if trial.verdict == "stable"]
     chosen = [] if choice.trial is None else [choice.trial]
     first = {trial.id for trial in chosen} | on_front
-    ordered = [
-        *chosen,
-        *(trial for trial in front if trial not in chosen),
-        *sorted((trial for trial in stable if trial.id not in first), key=_speed),
-    ]
+    others = sorted((trial for trial in stable if trial.id not in first), key=_speed)
+    ordered = [*chosen, *(trial for trial in front if trial not in chosen), *others]
     rejected = [trial for trial in trials if trial.verdict != "stable"]
     shown = [trial for trial in rejected if every or trial.stage in LANDMARKS]
     return ParetoTable(
@@ -201,6 +202,7 @@ def pareto_table(
         choice=choice,
         left_out=0,
         also_rejected=len(rejected) - len(shown),
+        generation=generation,
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,6 +19,7 @@ from precision_search.files import read_json, reason
 from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.sample_sets import NearTie, Parity
 from precision_search.judging.trial import Judged, Trial
+from precision_search.model.greedy import greedy_by_choice
 from precision_search.records.codec import from_json
 
 SCHEMA_VERSION = 1
@@ -270,6 +271,26 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """Greedy decoding by choice.
+
+    Attributes:
+        overridden: what the checkpoint asks for instead and `[generation]` of the config overrides, by name, values as
+            JSON; empty where greedy decoding is what it asks for.
+    """
+
+    overridden: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str | None:
+        """In words; None where nothing is overridden."""
+        return greedy_by_choice(self.overridden) if self.overridden else None
+
+
+NOTHING_OVERRIDDEN = GenerationInfo()
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """The content of `run.json`; what is not known yet while the run goes on is None.
 
@@ -299,6 +320,7 @@ class RunInfo:
         best: the chosen plan.
         cut: how well the minimum cut knew what plans cost, None where none was made.
         ceiling: what lower precision could gain at most, None in runs of versions that did not ask.
+        generation: what of the model's generation config gave way to greedy decoding.
     """
 
     schema_version: int
@@ -325,6 +347,7 @@ class RunInfo:
     best: Best | None
     cut: CutCheck | None = None
     ceiling: Ceiling | None = None
+    generation: GenerationInfo = NOTHING_OVERRIDDEN
 
 
 def read_record(kind: type[Record], path: Path, *, root: str, what: str, fix: str) -> Record:

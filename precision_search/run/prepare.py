@@ -150,7 +150,11 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
     for warning in set_warnings(texts, sections, config.requirement):
         reporter.warn(warning)
     bundle = open_bundle(
-        config.model.path, config.model.cache, max_new_tokens=config.generation.max_new_tokens, reporter=reporter
+        config.model.path,
+        config.model.cache,
+        max_new_tokens=config.generation.max_new_tokens,
+        overrides=config.generation.overrides,
+        reporter=reporter,
     )
     bundle = with_variants(bundle)
     check_pins(bundle, config.search.keep_fp32, config.search.force_low)

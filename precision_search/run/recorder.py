@@ -30,6 +30,7 @@ from precision_search.records.run_json import (
     Counts,
     CutCheck,
     Device,
+    GenerationInfo,
     Match,
     Model,
     RunInfo,
@@ -283,6 +284,7 @@ class RunRecorder:
             peak_rss_bytes=None,
             near_ties=prepared.near_ties,
             best=None,
+            generation=GenerationInfo(bundle.generation.overridden),
         )
 
 

@@ -162,7 +162,10 @@ def _search(run: _Run) -> RunResult:
         )
     recorder.finish(outcome.trials, judge.statistics, "interrupted" if interrupted else outcome.stopped)
     report = _unless_it_fails("the report", lambda: write_report(run.directory), run.reporter)
-    table = pareto_table(outcome.trials, config.requirement, choice=choice, pinned=recorder.info.model.pinned)
+    info = recorder.info
+    table = pareto_table(
+        outcome.trials, config.requirement, choice=choice, pinned=info.model.pinned, generation=info.generation.text
+    )
     return RunResult(run.directory, outcome.trials, choice, table, interrupted, report)
 
 

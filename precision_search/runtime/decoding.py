@@ -19,6 +19,7 @@ from precision_search.runtime.backends import backend_of, create_session
 from precision_search.runtime.buffers import Buffer
 from precision_search.runtime.cache import Cache
 from precision_search.runtime.session import SessionSettings, run_error
+from precision_search.runtime.token_rules import PHASES, has_token_rules, phase_of
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -181,6 +182,8 @@ class Decoder:
         self._margins = Buffer(_FLOAT, settings) if with_margins else None
         forced = {head.NOT_FORCED, generation.forced_bos_token_id, generation.forced_eos_token_id} - {None}
         self._forced = {token: Buffer(_INT64, settings, fill=token) for token in forced}
+        phases = PHASES if has_token_rules(generation) else 0
+        self._phases = [Buffer(_INT64, settings, fill=phase) for phase in range(phases)]
         self._limit = 0
 
     def start(self, encoded: Encoded, limit: int) -> None:
@@ -195,7 +198,7 @@ class Decoder:
             buffer.reserve(encoded.batch)
         for buffer in (self._tokens, self._checks, *([self._margins] if self._margins else [])):
             buffer.reserve(limit * self._stride)
-        for buffer in self._forced.values():
+        for buffer in (*self._forced.values(), *self._phases):
             buffer.reserve(1)
         self._cache.reserve(encoded.batch, encoded.source, limit)
         self._cache.bind_cross_outputs(self._first.binding)
@@ -215,6 +218,8 @@ class Decoder:
         before.bind_input(binding, head.FINISHED_IN, column)
         if head.FORCED_TOKEN in runner.inputs:
             self._forced[forced_token(self._generation, step, self._limit)].bind_input(binding, head.FORCED_TOKEN, (1,))
+        if head.TOKEN_PHASE in runner.inputs:
+            self._phases[phase_of(self._generation, step)].bind_input(binding, head.TOKEN_PHASE, (1,))
         self._cache.bind_step(binding, step)
         self._tokens.bind_output(binding, head.NEXT_TOKEN, column, offset=row)
         self._finished[step % 2].bind_output(binding, head.FINISHED, column)

@@ -6,6 +6,8 @@ logits, whatever their dtype: bfloat16 has no ArgMax or ReduceMax on CUDA.
 
 Whether a row of logits is finite is read off its dot product with zeros: 0 if all are finite, NaN if one is not. It is
 one pass and exact, while ReduceMax may lose a NaN and a sum of finite values may overflow.
+Token rules come after that: a token that must not be chosen has a logit of -inf from there on, so it neither wins nor
+comes second.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import onnx_ir as ir
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.layout import SEQ2SEQ
+from precision_search.runtime.token_rules import forbidden_tokens, has_token_rules
 
 INPUT_IDS = SEQ2SEQ.decoder.input("decoder_ids")
 LOGITS = SEQ2SEQ.decoder.output
@@ -27,6 +30,7 @@ HIDDEN = SEQ2SEQ.encoder.output
 
 FINISHED_IN = "finished_in"
 FORCED_TOKEN = "forced_token"
+TOKEN_PHASE = "token_phase"
 NEXT_TOKEN = "next_token"
 FINISHED = "finished"
 FINITE_CHECK = "finite_check"
@@ -50,11 +54,12 @@ def with_token_head(model: ir.Model, generation: GenerationSettings, *, with_mar
 
     - input `finished_in` bool [B, 1]: rows that had ended before this step;
     - input `forced_token` int64 [1], only if the settings force tokens: chosen instead if not `NOT_FORCED`;
+    - input `token_phase` int64 [1], only if the settings have token rules: which of them hold (see `token_rules`);
     - output `next_token` int64 [B, 1]: the choice, pad in rows that had ended;
     - output `finished` bool [B, 1]: rows that have ended, this step included;
     - output `finite_check` float32 [B, 1, 1]: NaN where a logit of the row is not finite, else 0;
-    - output `margin` float32 [B, 1, 1], only if asked for: the best logit minus the second best, NaN where one of
-      the row is not finite.
+    - output `margin` float32 [B, 1, 1], only if asked for: the best logit minus the second best of those that may be
+      chosen, NaN where one of the row is not finite.
 
     Raises:
         InputError: the graph has no output `logits` [B, T, V] with a known vocabulary size V.
@@ -70,6 +75,7 @@ def with_token_head(model: ir.Model, generation: GenerationSettings, *, with_mar
         logits = head.op("Slice", logits, starts, ends, axes)
     logits = head.as_float32(logits)
     check = head.op("MatMul", logits, head.zeros(vocabulary))
+    logits = head.allowed(logits, generation, vocabulary, 1)
     choice = head.op("ArgMax", logits, axis=-1, keepdims=0)
     if generation.forced_bos_token_id is not None or generation.forced_eos_token_id is not None:
         forced = head.add_input(FORCED_TOKEN, ir.DataType.INT64, [1])
@@ -93,12 +99,17 @@ def with_token_head(model: ir.Model, generation: GenerationSettings, *, with_mar
     return clone
 
 
-def with_margin_head(model: ir.Model, *, consume: bool = False) -> ir.Model:
+def with_margin_head(
+    model: ir.Model, *, consume: bool = False, generation: GenerationSettings | None = None
+) -> ir.Model:
     """The no-past decoder as the screen uses it: how surely each label wins, and nothing else.
 
     Added: input `labels` int64 [B, T], ids in [0, V). The only output is `margin` float32 [B, T]: the logit of the
     label minus the best other logit at its position (negative: another token wins; 0: a tie; NaN: a logit at the
     position is not finite). With `consume` the model itself is changed.
+
+    Where `generation` has token rules, the other logits are those that may be chosen, and one more input, `token_phase`
+    int64 [T], says which rules hold at each position.
 
     Raises:
         InputError: the graph has no output `logits` [B, T, V] with a known vocabulary size V.
@@ -112,6 +123,8 @@ def with_margin_head(model: ir.Model, *, consume: bool = False) -> ir.Model:
     logits = head.as_float32(logits)
     labels = head.op("Unsqueeze", head.add_input(LABELS, ir.DataType.INT64, leading), head.constant("last", [-1]))
     check = head.op("MatMul", logits, head.zeros(vocabulary))
+    if generation is not None:
+        logits = head.allowed(logits, generation, vocabulary, leading[1])
     own = head.op("Add", head.op("GatherElements", logits, labels, axis=-1), check)
     # Always -inf. That it depends on both other readers of the logits lets the runtime scatter in place instead of
     # copying them: 0.25 against 0.38 ms for [8, 16, 4096] on two cores, and half the memory.
@@ -218,6 +231,16 @@ class _Head:
         node.outputs[0].name = f"{self._prefix}/{op_type}:0"
         self._graph.append(node)
         return node.outputs[0]
+
+    def allowed(
+        self, logits: ir.Value, generation: GenerationSettings, vocabulary: int, positions: int | ir.SymbolicDim
+    ) -> ir.Value:
+        """The logits, -inf where a token rule forbids the token; the logits themselves where there are no rules."""
+        if not has_token_rules(generation):
+            return logits
+        masks = self._initializer("forbidden", forbidden_tokens(generation, vocabulary))
+        forbidden = self.op("Gather", masks, self.add_input(TOKEN_PHASE, ir.DataType.INT64, [positions]), axis=0)
+        return self.op("Where", forbidden, self.constant("lowest", [-np.inf]), logits)
 
     def add_input(self, name: str, dtype: ir.DataType, shape: _Dims) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))

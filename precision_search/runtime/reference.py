@@ -121,7 +121,8 @@ def open_forced(bundle: Bundle, settings: SessionSettings) -> ForcedModel:
         DeviceMemoryError: the memory does not hold them.
     """
     encoder = after_release(lambda: ForcedEncoder(bundle.graphs[SEQ2SEQ.encoder.name].model, settings))
-    decoder = after_release(lambda: ForcedDecoder(bundle.graphs[SEQ2SEQ.decoder.name].model, settings))
+    model, generation = bundle.graphs[SEQ2SEQ.decoder.name].model, bundle.generation
+    decoder = after_release(lambda: ForcedDecoder(model, settings, generation=generation))
     return ForcedModel(encoder, decoder)
 
 

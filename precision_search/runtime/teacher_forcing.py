@@ -19,8 +19,9 @@ from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, InputKind
 from precision_search.model.samples import TokenBatch, batches
 from precision_search.runtime.backends import create_session
-from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, with_margin_head
+from precision_search.runtime.head import HIDDEN, LABELS, MARGIN, TOKEN_PHASE, with_margin_head
 from precision_search.runtime.session import SessionSettings, run_session
+from precision_search.runtime.token_rules import has_token_rules, phase_of
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -116,10 +117,20 @@ class ForcedDecoder:
     """A decoder without past in fp32 (original, emulated, widened or switchable), ready to be forced.
 
     With `consume` the model is used up. What `extra` holds is fed beside the batch: the flags of a switchable graph.
+    The token rules of `generation` hold; None has none.
     """
 
-    def __init__(self, model: ir.Model, settings: SessionSettings, *, consume: bool = False) -> None:
-        self._session = create_session(with_margin_head(model, consume=consume), settings, consume=True)
+    def __init__(
+        self,
+        model: ir.Model,
+        settings: SessionSettings,
+        *,
+        consume: bool = False,
+        generation: GenerationSettings | None = None,
+    ) -> None:
+        headed = with_margin_head(model, consume=consume, generation=generation)
+        self._session = create_session(headed, settings, consume=True)
+        self._rules = generation if generation is not None and has_token_rules(generation) else None
 
     def margins(
         self, batch: ForcedBatch, hidden: FloatArray, extra: Feed = NOTHING, *, release: bool = False
@@ -129,6 +140,9 @@ class ForcedDecoder:
         With `release` the session then gives its memory back.
         """
         feed = {**feed_of(SEQ2SEQ.decoder, batch, hidden), LABELS: batch.labels, **extra}
+        if self._rules is not None:
+            phases = [phase_of(self._rules, step) for step in range(batch.labels.shape[1])]
+            feed[TOKEN_PHASE] = np.array(phases, np.int64)
         found = run_session(self._session, [MARGIN], feed, release=release)[0]
         return np.where(batch.valid, found, np.float32(np.nan))
 

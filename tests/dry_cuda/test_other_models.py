@@ -110,7 +110,7 @@ def test_every_compute_node_runs_on_the_device_and_none_is_merged_away(
         assert {node.key for node in graphs[name].compute} <= on_device
 
 
-def publish(source: Demo, plan: str, level: str, directory: Path, **generation: int) -> Path:
+def publish(source: Demo, plan: str, level: str, directory: Path, **generation: object) -> Path:
     """A model directory as a run writes it, as far as loading reads it."""
     bundle = open_bundle(str(source.model), source.cache)
     directory.mkdir()
@@ -132,10 +132,13 @@ def used(
     (folder / "traced/tokenizer.json").write_bytes((sources["t5-bfloat16"].model / "tokenizer.json").read_bytes())
     gated, mt5, half = sources["t5-v1_1"], sources["mt5"], sources["t5-bfloat16"]
     forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 1}
+    rules = {"suppress_tokens": [5, 6], "begin_suppress_tokens": [8, 9], "min_new_tokens": 2}
     uses = {
         "gated, basic": Use(publish(gated, "all low", "basic", folder / "gated"), (1, 4, 7)),
         "one layer, all": Use(publish(mt5, "fp32", "all", folder / "mt5"), (1,)),
-        "forced, margins": Use(publish(half, "cut", "basic", folder / "half", **forced), (3, 3), with_margins=True),
+        "forced, rules, margins": Use(
+            publish(half, "cut", "basic", folder / "half", **forced, **rules), (3, 3), with_margins=True
+        ),
         "exported by another tool": Use(folder / "traced", (2, 5)),
     }
     (folder / "profiles").mkdir()
@@ -143,7 +146,7 @@ def used(
     return dict(zip(uses, zip(uses.values(), found, strict=True), strict=True))
 
 
-USES = ("gated, basic", "one layer, all", "forced, margins", "exported by another tool")
+USES = ("gated, basic", "one layer, all", "forced, rules, margins", "exported by another tool")
 by_use = pytest.mark.parametrize("name", USES)
 
 

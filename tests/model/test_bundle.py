@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from precision_search.config import GREEDY
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
@@ -31,6 +32,7 @@ from precision_search.precision.emulate import emulate, widen
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.precision.weights import WeightCache
 from precision_search.runtime.generator import Generator
+from precision_search.runtime.reference import make_reference
 from precision_search.runtime.session import SessionSettings
 from tests.checkpoints import TOKENIZER, open_once, saved_checkpoints, trace
 from tests.graphs import (
@@ -47,6 +49,7 @@ from tests.graphs import (
 )
 from tests.told import Told
 
+CPU = SessionSettings(threads=1)
 Protos = dict[GraphName, onnx.ModelProto]
 CONFIG: Mapping[str, Any] = {
     "model_type": "t5",
@@ -512,7 +515,7 @@ def generated(bundle: Bundle, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
-    generator = Generator(bundle.models, bundle.generation, SessionSettings(threads=1))
+    generator = Generator(bundle.models, bundle.generation, CPU)
     found = generator.generate(ids, (ids != 0).astype(np.int64))
     return [row[:length].tolist() for row, length in zip(found.tokens, found.lengths, strict=True)]
 
@@ -536,6 +539,42 @@ def test_a_checkpoint_becomes_an_fp32_bundle_that_generates_as_transformers_does
     expected = oracle_tokens(bundle, ROWS, export_cache)
     assert generated(bundle, ROWS) == expected
     assert len({token for row in expected for token in row}) > 4
+
+
+RULES: Mapping[str, Any] = {
+    "num_beams": 3,
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.7,
+    "do_sample": True,
+    "bad_words_ids": [[9], [1]],
+    "begin_suppress_tokens": [*range(4, 40)],
+    "min_length": 6,
+    "forced_eos_token_id": 1,
+    "max_new_tokens": 12,
+}
+
+
+@pytest.mark.slow
+def test_greedy_by_choice_with_token_rules_is_what_transformers_does(
+    checkpoints: Path, export_cache: Path, tmp_path: Path
+) -> None:
+    """All that is asked for beside greedy decoding gives way, on both sides; all rules hold, in every batch."""
+    model = tmp_path / "model"
+    shutil.copytree(open_once(checkpoints / "t5-v1_1", export_cache, max_new_tokens=12).path, model)
+    shutil.copy(checkpoints / "t5-v1_1/model.safetensors", model)
+    free = open_bundle(str(model), tmp_path, max_new_tokens=12)
+    own = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**own, **RULES}))
+    told = Told()
+    bundle = open_bundle(str(model), tmp_path, overrides=GREEDY.overrides, reporter=told)
+    asked = "num_beams 3, do_sample true, repetition_penalty 1.7, no_repeat_ngram_size 2"
+    assert told.warnings == [f"greedy decoding by choice: the checkpoint asks for {asked}"]
+    expected = oracle_tokens(bundle, ROWS, tmp_path, batch_size=3)
+    for size in (1, 3, len(ROWS)):
+        reference = make_reference(bundle, Generator(bundle.models, bundle.generation, CPU), ROWS, size, CPU)
+        assert [list(tokens) for tokens in reference.tokens] == expected
+    assert expected != generated(free, ROWS)
+    assert all(len(tokens) >= 6 and 9 not in tokens and tokens[0] not in range(4, 40) for tokens in expected)
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,24 @@
 """Proves that model and generation configs are read as transformers means them, and refused by name where we differ."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precision_search.config import GREEDY
 from precision_search.errors import InputError
 from precision_search.model.generation_config import (
-    NEUTRAL,
     GenerationSettings,
     ModelConfig,
     read_generation_settings,
     read_model_config,
+    write_overridden,
 )
+from precision_search.model.greedy import NEUTRAL
 from tests.conftest import DEMO_MODEL as DEMO
 
 CONFIG: dict[str, object] = {
@@ -57,6 +61,10 @@ READ = {
     "pad_token_id",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "suppress_tokens",
+    "begin_suppress_tokens",
 }
 
 
@@ -262,18 +270,14 @@ REFUSED_VALUES: dict[str, object] = {
     "assistant_early_exit": 2,
     "constraints": [[1]],
     "force_words_ids": [[1]],
-    "min_length": 10,
-    "min_new_tokens": 5,
     "max_time": 1.0,
     "stop_strings": ["."],
     "repetition_penalty": 1.2,
     "encoder_repetition_penalty": 1.2,
     "no_repeat_ngram_size": 3,
     "encoder_no_repeat_ngram_size": 3,
-    "bad_words_ids": [[5]],
+    "bad_words_ids": [[5, 6]],
     "sequence_bias": [[[5], 1.0]],
-    "suppress_tokens": [5],
-    "begin_suppress_tokens": [5],
     "forced_decoder_ids": [[1, 5]],
     "exponential_decay_length_penalty": [5, 1.1],
     "guidance_scale": 1.5,
@@ -301,8 +305,69 @@ def test_what_greedy_decoding_does_not_do_is_refused_by_name(
 
 
 def test_all_that_is_refused_is_named_at_once_with_the_value_to_set(tmp_path: Path) -> None:
-    error = refusal(model_dir(tmp_path, {"num_beams": 4, "bad_words_ids": [[3]]}))
-    assert error.fix.startswith("set num_beams to 1, remove bad_words_ids in generation_config.json")
+    error = refusal(model_dir(tmp_path, {"num_beams": 4, "bad_words_ids": [[3, 4]], "renormalize_logits": True}))
+    assert error.fix.startswith(
+        "write num_beams = 1 under [generation] in the config of the run, or in generation_config.json; "
+        "remove bad_words_ids, set renormalize_logits to false in generation_config.json"
+    )
+
+
+RULES: tuple[tuple[dict[str, object], dict[str, Any]], ...] = (
+    ({"bad_words_ids": [[5], [3], [5], [1]]}, {"suppressed_tokens": (3, 5)}),  # an end token is no bad word
+    ({"suppress_tokens": [7, 1]}, {"suppressed_tokens": (1, 7)}),
+    ({"bad_words_ids": [[5]], "suppress_tokens": [7, 5]}, {"suppressed_tokens": (5, 7)}),
+    ({"begin_suppress_tokens": [9, 4]}, {"begin_suppressed_tokens": (4, 9)}),
+    ({"min_length": 5}, {"min_new_tokens": 4}),  # it counts the start token
+    ({"min_length": 1}, {}),
+    ({"min_new_tokens": 5}, {"min_new_tokens": 5}),
+    ({"min_new_tokens": 2, "min_length": 9}, {"min_new_tokens": 2}),
+    ({"min_new_tokens": 0, "min_length": 9}, {}),
+)
+
+
+@pytest.mark.parametrize(("asked", "expected"), RULES)
+def test_token_rules_are_read(tmp_path: Path, asked: dict[str, object], expected: dict[str, Any]) -> None:
+    found = read_generation_settings(model_dir(tmp_path, asked), None)
+    assert found == dataclasses.replace(GenerationSettings(0, (1,), 0, 128, None, None), **expected)
+
+
+@pytest.mark.parametrize("name", ["min_length", "min_new_tokens"])
+@pytest.mark.parametrize("value", [-1, 1.5, True, "5"])
+def test_a_least_length_that_is_none_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    assert f"impossible {name}" in refusal(model_dir(tmp_path, {name: value})).what
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"suppress_tokens": [5], "forced_bos_token_id": 5},
+        {"bad_words_ids": [[5]], "forced_eos_token_id": 5},
+        {"suppress_tokens": list(range(2, 60)), "begin_suppress_tokens": [0, *range(60, 100)]},
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused(tmp_path: Path, asked: dict[str, object]) -> None:
+    assert "contradict each other" in refusal(model_dir(tmp_path, asked)).what
+
+
+@pytest.mark.parametrize("name", ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids"])
+def test_rules_about_tokens_that_do_not_exist_are_refused(tmp_path: Path, name: str) -> None:
+    value: list[object] = [[100]] if name == "bad_words_ids" else [100]
+    assert f"impossible `{name}`" in refusal(model_dir(tmp_path, {name: value})).what
+
+
+@pytest.mark.parametrize("in_generation_config", [True, False])
+def test_what_is_overridden_is_kept_in_mind_and_not_written(tmp_path: Path, *, in_generation_config: bool) -> None:
+    asked: dict[str, object] = {"num_beams": 5, "repetition_penalty": 1.2, "do_sample": False, "length_penalty": 2.0}
+    directory = model_dir(tmp_path, asked) if in_generation_config else model_dir(tmp_path, **asked)
+    found = read_generation_settings(directory, None, GREEDY.overrides)
+    assert found.overridden == {"num_beams": "5", "repetition_penalty": "1.2"}
+    assert found == GenerationSettings(0, (1,), 0, 128, None, None)
+    write_overridden(directory, found)
+    again = read_generation_settings(directory, None)
+    assert (again, again.overridden) == (found, {})
+    path = directory / ("generation_config.json" if in_generation_config else "config.json")
+    assert json.loads(path.read_text())["length_penalty"] == 2.0
+    assert refusal(model_dir(tmp_path, {"num_beams": 5})).fix.startswith("write num_beams = 1 under [generation]")
 
 
 @given(st.data())

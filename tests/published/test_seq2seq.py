@@ -310,6 +310,10 @@ HARMLESS: tuple[dict[str, object], ...] = (
     {"eos_token_id": [1, 3, 4], "remove_invalid_values": True, "num_assistant_tokens": 3},
     {"forced_bos_token_id": 7, "forced_eos_token_id": 1, "max_new_tokens": 6},
     {"forced_bos_token_id": 7, "forced_eos_token_id": 1, "max_new_tokens": 1},
+    {"bad_words_ids": [[5], [1]], "suppress_tokens": [7, 20, 21], "max_new_tokens": 8},
+    {"begin_suppress_tokens": [1, 3, 5, 7, 9, 11], "min_length": 7, "max_new_tokens": 9},
+    {"forced_bos_token_id": 7, "begin_suppress_tokens": [3, 5, 9], "min_new_tokens": 5, "min_length": 90},
+    {"forced_eos_token_id": 1, "min_new_tokens": 90, "max_new_tokens": 9, "suppress_tokens": [0, 2]},
     {"cache_implementation": "dynamic", "use_cache": True, "output_scores": True, "return_dict_in_generate": False},
 )
 """What generation configs hold that greedy decoding either does or ignores."""

@@ -82,6 +82,9 @@ some_settings = st.builds(
     max_new_tokens=st.just(12),
     forced_bos_token_id=st.sampled_from([None, 5]),
     forced_eos_token_id=st.sampled_from([None, EOS]),
+    suppressed_tokens=st.sampled_from([(), (3, 6)]),
+    begin_suppressed_tokens=st.sampled_from([(), (4, 8, 9)]),
+    min_new_tokens=st.sampled_from([0, 0, 1, 4, 20]),
 )
 
 

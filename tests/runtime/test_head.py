@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ from precision_search.model.generation_config import GenerationSettings
 from precision_search.runtime import head
 from precision_search.runtime.backends import create_session
 from precision_search.runtime.session import SessionSettings
+from precision_search.runtime.token_rules import forbidden_tokens, phase_of
 
 V = 7
 PAD, EOS = 0, 1
@@ -73,6 +75,8 @@ def token_step(
     }
     if "forced" in options:
         feeds[head.FORCED_TOKEN] = np.array([options.pop("forced")], np.int64)
+    if "phase" in options:
+        feeds[head.TOKEN_PHASE] = np.array([options.pop("phase")], np.int64)
     dtype = options.pop("dtype", ir.DataType.FLOAT)
     return run(head.with_token_head(passing_model(dtype, positions=1), generation, **options), feeds)
 
@@ -114,6 +118,61 @@ def test_forced_tokens_replace_the_choice_but_not_pad(forced: int, tokens: list[
 def test_nothing_to_force_means_no_input_for_it() -> None:
     model = head.with_token_head(passing_model(), GREEDY)
     assert head.FORCED_TOKEN not in [value.name for value in model.graph.inputs]
+
+
+RULES = dataclasses.replace(
+    GREEDY, eos_token_ids=(EOS, 2), suppressed_tokens=(6,), begin_suppressed_tokens=(3,), min_new_tokens=2
+)
+
+
+def test_no_rules_add_nothing_to_either_head() -> None:
+    """An end token too early needs one to exist; nothing is what the settings of every model without rules cost."""
+    endless = dataclasses.replace(GREEDY, eos_token_ids=(), min_new_tokens=3)
+    heads = [head.with_token_head(passing_model(), endless), head.with_margin_head(passing_model(), generation=endless)]
+    assert all(head.TOKEN_PHASE not in [value.name for value in model.graph.inputs] for model in heads)
+    plain = head.with_margin_head(passing_model())
+    assert ir.to_proto(heads[1]).SerializeToString() == ir.to_proto(plain).SerializeToString()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("step", "allowed"), [(0, [0, 4, 5]), (1, [0, 3, 4, 5]), (2, [0, 1, 2, 3, 4, 5])])
+def test_what_a_rule_forbids_neither_wins_nor_comes_second(dtype: ir.DataType, step: int, allowed: list[int]) -> None:
+    rows = np.random.default_rng(step).permuted(np.tile(np.arange(V, dtype=np.float32) ** 2, (30, 1)), axis=1)
+    out = token_step(rows, generation=RULES, phase=phase_of(RULES, step), dtype=dtype, with_margin=True)
+    left = rows[:, allowed]
+    assert out[head.NEXT_TOKEN][:, 0].tolist() == [allowed[best] for best in left.argmax(axis=1)]
+    assert out[head.MARGIN][:, 0, 0].tolist() == np.diff(np.sort(left)[:, -2:])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_forbidden_logit_that_is_not_finite_marks_its_row_all_the_same(bad: float) -> None:
+    out = token_step([[0, 1, 2, 3, 4, 5, bad]], generation=RULES, phase=phase_of(RULES, 5), with_margin=True)
+    assert np.isnan([out[head.FINITE_CHECK].item(), out[head.MARGIN].item()]).all()
+
+
+def test_a_margin_against_nothing_is_infinite() -> None:
+    """One token is left, and it wins whatever it is worth."""
+    lonely = dataclasses.replace(GREEDY, suppressed_tokens=(0, 1, 2, 3, 5, 6))
+    out = token_step([[9, 9, 9, 9, -9, 9, 9]], generation=lonely, phase=phase_of(lonely, 3), with_margin=True)
+    assert (out[head.NEXT_TOKEN].item(), out[head.MARGIN].item()) == (4, np.inf)
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_margin_head_knows_the_rules_of_each_position(opset: int) -> None:
+    logits = np.random.default_rng(0).integers(-8, 8, (4, 3, V)).astype(np.float32)
+    logits[3, 1, 6] = np.nan
+    labels = np.array([[0, 3, 1], [4, 5, 2], [5, 0, 3], [4, 4, 4]])
+    masks = forbidden_tokens(RULES, V)[[phase_of(RULES, step) for step in range(3)]]
+    feeds = {
+        "input_ids": labels,
+        "given": logits,
+        head.LABELS: labels,
+        head.TOKEN_PHASE: np.array([phase_of(RULES, step) for step in range(3)]),
+    }
+    out = run(head.with_margin_head(passing_model(opset=opset), generation=RULES), feeds)
+    expected = expected_margins(np.where(masks, np.float32(-99), logits), labels)
+    expected[3, 1] = np.nan
+    np.testing.assert_array_equal(out[head.MARGIN], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -214,6 +214,8 @@ def _model(info: RunInfo) -> Iterator[Fact]:
     else:
         text = {"equal": "the same tokens", "near-ties": "the same tokens but for near-ties"}[info.parity.status]
         yield Fact("parity with the checkpoint", text, f"{info.parity.samples} samples")
+    if info.generation.text is not None:
+        yield Fact("generation", info.generation.text)
     yield Fact("index arithmetic", f"{len(info.model.pinned)} nodes", "never low")
 
 
