@@ -299,14 +299,12 @@ def inspect(
 
     Args:
         source: checkpoint directory, directory of ONNX graphs, or hub id.
-        data: a file of sentences, as for `verify`.
-        column: which of its columns holds the sentences, likewise.
+        data, column: sentences, as for `verify`.
         dtype: the low dtype in question.
         batch: sentences in a batch of the workload that the ceiling is for.
         source_length: tokens of each source there.
         target_length: tokens of each target there.
-        gpu: a built-in device profile by name, or a TOML file of that form; None for `t4`, which has no bfloat16, and
-            `a10g` for that.
+        gpu: a device profile by name or file; None for `t4`, which has no bfloat16, and `a10g` for that.
         cache: directory for exports, None for the user's.
         reporter: receives progress.
 

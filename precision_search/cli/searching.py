@@ -57,7 +57,7 @@ class _Job:
 
 
 @click.command(short_help="Search for the fastest stable plan of a model.")
-@click.argument("source", metavar="CONFIG|MODEL", shell_complete=completion.directories)
+@click.argument("source", metavar="CONFIG|MODEL", type=click.Path())
 @sentence_options
 @workload_options
 @click.option(

@@ -90,18 +90,17 @@ def _column(rows: Sequence[tuple[int, Row]], wanted: str | None, file: NamedFile
     more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
     one_cell = len(names) == 1 and any(mark in names[0] for mark in ",;\t|")
     expected = f"no column `{wanted}`" if wanted is not None else f"not exactly one of {', '.join(COLUMNS)}"
-    example = next((name for name in names if name != TARGET), COLUMNS[0])[:_LONGEST_NAME]
     raise InputError(
         f"{file.label} has {expected}",
         why=f"its columns are {quoted}{more}",
         fix="separate the cells as the name says: .csv by commas, .tsv by tabs"
         if one_cell
-        else f"say which column holds the sentences: {_how_to_name(file, example)}",
+        else f"say which column holds the sentences: {_how_to_name(file)}",
     )
 
 
-def _how_to_name(file: NamedFile, column: str) -> str:
-    return f'{file.name}.column = "{column}"' if file.is_configured else f"--column {column}"
+def _how_to_name(file: NamedFile) -> str:
+    return f'{file.name}.column = "NAME"' if file.is_configured else "--column NAME"
 
 
 def _sample(row: Row, line: int, column: str, file: NamedFile) -> Sample:
