@@ -25,7 +25,7 @@ TARGET = "target"
 
 _SHOWN_COLUMNS = 12
 _LONGEST_NAME = 60
-_NO_TEXT = (
+NO_TEXT = (
     *(".arrow", ".feather", ".avro", ".orc", ".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf"),
     *(".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".html", ".xml", ".tmx", ".xliff", ".yaml", ".yml"),
     *(".json", ".toml", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar"),
@@ -231,7 +231,7 @@ FORMS: Mapping[str, Callable[[NamedFile], Lines]] = {
 
 def _refuse_other_forms(file: NamedFile) -> None:
     suffix = file.path.suffix.lower()
-    if suffix in _NO_TEXT and file.path.is_file():
+    if suffix in NO_TEXT and file.path.is_file():
         raise InputError(
             f"{file.label} is no list of sentences",
             why=f"by its name it is a {suffix} file",

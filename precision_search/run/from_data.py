@@ -7,6 +7,7 @@ whoever writes the directory that the config names writes the sets there, too.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,18 +146,30 @@ def from_data(
         UsageError: an override names other sets.
     """
     check_model(model)
+    absolute = str(Path(model).resolve()) if Path(model).is_dir() else model
     files = {name: folder / f"{name}.jsonl" for name in _NAMES}
-    search = parse_config(_text(model, files, 0.0, wishes, ""), path, wishes.overrides).search
+    search = parse_config(_text(absolute, files, 0.0, wishes, ""), path, wishes.overrides).search
     wishes = replace(wishes, gpu=wishes.gpu or GPUS[search.dtype])
     split = split_samples(given["data"], search.seed, [name for name in SHARES if name not in given])
     sets: dict[SetName, SampleSet] = {name: split[name] if name in split else given[name] for name in _NAMES}
     share = largest_share(len(sets["validation"].samples))
     summary = _summary(given["data"], sets, search.seed)
     shown = {name: file.relative_to(path.parent) for name, file in files.items()} if relative else files
-    text = _text(model, shown, share, wishes, summary)
+    named = _from_there(model, path) if relative and _is_relative(model) else absolute
+    text = _text(named, shown, share, wishes, summary)
     config = parse_config(text, path, wishes.overrides)
     _check_sets(config, files)
     return FromData(config, text, sets, f"{summary}; {_requirement(config, len(sets['validation'].samples))}")
+
+
+def _from_there(model: str, path: Path) -> str:
+    """The directory of a model as a config in the file `path` calls it, never to be taken for a hub id."""
+    found = os.path.relpath(model, path.parent)
+    return found if found.startswith("..") else f"./{found}"
+
+
+def _is_relative(model: str) -> bool:
+    return Path(model).is_dir() and not Path(model).is_absolute()
 
 
 def write_config(made: FromData, path: Path, folder: Path) -> None:
@@ -181,10 +194,9 @@ def write_config(made: FromData, path: Path, folder: Path) -> None:
 
 def _text(model: str, files: Mapping[SetName, Path], share: float, wishes: Wishes, summary: str) -> str:
     """The config as TOML."""
-    directory = Path(model)
     workload = wishes.workload
     sections: dict[str, dict[str, object]] = {
-        "model": {"path": str(directory.resolve()) if directory.is_dir() else model},
+        "model": {"path": model},
         "calibration": {"path": files["calibration"], "prefix": wishes.prefix},
         "validation": {"path": files["validation"], "min_exact_match": share},
         "test": {"path": files["test"]},
