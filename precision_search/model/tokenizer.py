@@ -4,14 +4,16 @@ In: a model directory. Out: a `Tokenizer`. `tokenizer.json` is read by the `toke
 transformers only wraps; its other formats are left to transformers, whose import takes seconds.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precision_search.errors import InputError, first_line
-from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, read_json, reason
+from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, reason
+from precision_search.model.added_tokens import AddedToken, added_tokens, read_settings
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.hf_files import hf_files
@@ -25,16 +27,17 @@ MOST_GROWTH = 10_000
 MOST_ADDED = 1_000
 """Special tokens that may be put around a text; known tokenizers put up to three."""
 
-MOST_EXTRA_IDS = 100_000
-"""Sentinels that transformers may be asked to make up."""
-
 # What transformers writes for "no limit" is 1e30; no model was trained on lines of this many tokens.
 _SANE_LENGTH = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A checkpoint's tokenizer. `model_max_length` is the longest input in tokens, end token included."""
+    """A checkpoint's tokenizer. `model_max_length` is the longest input in tokens, end token included.
+
+    `ends_inputs` is whether its class ends every input, as T5Tokenizer does where the file has no template that would.
+    `special` has the ids of added and special tokens, by their texts.
+    """
 
     path: Path
     pad_id: int
@@ -42,16 +45,50 @@ class Tokenizer:
     model_max_length: int
     _to_ids: Callable[[str], Sequence[int]]
     _to_text: Callable[[Sequence[int]], str]
+    ends_inputs: bool = True
+    special: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Gives the ids of `text` with the special tokens the model expects, the end token last."""
-        ids = tuple(self._to_ids(text))
-        # A tokenizer file without a template adds nothing by itself; transformers' T5Tokenizer adds the end token.
-        return ids if ids and ids[-1] == self.eos_id else (*ids, self.eos_id)
+        """Gives the ids of `text` with the special tokens the model expects.
+
+        Raises:
+            InputError: the tokenizer cannot take it apart.
+        """
+        with _in_words(f"the tokenizer in {self.path} fails at the text {text!r:.60}"):
+            ids = tuple(self._to_ids(text))
+        return (*ids, self.eos_id) if self.ends_inputs and ids[-1:] != (self.eos_id,) else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Gives the text of `ids`, special tokens left out."""
-        return self._to_text([int(token) for token in ids])
+        """Gives the text of `ids`, special tokens left out.
+
+        Raises:
+            InputError: the tokenizer cannot put it together.
+        """
+        with _in_words(f"the tokenizer in {self.path} fails at token ids"):
+            return self._to_text([int(token) for token in ids])
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Whatever a tokenizers library raises, as an InputError; what panics in Rust is no Exception.
+
+    Raises:
+        InputError: something was raised inside.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(what, why=reason(error), fix=_RESTORE) from error
+    except BaseException as error:
+        # The library raises bare Exception for whatever is wrong with a file, and a class of its own for a panic.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(what, why=first_line(str(error)), fix=_RESTORE) from error
+
+
+_RESTORE = "restore the tokenizer's files, or save them again with AutoTokenizer...save_pretrained where they load"
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
@@ -60,7 +97,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     The first is what transformers' T5Tokenizer does, without its seconds of import. Code from the directory is never
     run. Raises InputError where there is no tokenizer, or one that cannot be loaded or has no end or pad token.
     """
-    settings = _tokenizer_settings(model_dir / "tokenizer_config.json")
+    settings = _settings(model_dir)
     family = family_in(model_dir)
     file = model_dir / "tokenizer.json"
     if file.is_file():
@@ -77,15 +114,13 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     return _load_with_transformers(model_dir, settings, family)
 
 
-def _tokenizer_settings(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not valid JSON", why=reason(error), fix="restore the file") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} is no config", why="it holds no JSON object", fix="restore the file")
+def _settings(model_dir: Path) -> Mapping[str, Any]:
+    """What `tokenizer_config.json` says, with the class from `config.json` where it names none."""
+    settings = read_settings(model_dir / "tokenizer_config.json")
+    if settings.get("tokenizer_class") is None and (model_dir / "config.json").is_file():
+        with contextlib.suppress(InputError):  # who reads the sizes there says so
+            named = read_settings(model_dir / "config.json").get("tokenizer_class")
+            return settings if named is None else {**settings, "tokenizer_class": named}
     return settings
 
 
@@ -102,24 +137,22 @@ def _content(token: object) -> str:
 def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
     import tokenizers
 
-    try:
+    kind, classes = settings.get("tokenizer_class"), family.tokens.tokenizer_classes
+    is_family_s = kind is None or str(kind).startswith(classes)
+    tokens = {"pad_token": family.tokens.pad_token, "eos_token": family.tokens.eos_token} if is_family_s else {}
+    has_sentinels = is_family_s and family.tokens.has_sentinels
+    with _in_words(f"{file} cannot be loaded"):
         data = read_file(file, LARGEST_JSON)
         content = parse_json(data)
         _check_growth(content, file)
         _check_added(content, file)
         backend = tokenizers.Tokenizer.from_buffer(data)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{file} cannot be loaded", why=reason(error), fix="restore the file") from error
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-        raise InputError(f"{file} cannot be loaded", why=str(error), fix="restore the file") from error
-    # Some files carry the padding and truncation of their training run.
-    backend.no_padding()
-    backend.no_truncation()
-    # Decoding leaves out what is special; transformers takes that from the settings too, not from this file alone.
-    known = [token for token in _special_tokens(settings) if backend.token_to_id(token) is not None]
-    backend.add_special_tokens(known)
+        # Some files carry the padding and truncation of their training run.
+        backend.no_padding()
+        backend.no_truncation()
+        known_only = {_content({**tokens, **settings}.get(key, "")) for key in ("pad_token", "eos_token")}
+        added = added_tokens(file.parent, {**tokens, **settings}, has_sentinels=has_sentinels)
+        _add_tokens(backend, added, known_only)
     return Tokenizer(
         path=file,
         pad_id=_token_id(backend, settings, "pad_token", family.tokens.pad_token, file),
@@ -127,7 +160,22 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
         model_max_length=_max_length(settings, family),
         _to_ids=lambda text: backend.encode(text).ids,
         _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
+        ends_inputs=is_family_s,
+        special={token.content: index for index, token in backend.get_added_tokens_decoder().items()},
     )
+
+
+def _add_tokens(backend: "tokenizers.Tokenizer", tokens: Sequence[AddedToken], known_only: Collection[str]) -> None:
+    """Adds the tokens that are not added yet; ids of those in the vocabulary stay, others get the next ones.
+
+    `known_only` are not made up: no model was trained with an end token that is not in its vocabulary.
+    """
+    import tokenizers
+
+    there = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    new = [each for each in tokens if each.content not in there or each.special > there[each.content].special]
+    new = [each for each in new if each.content not in known_only or backend.token_to_id(each.content) is not None]
+    backend.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in new])
 
 
 def _check_growth(content: Any, file: Path) -> None:
@@ -178,14 +226,6 @@ def _growth(step: Mapping[str, Any]) -> float:
     return max(1.0, added / len(replaced)) if isinstance(replaced, str) and replaced else 1.0 + added
 
 
-def _special_tokens(settings: Mapping[str, Any]) -> list[str]:
-    tokens = [settings.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")]
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = settings.get(key)
-        tokens += more if isinstance(more, list) else []
-    return [_content(token) for token in tokens if token]
-
-
 def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key: str, default: str, file: Path) -> int:
     token = _content(settings.get(key) or default)
     found = backend.token_to_id(token)
@@ -199,13 +239,7 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
 
 
 def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
-    extra = settings.get("extra_ids", 0)
-    if isinstance(extra, int | float) and extra > MOST_EXTRA_IDS:
-        raise InputError(
-            f"{model_dir / 'tokenizer_config.json'} asks for {extra} extra ids",
-            why=f"transformers would make a token for each, and {MOST_EXTRA_IDS} are the most",
-            fix="restore the file",
-        )
+    added_tokens(model_dir, settings, has_sentinels=True)  # refuses more than there can be, before they are made
     for path in (model_dir / name for name in hf_files()):
         try:
             check_size(path, LARGEST_JSON)
@@ -215,14 +249,8 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family
             raise InputError(f"{path} cannot be loaded", why=reason(error), fix="restore the file") from error
     from transformers import AutoTokenizer
 
-    try:
+    with _in_words(f"the tokenizer in {model_dir} cannot be loaded"):
         backend = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what the many formats and their libraries raise has no common root
-        raise InputError(
-            f"the tokenizer in {model_dir} cannot be loaded",
-            why=first_line(error),
-            fix="save it as tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) where it loads",
-        ) from error
     if backend.eos_token_id is None or backend.pad_token_id is None:
         raise InputError(
             f"the tokenizer in {model_dir} has no end or pad token",

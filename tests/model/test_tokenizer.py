@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +117,7 @@ def test_special_tokens_named_only_in_the_settings_are_left_out_of_text(tmp_path
     ids = ours.encode("a package")
     piece = "▁package"
     plain = load_tokenizer(copy(tmp_path))
-    marked = load_tokenizer(copy(tmp_path, additional_special_tokens=[{"content": piece}, "not in the vocabulary"]))
+    marked = load_tokenizer(copy(tmp_path, extra_special_tokens=[{"content": piece}, "not in the vocabulary"]))
     assert plain.decode(ids) == "a package"
     assert marked.decode(ids) == "a"
 
@@ -198,3 +199,70 @@ def test_a_tokenizer_without_end_or_pad_token_is_refused(tmp_path: Path, monkeyp
     assert "a T5 needs both" in caught.value.why
     assert "tokenizer_config.json" in caught.value.fix
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("charsmap", ["AAAA", "BAAAAP////8A"])
+def test_what_panics_in_rust_is_an_input_error(tmp_path: Path, charsmap: str) -> None:
+    """One map panics when it is read, the other at the first text."""
+    copy(tmp_path)
+    content = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(tmp_path).encode("Grüße, ﬁne")
+    assert str(tmp_path) in caught.value.what
+
+
+def test_a_text_that_a_pattern_gives_up_on_is_an_input_error(tmp_path: Path) -> None:
+    copy(tmp_path)
+    content = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    pattern = {"Regex": "(a+)+$|(a|aa)+c"}
+    content["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+
+    with pytest.raises(InputError) as caught:
+        tokenizer.encode("a" * 200 + "b")
+    assert "fails at the text 'aaa" in caught.value.what
+
+
+def test_ids_that_no_text_has_are_an_input_error(ours: Tokenizer) -> None:
+    with pytest.raises(InputError, match="fails at token ids"):
+        ours.decode([-1])
+
+
+def test_a_keyboard_interrupt_is_no_input_error(ours: Tokenizer) -> None:
+    def interrupted(text: str) -> list[int]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(ours, _to_ids=interrupted).encode("a")
+
+
+def test_a_class_that_only_config_json_names_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
+    assert load_tokenizer(tmp_path).encode("A") == (0x41 + 3, 1)
+
+
+def test_a_sentencepiece_file_alone_will_do(tmp_path: Path) -> None:
+    """The library that trained it is the oracle."""
+    import sentencepiece
+
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=200,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    tokenizer = load_tokenizer(tmp_path)
+
+    for text in SENTENCES[:20]:
+        assert tokenizer.encode(text) == (*oracle.encode(text), 1)

@@ -72,6 +72,9 @@ class TokenRules:
         longest_input: tokens of the longest input, end token included.
         vocabulary_files: what a tokenizer that is no `tokenizer.json` is read from.
         needs_no_file: what the name of a tokenizer class begins with that has no vocabulary file.
+        tokenizer_classes: what the name of the family's own tokenizer class begins with: it ends every input with the
+            end token. One that is not named is such a one.
+        has_sentinels: whether it makes sentinels (`<extra_id_0>`, ...) where the files name no further tokens.
     """
 
     pad_token: str
@@ -82,6 +85,8 @@ class TokenRules:
     longest_input: int
     vocabulary_files: tuple[str, ...]
     needs_no_file: tuple[str, ...]
+    tokenizer_classes: tuple[str, ...] = ()
+    has_sentinels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ T5 = ModelFamily(
         longest_input=512,  # what T5 was pre-trained with (Raffel et al. 2020, section 3.1.2)
         vocabulary_files=("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt"),
         needs_no_file=("ByT5",),  # bytes are its tokens
+        tokenizer_classes=("T5Tokenizer", "MT5Tokenizer"),
+        has_sentinels=True,
     ),
 )
 
