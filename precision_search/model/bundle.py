@@ -41,6 +41,7 @@ from precision_search.model.pairing import aligned
 from precision_search.model.read_graphs import files_of, read_graphs
 from precision_search.model.rewrites.sizes_on_device import compute_sizes_on_device
 from precision_search.model.snapshot import INDEX, WEIGHTS, Snapshot, unchanged
+from precision_search.model.stored_weights import refuse_adapter, refuse_quantized
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.work_folder import work_folder
 from precision_search.reporting import NOBODY, Reporter
@@ -125,10 +126,13 @@ def open_bundle(
 
 
 def _open(directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, reporter: Reporter) -> Bundle:
+    has_graphs = (directory / SEQ2SEQ.encoder.file).is_file()
+    if not has_graphs:
+        refuse_adapter(directory)
     config = read_model_config(directory)
     has_weights = any(directory.glob(WEIGHTS))
     # A checkpoint says more than copies of it in a folder of its own.
-    if (directory / SEQ2SEQ.encoder.file).is_file() or (not has_weights and graphs_in(directory)):
+    if has_graphs or (not has_weights and graphs_in(directory)):
         return _load(directory, config, how, directory if has_weights else None)
     if not has_weights:
         refuse_layout(directory, file_names(directory))
@@ -138,6 +142,7 @@ def _open(directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, re
             fix=f"give a checkpoint saved with save_pretrained (safetensors), or a directory with {SEQ2SEQ.files}",
         )
     # Asked before the slow export: what we refuse should not cost a minute first.
+    refuse_quantized(directory)
     how(directory)
     load_tokenizer(directory)
     check_index(directory)

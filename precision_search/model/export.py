@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from precision_search.errors import InputError, first_line
@@ -29,6 +30,7 @@ from precision_search.model.graph import GraphName, describe
 from precision_search.model.hf_files import weight_bytes
 from precision_search.model.layout import SEQ2SEQ, SYMBOLS, Axes, InputKind
 from precision_search.model.onnx_files import write_model
+from precision_search.model.stored_weights import check_weights, refuse_surplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     sizes = read_model_config(path, family)
     _check_parameters(path, sizes)
     try:
+        check_weights(path, _expected_weights(path, family), sizes, family)
         model, report = _class_of(family).from_pretrained(
             path,
             dtype=torch.float32,
@@ -81,7 +84,16 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
             why=f"it lacks {len(missing)} weights, the first is {missing[0]}; transformers would make them up",
             fix="copy all of its safetensors files, and the config.json that belongs to them",
         )
+    refuse_surplus(path, sorted(report["unexpected_keys"]))
     return Checkpoint(model.eval(), family, sizes)
+
+
+def _expected_weights(path: Path, family: ModelFamily) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a model that has the config's sizes, without room for one."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = _class_of(family)(config)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _check_parameters(path: Path, sizes: ModelConfig) -> None:

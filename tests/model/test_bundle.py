@@ -669,6 +669,33 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoints: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("stray", "settings", "told"),
+    [
+        ({"lm_head.bias": (64,)}, {}, "lm_head.bias would be left out"),
+        ({}, {"num_decoder_layers": 1}, "decoder.block.1."),
+        ({"lm_head.weight": (32, 32)}, {}, "by vocab_size"),
+        ({}, {"d_ff": 40}, "by d_ff"),
+    ],
+)
+def test_weights_that_the_config_does_not_describe_are_refused(
+    checkpoints: Path, tmp_path: Path, stray: dict[str, tuple[int, ...]], settings: dict[str, Any], told: str
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = shutil.copytree(checkpoints / "t5-float16", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights |= {name: np.zeros(shape, np.float32) for name, shape in stray.items()}
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, **settings}))
+
+    with pytest.raises(InputError, match=r"no place for|does not describe its weights") as caught:
+        open_bundle(str(broken), tmp_path / "cache")
+    assert told in caught.value.why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("settings", "what", "why"),
     [
         ({"d_model": 1_000_000}, "describes another model than its weights are", "weights or more"),
