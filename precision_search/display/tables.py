@@ -130,7 +130,7 @@ def _legend(table: ParetoTable) -> list[str]:
         instead = "" if choice.faster or trial.is_fp32 else ", so fp32 is what gets published"
         chosen = "fp32" if trial.is_fp32 and not choice.requirements_met else f"plan {trial.id}"
         lines.append(f"{CHOSEN} chosen: {chosen}, {choice.reason}{instead}")
-        if not choice.requirements_met:
+        if not choice.requirements_met and not choice.only_fp32:
             lines.append("  the requirement is not met: validation.min_exact_match")
     lines.append(f"{FRONT} on the Pareto front of latency and flip risk (flips expected in 1,000 unseen tokens, 90%)")
     if table.generation is not None:

@@ -163,8 +163,9 @@ def _required(facts: ModelFacts) -> str:
     asked = f"The run required that {share(verdict.min_exact_match)} of the validation samples be exact"
     if verdict.requirements_met:
         return f"{asked}."
-    missed = "no plan met that, so this is fp32" if facts.numbers.is_fp32 else "this model does not meet that"
-    return f"**The requirement is not met.** {asked}; {missed}."
+    if facts.numbers.is_fp32:
+        return f"**No plan other than fp32 is stable and meets the requirement.** {asked}; this is fp32."
+    return f"**The requirement is not met.** {asked}; this model does not meet that."
 
 
 def _measured_row(what: str, samples: SampleFile | None, match: Match | None) -> str:

@@ -30,18 +30,22 @@ class Choice:
         faster: whether it is a plan other than fp32 and faster than fp32; if not, fp32 is what gets published.
         requirements_met: whether a plan other than fp32 keeps the required share of the validation samples; true where
             nothing is required.
+        only_fp32: whether no other plan is stable, so that none could have kept it.
     """
 
     trial: Trial | None
     reason: str
     faster: bool
     requirements_met: bool = True
+    only_fp32: bool = False
 
     @property
     def why_fp32(self) -> str:
         """Why fp32 is published, as the end of a line; empty where it is not."""
         if self.faster:
             return ""
+        if self.only_fp32:
+            return f" (fp32: {self.reason})"
         missed = not self.requirements_met and self.trial is not None and self.trial.is_fp32
         return " (fp32: no plan keeps what is required)" if missed else " (fp32: nothing is faster)"
 
@@ -101,7 +105,7 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     if not candidates:
         others = any(not trial.is_fp32 for trial in trials)
         reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
-        return Choice(fp32, reason, faster=False, requirements_met=nothing_required)
+        return Choice(fp32, reason, faster=False, requirements_met=nothing_required, only_fp32=True)
     good = [trial for trial in candidates if is_acceptable(trial, requirement.share)]
     if not good:
         return _on_miss(candidates, fp32, requirement)

@@ -52,7 +52,7 @@ def headline(info: RunInfo, table: ParetoTable) -> Headline:
             return Headline("No plan is stable", "Not even fp32 gave its own tokens again.", ())
         return Headline("No plan was judged", "The run ended, or was ended, before its first plan.", ())
     latency = trial.latency
-    if trial.is_fp32 and not choice.requirements_met and any(not row.trial.is_fp32 for row in table.rows):
+    if trial.is_fp32 and not choice.requirements_met and not choice.only_fp32:
         reason = f"{choice.reason[:1].upper()}{choice.reason[1:]}; fp32 is what gets published."
         title = "No plan meets the requirement"
     elif choice.faster and latency is not None:
