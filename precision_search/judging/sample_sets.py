@@ -44,11 +44,14 @@ class SampleRows:
         rows: input ids of each sample.
         reference: the fp32 tokens and margins.
         fragile: the batches that it is judged in beside its own.
+        batch_size: samples at once in the reference and in `fragile`, and so in what is compared with them: fp32 itself
+            may give other tokens in other batches. None where whoever judges chooses.
     """
 
     rows: tuple[tuple[int, ...], ...]
     reference: Reference
     fragile: FragileBatches = NONE_FRAGILE
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,8 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter
         batch_size=section.batch_size,
         limit=fp32.limit,
     )
-    return LoadedSet(samples, SampleRows(encoded.ids, reference, fragile), len(encoded.truncated), section)
+    rows = SampleRows(encoded.ids, reference, fragile, section.batch_size)
+    return LoadedSet(samples, rows, len(encoded.truncated), section)
 
 
 def near_ties(name: SetName, samples: SampleRows) -> tuple[NearTie, ...]:
@@ -209,14 +213,15 @@ def _changed_by_fp32(name: SetName, samples: SampleRows) -> Iterator[NearTie]:
         yield NearTie(name, each.sample, each.position, float(np.nan_to_num(margin)), each.batch)
 
 
-def judged_in(sets: Sequence[SampleRows], batch_size: int) -> Judged:
+def judged_in(sets: Sequence[SampleRows], batch_sizes: Sequence[int]) -> Judged:
     """The batches in which a plan is judged that passes.
 
     Args:
         sets: the calibration set, then others.
-        batch_size: samples at once.
+        batch_sizes: samples at once, of each set.
     """
-    sizes = {min(batch_size, len(each.rows)) for each in sets} | {1 for each in sets if each.fragile.alone}
+    sizes = {min(size, len(each.rows)) for each, size in zip(sets, batch_sizes, strict=True)}
+    sizes |= {1 for each in sets if each.fragile.alone}
     sources = [len(row) for each in sets for row in each.rows]
     targets = [len(row) for each in sets for row in each.reference.tokens]
     return Judged(
