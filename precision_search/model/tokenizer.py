@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precision_search.errors import InputError, first_line
+from precision_search.errors import InputError, first_line, short
 from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, read_json, reason
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
@@ -192,7 +192,7 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
     if found is None:
         raise InputError(
             f"{file} has no {key.replace('_', ' ')}",
-            why=f"{token!r} is not in its vocabulary",
+            why=f"{short(token)} is not in its vocabulary",
             fix=f"restore tokenizer_config.json, or set {key} there to the one this tokenizer uses",
         )
     return int(found)

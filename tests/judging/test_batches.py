@@ -19,7 +19,7 @@ from precision_search.judging.trial import Judged, Lengths, Proposal, Trial
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.samples import load_samples
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.reference import Reference
+from precision_search.runtime.reference import Reference, generate_all
 from tests.judging.test_judge import SeenLatency
 from tests.plans import SETTINGS, lowering
 from tests.tiny_model import WORDS, write_padding_model
@@ -88,7 +88,6 @@ def test_each_set_is_judged_in_batches_of_the_size_that_its_reference_was_made_i
     bundle, calibration = judged_sets(tmp_path, 16, breaks=False)
     assert calibration.batch_size == 16
     validation, sizes = replace(calibration, batch_size=3), []
-    generate_all = confirm.generate_all
 
     def noted(generator: Any, rows: Any, pad: int, size: int, *args: Any, **options: Any) -> Any:
         sizes.append((size, bool(options.get("width"))))
