@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from precision_search.errors import ConfigError, cut, did_you_mean, short
 from precision_search.files import read_file, reason
+from precision_search.printable import printable_toml
 
 _LARGEST = 1 << 20
 """Bytes of the largest TOML file that is read: who writes a megabyte of config gave another file's name."""
@@ -154,8 +155,8 @@ def _toml_value(value: object) -> str:
         case tuple():
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
-            # A JSON string is a TOML basic string, except that TOML wants DEL escaped.
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+            # A JSON string is a TOML basic string, except that TOML wants DEL escaped; what a terminal obeys is, too.
+            return printable_toml(json.dumps(str(value), ensure_ascii=False))
 
 
 def _declared(document: type) -> dict[str, _Table]:

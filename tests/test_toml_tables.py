@@ -60,6 +60,17 @@ def test_a_parent_gives_what_is_not_required(tmp_path: Path) -> None:
         read(tmp_path, "[engine]\npower = 3\n[spare]\n")
 
 
+def test_what_a_terminal_obeys_is_written_as_escapes_and_reads_back(tmp_path: Path) -> None:
+    part = "\x1b[2J \u202e \u2028 \x9b \x7f \x00 tab\t line\n \\u202e ü \U0001f600"
+    car = Car("any", Engine(1.0), Body(parts=(part,)), None)
+    text = write_tables(car)
+    assert r'"\u001b[2J \u202e \u2028 \u009b \u007f \u0000 tab\t line\n \\u202e ü ' in text
+    assert "\x1b" not in text and "\u202e" not in text
+    assert read(tmp_path, text) == car
+    # TOML has no halves of a pair, escaped or not: whoever writes the file says so.
+    assert "\udcff" in write_tables(Car("any", Engine(1.0), Body(parts=("\udcff",)), None))
+
+
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     car = Car(
         "any",
