@@ -28,7 +28,7 @@ from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
 from precision_search.display.html import write_report
 from precision_search.display.reporters import make_reporter
-from precision_search.errors import UsageError
+from precision_search.errors import UsageError, counted
 from precision_search.files import refuse_existing
 from precision_search.judging.ceiling import Pins, find_ceiling
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
@@ -230,7 +230,9 @@ def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path
     if trial is None or trial.verdict != "stable":
         raise UsageError(
             f"{run} has no stable plan" + ("" if plan is None else f" {plan}"),
-            why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
+            why=f"it judged {counted(len(found.trials), 'plan')}"
+            if trial is None
+            else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
     variant = trial.plan.variant
@@ -244,7 +246,9 @@ def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path
         )
     if found.info.status != "complete":
         what = "the best of" if plan is None else "one of"
-        reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
+        reporter.warn(
+            f"{run} is unfinished: plan {trial.id} is {what} the {counted(len(found.trials), 'plan')} judged so far"
+        )
     reporter.stage(f"writing {out}")
     bundle = with_variants(bundle, [variant])
     return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial, config.requirement), out)

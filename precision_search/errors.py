@@ -147,6 +147,11 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something, in the plural unless it is one: `1 sample`, `2 samples`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def did_you_mean(word: str, known: Iterable[str], *, also: str = "", cutoff: float = 0.6) -> str:
     """Asks whether the nearest of the known words was meant; nothing where none is near.
 

@@ -82,3 +82,8 @@ def test_values_and_parts_of_messages_are_cut_where_they_are_too_long_to_read() 
     assert len(str(error)) < 13_000
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert errors.did_you_mean("stringg" * 100_000, ["string"]) == ""
+
+
+def test_one_is_no_plural() -> None:
+    counts = (0, 1, 2)
+    assert [errors.counted(count, "more plan") for count in counts] == ["0 more plans", "1 more plan", "2 more plans"]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from precision_search.config import Config, DataSection
-from precision_search.errors import InputError, VerificationError
+from precision_search.errors import InputError, VerificationError, counted
 from precision_search.judging.batches import NONE_FRAGILE, FragileBatches, choose_fragile, without_own_differences
 from precision_search.judging.trial import BatchKind, Judged, Lengths
 from precision_search.model.bundle import Bundle, oracle_tokens
@@ -166,7 +166,7 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter
     highest = max(max(ids) for ids in encoded.ids)
     if highest >= fp32.bundle.config.vocab_size:
         raise InputError(
-            f"the tokenizer gives the id {highest}, the model knows {fp32.bundle.config.vocab_size} tokens",
+            f"the tokenizer gives the id {highest}, the model knows {counted(fp32.bundle.config.vocab_size, 'token')}",
             why="tokenizer and model do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
@@ -248,7 +248,9 @@ def check_ties(calibration: LoadedSet, reporter: Reporter) -> None:
         if number < MOST_TIES:
             reporter.warn(f"{where}: {_tie_text(tie)}")
     if len(ties) > MOST_TIES:
-        reporter.warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
+        reporter.warn(
+            f"{counted(len(ties) - MOST_TIES, 'more near-tie')} of fp32 in {samples.path}; run.json lists them all"
+        )
 
 
 def _tie_text(tie: NearTie) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precision_search.errors import InputError, first_line, short
+from precision_search.errors import InputError, counted, first_line, short
 from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, read_json, reason
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
@@ -156,8 +156,8 @@ def _check_added(content: Any, file: Path) -> None:
         ids = [token["ids"] for token in each if isinstance(token, dict) and isinstance(token.get("ids"), list)]
         if (most := pieces * max(map(len, ids), default=0)) > MOST_ADDED:
             raise InputError(
-                f"{file} adds up to {most} tokens to each text",
-                why=f"its post_processor has {pieces} pieces; {MOST_ADDED} tokens are the most",
+                f"{file} adds up to {counted(most, 'token')} to each text",
+                why=f"its post_processor has {counted(pieces, 'piece')}; {MOST_ADDED} tokens are the most",
                 fix="restore the file",
             )
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from precision_search.config import percent
+from precision_search.errors import counted
 from precision_search.model.graph import Family
 from precision_search.precision.low import SHORT_NAMES
 from precision_search.precision.plan import FAMILIES
@@ -85,7 +87,7 @@ def _introduction(facts: ModelFacts) -> str:
     kept = f"{part_of(numbers.fp32_decisions, numbers.decisions)} nodes in fp32"
     return (
         f"{what}: {kept} (the decoder graphs share theirs), the others in {facts.plan.dtype}, "
-        f"{numbers.casts} casts between, {numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
+        f"{counted(numbers.casts, 'cast')} between, {numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
     )
 
 
@@ -160,7 +162,7 @@ def _required(facts: ModelFacts) -> str:
     verdict = facts.verdict
     if verdict.min_exact_match is None or verdict.requirements_met is None:
         return ""
-    asked = f"The run required that {share(verdict.min_exact_match)} of the validation samples be exact"
+    asked = f"The run required that {percent(verdict.min_exact_match)} of the validation samples be exact"
     if verdict.requirements_met:
         return f"{asked}."
     if facts.numbers.is_fp32:
@@ -190,7 +192,7 @@ def _settings(facts: ModelFacts) -> str:
             f"- ONNX Runtime sessions at optimization level {code(settings.optimization_level)}",
             f"- TF32 {'on' if settings.use_tf32 else 'off'}; `ORT_CUDA_GEMM_OPTIONS` "
             + (code(settings.gemm_options) if settings.gemm_options is not None else "unset"),
-            f"- batches of {settings.batch_size} sentences, padded on the {settings.padding}",
+            f"- batches of {counted(settings.batch_size, 'sentence')}, padded on the {settings.padding}",
             f"- judged in {judged_text(facts.judged)}",
             *([f"- {escape(found)}"] if (found := facts.generation.text) else []),
             f"- fp32 model: SHA-256 {code(facts.content_hash)}",

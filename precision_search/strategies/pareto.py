@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from precision_search.config import Requirement
+from precision_search.config import Requirement, percent
 from precision_search.judging.trial import Trial
 
 LEAST_SPEEDUP = 1.01
@@ -113,7 +113,7 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     kept = (
         "stable plan"
         if trial.validation_match is None
-        else f"stable plan that keeps at least {_percent(requirement.share)} of the validation samples"
+        else f"stable plan that keeps at least {percent(requirement.share)} of the validation samples"
     )
     reason = f"the fastest {kept}"
     if trial != fastest:
@@ -135,7 +135,7 @@ def fastest_to_choose(trials: Sequence[Trial], requirement: Requirement) -> Tria
 
 def _on_miss(candidates: Sequence[Trial], fp32: Trial | None, requirement: Requirement) -> Choice:
     """The choice where stable plans keep too few of the validation samples."""
-    missed = f"no plan keeps {_percent(requirement.share)} of the validation samples"
+    missed = f"no plan keeps {percent(requirement.share)} of the validation samples"
     if requirement.on_miss == "calmest":
         trial = min(candidates, key=lambda t: (_risk(t), *_by_speed(t)))
         reason = f"{missed}; this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
@@ -188,8 +188,3 @@ def _risk(trial: Trial) -> float:
 def _share(value: float | None) -> str:
     """A kept share in percent, rounded down: only what is exact reads as 100%."""
     return "none" if value is None else f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
-
-
-def _percent(share: float) -> str:
-    """A required share in percent, to as many digits as it has."""
-    return f"{share:.1%}" if round(share, 3) == share else f"{share * 100:.6g}%"
