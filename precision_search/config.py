@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -145,6 +146,16 @@ class ValidationSection(DataSection):
 
     min_exact_match: float = field(default=0.99, metadata=between(0.0, 1.0))
     on_miss: OnMiss = "fp32"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A required share in percent, with all the digits that it has and at least `decimals`.
+
+    Rounded, 0.9999999 would read as 100%.
+    """
+    whole, _, digits = f"{(Decimal(repr(float(share))) * 100).normalize():f}".partition(".")
+    digits = digits.ljust(decimals, "0")
+    return f"{whole}.{digits}%" if digits else f"{whole}%"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,15 @@
 Every error says what happened, why, and what to do about it.
 """
 
+import reprlib
 from collections.abc import Iterable
 from typing import ClassVar
+
+_SHOWN = 100
+"""Characters of one value that a message shows."""
+
+_LONGEST = 4000
+"""Characters of each part of a message, whatever names it holds: a terminal shows them on some fifty lines."""
 
 
 class PrecisionSearchError(Exception):
@@ -31,10 +38,8 @@ class PrecisionSearchError(Exception):
     exit_code: ClassVar[int] = 4
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.fix = fix
+        self.what, self.why, self.fix = (cut(part, _LONGEST) for part in (what, why, fix))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         parts = [self.what]
@@ -115,6 +120,38 @@ def first_line(said: Exception | str) -> str:
     return lines[0] if lines else type(said).__name__ if isinstance(said, Exception) else ""
 
 
+def cut(text: str, most: int = _SHOWN) -> str:
+    """The text as a message shows it: its beginning, where it is longer than anything that people write."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def short(value: object) -> str:
+    """A value as a message shows it: as Python writes it, with what is long or deeply nested cut."""
+    return _SHORT.repr(value)
+
+
+class _Short(reprlib.Repr):
+    """Cuts before it writes: an integer of a megabyte has no decimals, and what is nested deep enough no `repr`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= _SHOWN else f"{x[:_SHOWN]!r}..."
+
+    def repr_int(self, x: int, level: int) -> str:
+        return str(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, in the plural unless it is one: `1 sample`, `2 samples`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def did_you_mean(word: str, known: Iterable[str], *, also: str = "", cutoff: float = 0.6) -> str:
     """Asks whether the nearest of the known words was meant; nothing where none is near.
 
@@ -126,5 +163,5 @@ def did_you_mean(word: str, known: Iterable[str], *, also: str = "", cutoff: flo
     """
     import difflib  # here, because nearly nobody mistypes
 
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(cut(word), list(known), n=1, cutoff=cutoff)
     return f"did you mean `{near[0]}`? {also}".rstrip() if near else also

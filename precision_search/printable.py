@@ -30,3 +30,11 @@ def printable_json(text: str) -> str:
     Between its strings JSON has none of them but line ends.
     """
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def printable_toml(text: str) -> str:
+    """TOML basic strings that mean the same, with the same characters as escapes, but for halves of a surrogate pair.
+
+    TOML cannot say those, escaped or not.
+    """
+    return _OBEYED.sub(lambda found: found[0] if "\ud800" <= found[0] <= "\udfff" else f"\\u{ord(found[0]):04x}", text)

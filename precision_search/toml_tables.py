@@ -9,6 +9,7 @@ relative paths mean. Everything wrong is a ConfigError that names the place, the
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -17,11 +18,18 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from precision_search.errors import ConfigError, did_you_mean
+from precision_search.errors import ConfigError, cut, did_you_mean, short
 from precision_search.files import read_file, reason
+from precision_search.printable import printable_toml
 
 _LARGEST = 1 << 20
 """Bytes of the largest TOML file that is read: who writes a megabyte of config gave another file's name."""
+
+_MOST_PARTS = 50
+"""Parts of the longest dotted key that is parsed; two are what is needed, and `tomllib` takes the square of them."""
+
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS},}}", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +159,8 @@ def toml_value(value: object) -> str:
         case tuple():
             return f"[{', '.join(toml_value(item) for item in value)}]"
         case _:
-            # A JSON string is a TOML basic string, except that TOML wants DEL escaped.
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+            # A JSON string is a TOML basic string, except that TOML wants DEL escaped; what a terminal obeys is, too.
+            return printable_toml(json.dumps(str(value), ensure_ascii=False))
 
 
 def _declared(document: type) -> dict[str, _Table]:
@@ -189,23 +197,34 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"config {path} cannot be read", why=reason(error), fix=fix) from error
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """The document; a ValueError says what is wrong with it."""
+    if found := _LONG_KEY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"the key at line {line} has more than {_MOST_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its arrays and tables are nested too deep") from error
+
+
 def _file_entries(
     path: Path, text: str, tables: Mapping[str, _Table]
 ) -> tuple[dict[tuple[str, str], _Entry], set[str]]:
     try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = _parsed(text)
+    except ValueError as error:
         fix = "strings need quotes; a table starts with [name]"
-        raise ConfigError(f"config {path} is not valid TOML", why=str(error), fix=fix) from error
+        raise ConfigError(f"config {path} is not valid TOML", why=cut(str(error), 500), fix=fix) from error
     entries = {}
     for table, content in document.items():
         kind = "table" if isinstance(content, dict) else "key"
-        _check_known(table, tables, f"unknown {kind} `{table}` in {path}", tables)
+        _check_known(table, tables, f"unknown {kind} `{cut(table)}` in {path}", tables)
         if not isinstance(content, dict):
             fix = f"write [{table}] and its keys below"
-            raise ConfigError(f"`{table}` in {path} must be a table", why=f"it is {content!r}", fix=fix)
+            raise ConfigError(f"`{table}` in {path} must be a table", why=f"it is {short(content)}", fix=fix)
         for key, value in content.items():
-            _check_known(key, tables[table].keys, f"unknown key `{table}.{key}` in {path}", tables)
+            _check_known(key, tables[table].keys, f"unknown key `{table}.{cut(key)}` in {path}", tables)
             entries[table, key] = _Entry(value, path.parent.resolve(), str(path))
     return entries, set(document)
 
@@ -214,19 +233,19 @@ def _override_entry(override: str, tables: Mapping[str, _Table]) -> tuple[str, s
     name, equals, raw = override.partition("=")
     table, dot, key = name.strip().partition(".")
     if not equals or not dot:
-        why = f"`{name}` names no table" if equals else "it has no `=`"
+        why = f"`{cut(name)}` names no table" if equals else "it has no `=`"
         fix = "write table.key=value, for example search.max_trials=50"
-        raise ConfigError(f"cannot use the override `{override}`", why=why, fix=fix)
-    origin = f"the override `{override}`"
-    _check_known(table, tables, f"unknown table `{table}` in {origin}", tables)
-    _check_known(key, tables[table].keys, f"unknown key `{table}.{key}` in {origin}", tables)
+        raise ConfigError(f"cannot use the override `{cut(override)}`", why=why, fix=fix)
+    origin = f"the override `{cut(override, 500)}`"
+    _check_known(table, tables, f"unknown table `{cut(table)}` in {origin}", tables)
+    _check_known(key, tables[table].keys, f"unknown key `{table}.{cut(key)}` in {origin}", tables)
     return table, key.strip(), _Entry(_override_value(raw), Path.cwd(), origin, raw)
 
 
 def _override_value(raw: str) -> object:
     try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (ValueError, RecursionError):
+        parsed = _parsed(f"value = {raw}")
+    except ValueError:
         return raw
     return parsed["value"] if len(parsed) == 1 else raw
 
@@ -268,9 +287,9 @@ def _value(name: str, spec: "dataclasses.Field[Any]", hint: object, entry: _Entr
         # Stricter than for names, so that nobody who writes gpu is sent to cpu.
         choices = [word for word in words if isinstance(word, str)]
         raise ConfigError(
-            f"`{name}` cannot be {entry.value!r} (in {entry.origin})",
+            f"`{name}` cannot be {short(entry.value)} (in {entry.origin})",
             why=f"it must be {error}" if isinstance(error, ValueError) else str(error),
-            fix=did_you_mean(str(entry.value), choices, cutoff=0.7) or _how_to_set(spec),
+            fix=did_you_mean(short(entry.value).strip("'"), choices, cutoff=0.7) or _how_to_set(spec),
         ) from error
     return value
 

@@ -21,7 +21,7 @@ from tests.output_models import PINNED, run_info, small_run
 from tests.search_models import latency, trial
 
 EVIL = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'& \u2028 {{ 7 * 7 }} "
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'& \u2028 \u202e \x1b[2J {{ 7 * 7 }} "
     "\u05e9\u05dc\u05d5\u05dd \U0001f600"
 )
 """Text that a page must show as it stands."""

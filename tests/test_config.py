@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_search.config import Config, load_config, to_toml
+from precision_search.config import Config, load_config, percent, to_toml
 from precision_search.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -332,3 +332,13 @@ def test_a_config_is_hashable_and_frozen(tmp_path: Path) -> None:
     assert hash(config) == hash(load_config(write(tmp_path, MINIMAL, "other.toml")))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.search.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.99, "99.0%"), (0.975, "97.5%"), (1.0, "100.0%"), (0.9999999, "99.99999%"), (1e-9, "0.0000001%"), (0.0, "0.0%")],
+)
+def test_a_required_share_reads_as_100_percent_only_where_it_is(share: float, text: str) -> None:
+    assert percent(share) == text
+    assert percent(0.99, 0) == "99%"
+    assert percent(0.9999999, 0) == "99.99999%"

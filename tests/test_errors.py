@@ -64,3 +64,26 @@ def test_the_nearest_known_word_is_suggested() -> None:
     assert errors.did_you_mean("flaot16", known, also="see the form") == "did you mean `float16`? see the form"
     assert errors.did_you_mean("int8", known, also="see the form") == "see the form"
     assert errors.did_you_mean("int8", known) == ""
+
+
+def test_values_and_parts_of_messages_are_cut_where_they_are_too_long_to_read() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert errors.short(deep) == "[[[[...]]]]"
+    while deep:  # or the interpreter takes it apart by recursion
+        (deep,) = deep  # type: ignore[assignment]
+    assert errors.short("a" * 101) == f"'{'a' * 100}'..."
+    assert errors.short(["a" * 101, 1 << 64, None]) == f"['{'a' * 100}'..., {1 << 64}, None]"
+    assert errors.short(1 << 20_000) == "a whole number of 20001 bits"
+    assert errors.cut("a" * 100) == "a" * 100
+    names = ", ".join("a" * 100_000)
+    error = PrecisionSearchError(names, why=names, fix=names)
+    assert len(str(error)) < 13_000
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert errors.did_you_mean("stringg" * 100_000, ["string"]) == ""
+
+
+def test_one_is_no_plural() -> None:
+    counts = (0, 1, 2)
+    assert [errors.counted(count, "more plan") for count in counts] == ["0 more plans", "1 more plan", "2 more plans"]

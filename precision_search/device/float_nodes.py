@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from precision_search.device import cuda
 from precision_search.device.cuda import CUDA_PROVIDER
-from precision_search.errors import DeviceError, NoKernelError
+from precision_search.errors import DeviceError, NoKernelError, counted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,7 +56,7 @@ def check_float_nodes(session: onnxruntime.InferenceSession, name: str, floats: 
     )
     if elsewhere:
         raise NoKernelError(
-            f"{len(elsewhere)} nodes of the graph {name!r} would run on the CPU.",
+            f"{counted(len(elsewhere), 'node')} of the graph {name!r} would run on the CPU.",
             why=f"ONNX Runtime's CUDA provider has no kernel for {', '.join(elsewhere[:3])}"
             f"{' and others' if len(elsewhere) > 3 else ''} in the types that they have.",
             fix="Keep these nodes in fp32, or run on the CPU.",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precision_search.errors import counted
 from precision_search.judging.trial import NOTHING_KNOWN, SearchState
 from precision_search.records.wording import ABBREVIATED
 
@@ -78,7 +79,7 @@ class Tally:
         if last is None:
             return []
         judged, best, seconds = last.id + 1, state.best, self._seconds_each()
-        parts = [Part("1 plan" if judged == 1 else f"{judged} plans", ALWAYS), Part(f"stage {last.stage}", 7)]
+        parts = [Part(counted(judged, "plan"), ALWAYS), Part(f"stage {last.stage}", 7)]
         if seconds:
             parts.append(Part(f"{seconds:.1f} s each" if seconds >= 1 else f"{1 / seconds:.1f} a second", 8))
         if state.screens_per_second is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precision_search.errors import counted
 from precision_search.printable import printable, printable_json
 from precision_search.records.markdown import escape
 from precision_search.records.pareto_table import ParetoTable, Row
@@ -61,7 +62,7 @@ def render_rich(table: ParetoTable, console: Console) -> None:
         say("\nrejected landmarks", "bold")
         _print_table(table.rejected, _rejected_columns(table), console)
     if table.also_rejected:
-        say(f"{_plural(table.also_rejected, 'more plan')} rejected", "dim")
+        say(f"{counted(table.also_rejected, 'more plan')} rejected", "dim")
 
 
 def to_json(table: ParetoTable) -> str:
@@ -130,13 +131,13 @@ def _legend(table: ParetoTable) -> list[str]:
         instead = "" if choice.faster or trial.is_fp32 else ", so fp32 is what gets published"
         chosen = "fp32" if trial.is_fp32 and not choice.requirements_met else f"plan {trial.id}"
         lines.append(f"{CHOSEN} chosen: {chosen}, {choice.reason}{instead}")
-        if not choice.requirements_met:
+        if not choice.requirements_met and not choice.only_fp32:
             lines.append("  the requirement is not met: validation.min_exact_match")
     lines.append(f"{FRONT} on the Pareto front of latency and flip risk (flips expected in 1,000 unseen tokens, 90%)")
     if table.generation is not None:
         lines.append(table.generation)
     if table.left_out:
-        lines.append(f"{_plural(table.left_out, 'more stable plan')} not shown")
+        lines.append(f"{counted(table.left_out, 'more stable plan')} not shown")
     return lines
 
 
@@ -185,10 +186,6 @@ def _flip_risk(row: Row) -> str:
 
 def _size(row: Row) -> str:
     return UNKNOWN if row.trial.size_bytes is None else f"{row.trial.size_bytes / 1e6:.1f}"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _print_table(rows: Sequence[Row], columns: Sequence[_Shown], console: Console) -> list[str]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from precision_search.errors import counted
 from precision_search.printable import printable, printable_json
 from precision_search.records.codec import to_json
 from precision_search.records.wording import SHOWN_HASH, ceiling_line, nothing_faster, share
@@ -81,11 +82,12 @@ def show_inspect(report: InspectReport, console: Console) -> None:
 def show_state(info: RunInfo, console: Console) -> None:
     """Prints how far the run got, if not to its end, and how well the minimum cut knew its plans."""
     if info.status != "complete":
-        _print(console, [f"the run is not complete: these are the {info.counts.judged} plans judged so far"])
+        so_far = f"{'this is' if info.counts.judged == 1 else 'these are'} the {counted(info.counts.judged, 'plan')}"
+        _print(console, [f"the run is not complete: {so_far} judged so far"])
     if limit := {"max_trials": "search.max_trials", "timeout": "search.timeout"}.get(info.stopped or ""):
         _print(console, [f"{limit} ended the search: --resume with a larger one (--set {limit}=...) goes on"])
     if info.cut is not None:
-        plans = "1 plan" if info.cut.plans == 1 else f"{info.cut.plans} plans"
+        plans = counted(info.cut.plans, "plan")
         largest = info.cut.largest_difference
         most = "less than 0.01%" if largest < 1e-4 else f"at most {largest:.2%}"
         _print(console, [f"minimum cut: its cost of {plans} and that of the converted graphs differ by {most}"])
@@ -217,7 +219,8 @@ def _show_worst(report: InspectReport, console: Console) -> None:
         for node in report.worst(WORST_NODES)
         if node.range is not None
     ]
-    title = f"largest values on {report.samples} samples; {report.dtype} holds {_number(report.largest_number)}, "
+    title = f"largest values on {counted(report.samples or 0, 'sample')}; "
+    title += f"{report.dtype} holds {_number(report.largest_number)}, "
     title += f"beyond range means above {_number(limit)}"
     _table(console, title, ("input", "output", "inside", "underflow", "beyond range", "node"), worst)
 

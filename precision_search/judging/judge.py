@@ -60,7 +60,7 @@ class JudgeSettings:
 
     Attributes:
         session: device, optimization level, threads, TF32.
-        batch_size: samples at once, if the device's memory holds them.
+        batch_size: samples at once, if the device's memory holds them; of sets that do not say it themselves.
         seed: of the flip-risk interval.
         limit: of samples at once, shared with what comes before and after judging.
     """
@@ -152,12 +152,12 @@ class PlanJudge:
         self._kept: dict[Plan, Converted] = {}
         self._generator: tuple[Plan, Generator] | None = None
         self._variants = {name: _open_variant(bundle, name, dtype, weights, settings) for name in bundle.variant_names}
-        self._calibration = SampleScreen(calibration, bundle.generation, settings.batch_size)
+        self._calibration = SampleScreen(calibration, bundle.generation, self._size_of(calibration))
         self._validation = (
             None
             if validation is None
             # Of this screen only margins are wanted, for flip risk: those of the set's own batches.
-            else SampleScreen(validation, bundle.generation, settings.batch_size, own_only=True)
+            else SampleScreen(validation, bundle.generation, self._size_of(validation), own_only=True)
         )
         self.statistics = ScreenStatistics()
 
@@ -208,7 +208,7 @@ class PlanJudge:
             casts=converted.casts,
             screened=screened.screened,
             noise=size,
-            batch_size=self._settings.limit.of(self._settings.batch_size),
+            batch_size=self._settings.limit.of(self._size_of(self._calibration.samples)),
             judged=self._judged(with_validation=validated is not None),
         )
 
@@ -216,7 +216,11 @@ class PlanJudge:
         sets = [self._calibration.samples]
         if self._validation is not None and with_validation:
             sets.append(self._validation.samples)
-        return judged_in(sets, self._settings.limit.of(self._settings.batch_size))
+        return judged_in(sets, [self._settings.limit.of(self._size_of(each)) for each in sets])
+
+    def _size_of(self, samples: SampleRows) -> int:
+        """Samples at once: as many as in the set's reference."""
+        return samples.batch_size or self._settings.batch_size
 
     def _confirm(self, plan: Plan) -> _Outcome:
         """What the plan generates by itself, on the calibration set and, if it passes, on the validation set."""
@@ -238,7 +242,7 @@ class PlanJudge:
         return self._generated(self.generator(plan), samples, progress)
 
     def _generated(self, generator: Generator, samples: SampleRows, progress: Progress = no_progress) -> ConfirmResult:
-        pad, size = self._bundle.generation.pad_token_id, self._settings.batch_size
+        pad, size = self._bundle.generation.pad_token_id, self._size_of(samples)
         return confirm_with(generator, samples, pad, batch_size=size, limit=self._settings.limit, progress=progress)
 
     def converted(self, plan: Plan) -> Converted:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from precision_search.config import Config, DataSection
-from precision_search.errors import InputError, VerificationError
+from precision_search.errors import InputError, VerificationError, counted
 from precision_search.judging.batches import NONE_FRAGILE, FragileBatches, choose_fragile, without_own_differences
 from precision_search.judging.trial import BatchKind, Judged, Lengths
 from precision_search.model.bundle import Bundle, oracle_tokens
@@ -44,11 +44,14 @@ class SampleRows:
         rows: input ids of each sample.
         reference: the fp32 tokens and margins.
         fragile: the batches that it is judged in beside its own.
+        batch_size: samples at once in the reference and in `fragile`, and so in what is compared with them: fp32 itself
+            may give other tokens in other batches. None where whoever judges chooses.
     """
 
     rows: tuple[tuple[int, ...], ...]
     reference: Reference
     fragile: FragileBatches = NONE_FRAGILE
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter
     highest = max(max(ids) for ids in encoded.ids)
     if highest >= fp32.bundle.config.vocab_size:
         raise InputError(
-            f"the tokenizer gives the id {highest}, the model knows {fp32.bundle.config.vocab_size} tokens",
+            f"the tokenizer gives the id {highest}, the model knows {counted(fp32.bundle.config.vocab_size, 'token')}",
             why="tokenizer and model do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
@@ -188,7 +191,8 @@ def load_set(samples: SampleSet, section: DataSection, fp32: Fp32Model, reporter
         batch_size=section.batch_size,
         limit=fp32.limit,
     )
-    return LoadedSet(samples, SampleRows(encoded.ids, reference, fragile), len(encoded.truncated), section)
+    rows = SampleRows(encoded.ids, reference, fragile, section.batch_size)
+    return LoadedSet(samples, rows, len(encoded.truncated), section)
 
 
 def near_ties(name: SetName, samples: SampleRows) -> tuple[NearTie, ...]:
@@ -209,14 +213,15 @@ def _changed_by_fp32(name: SetName, samples: SampleRows) -> Iterator[NearTie]:
         yield NearTie(name, each.sample, each.position, float(np.nan_to_num(margin)), each.batch)
 
 
-def judged_in(sets: Sequence[SampleRows], batch_size: int) -> Judged:
+def judged_in(sets: Sequence[SampleRows], batch_sizes: Sequence[int]) -> Judged:
     """The batches in which a plan is judged that passes.
 
     Args:
         sets: the calibration set, then others.
-        batch_size: samples at once.
+        batch_sizes: samples at once, of each set.
     """
-    sizes = {min(batch_size, len(each.rows)) for each in sets} | {1 for each in sets if each.fragile.alone}
+    sizes = {min(size, len(each.rows)) for each, size in zip(sets, batch_sizes, strict=True)}
+    sizes |= {1 for each in sets if each.fragile.alone}
     sources = [len(row) for each in sets for row in each.rows]
     targets = [len(row) for each in sets for row in each.reference.tokens]
     return Judged(
@@ -243,7 +248,9 @@ def check_ties(calibration: LoadedSet, reporter: Reporter) -> None:
         if number < MOST_TIES:
             reporter.warn(f"{where}: {_tie_text(tie)}")
     if len(ties) > MOST_TIES:
-        reporter.warn(f"{len(ties) - MOST_TIES} more near-ties of fp32 in {samples.path}; run.json lists them all")
+        reporter.warn(
+            f"{counted(len(ties) - MOST_TIES, 'more near-tie')} of fp32 in {samples.path}; run.json lists them all"
+        )
 
 
 def _tie_text(tie: NearTie) -> str:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from precision_search.config import DataSection, Requirement
+from precision_search.config import DataSection, Requirement, percent
+from precision_search.errors import counted
 from precision_search.judging.sample_sets import SetName
 from precision_search.model.samples import SampleSet
 
@@ -33,7 +34,7 @@ def set_warnings(
             says = f"which say{'s' * (count == 1)} little about others; give {FEW} or more"
             is_part = sum(samples.path == other.path for other in texts.values()) > 1
             where = f"the {samples.name} set" if is_part else samples.path
-            yield f"{where} has {_counted(count, 'sample')}, {says}"
+            yield f"{where} has {counted(count, 'sample')}, {says}"
     validation = texts.get("validation")
     if validation is not None and (missing := _cannot_miss_one(len(validation.samples), requirement.share)):
         yield missing
@@ -44,7 +45,7 @@ def set_warnings(
         if shared:
             line = texts[second].samples[shared[0]].line
             yield (
-                f"{len(shared)} of {_counted(len(rows[second]), f'{second} sample')} "
+                f"{len(shared)} of {counted(len(rows[second]), f'{second} sample')} "
                 f"{'is' if len(shared) == 1 else 'are'} in the {first} set, too, the first in line {line} of "
                 f"{texts[second].path}: what the {second} set says of them is no news"
             )
@@ -56,14 +57,10 @@ def _cannot_miss_one(count: int, share: float) -> str | None:
         return None
     enough = math.ceil(1.0 / (1.0 - share) - 1e-9)
     return (
-        f"{share * 100:.6g}% of {_counted(count, 'validation sample')} means all of them: from {enough} samples on, "
+        f"{percent(share, 0)} of {counted(count, 'validation sample')} means all of them: from {enough} samples on, "
         "validation.min_exact_match lets a plan miss one"
     )
 
 
 def _rows(samples: SampleSet, prefix: str) -> Sequence[str]:
     return [prefix + sample.text for sample in samples.samples]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, short
 from precision_search.files import read_json, reason
 from precision_search.model.families import likely_family, model_family_of
 from precision_search.model.families.base import ModelFamily
@@ -283,7 +283,7 @@ def _ids(config: Mapping[str, object], name: str, path: Path, vocab_size: int) -
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
             raise InputError(
                 f"{path} has an impossible `{name}`",
-                why=f"{token!r} is not a token of a vocabulary of {vocab_size}",
+                why=f"{short(token)} is not a token of a vocabulary of {vocab_size}",
                 fix="restore the file, or set the id that the tokenizer uses",
             )
     return tuple(values)
@@ -296,7 +296,7 @@ def _first(ids: Mapping[str, tuple[int, ...]], fallback: Mapping[str, tuple[int,
 def _single(ids: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int | None:
     if len(ids[name]) > 1:
         raise InputError(
-            f"{path} asks for {name} = {list(ids[name])}",
+            f"{path} asks for {name} = {short(list(ids[name]))}",
             why="there can be one such token, not a choice of several",
             fix=f"set {name} to a single id",
         )
@@ -317,7 +317,7 @@ def _max_new_tokens(generation: Mapping[str, object], path: Path) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value - start_tokens < 1:
             raise InputError(
                 f"{path} leaves no room to generate",
-                why=f"`{name}` is {value!r}",
+                why=f"`{name}` is {short(value)}",
                 fix="set max_new_tokens there, or generation.max_new_tokens in the config of the run",
             )
         return value - start_tokens

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, counted
 from precision_search.model.generation_config import GenerationSettings
 from precision_search.model.layout import SEQ2SEQ
 from precision_search.model.tokenizer import Tokenizer
@@ -155,6 +155,6 @@ def _check_lengths(rows: Sequence[Row], limit: int) -> None:
     if len(rows[longest]) > limit:
         raise InputError(
             f"row {longest} of the inputs is too long",
-            why=f"it has {len(rows[longest])} tokens, the limit is {limit}",
+            why=f"it has {counted(len(rows[longest]), 'token')}, the limit is {limit}",
             fix="split it into sentences; or pass max_length, if the model is good for more",
         )

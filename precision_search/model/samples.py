@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, counted
 from precision_search.model.sample_files import Sample, has_columns, read_samples
 from precision_search.model.tokenizer import Tokenizer, load_tokenizer
 
@@ -117,7 +117,7 @@ def encode(samples: SampleSet, tokenizer: Tokenizer, prefix: str, max_length: in
     if truncated:
         lines = _listed([samples.samples[index].line for index in truncated])
         whose = "the model's limit" if max_length is None else "the configured max_length"
-        warnings = (f"{samples.name} file {samples.path}: {lines} cut to {limit} tokens, {whose}",)
+        warnings = (f"{samples.name} file {samples.path}: {lines} cut to {counted(limit, 'token')}, {whose}",)
     return EncodedSamples(tuple(encoded), truncated, warnings)
 
 
@@ -154,7 +154,8 @@ def _sample_warnings(samples: tuple[Sample, ...], path: Path, name: str, column:
         yield f"{name} file {path} is read line by line: it has no columns, and so none called {column}"
     repeated = len(samples) - len({sample.text for sample in samples})
     if repeated:
-        yield f"{name} file {path}: {repeated} of {len(samples)} samples repeat others and prove nothing new"
+        verbs = "repeats others and proves" if repeated == 1 else "repeat others and prove"
+        yield f"{name} file {path}: {repeated} of {counted(len(samples), 'sample')} {verbs} nothing new"
     if not has_columns(path) and all(sample.text.lstrip().startswith('{"') for sample in samples):
         yield f"{name} file {path}: every line looks like JSON but is read as text; rename it to {path.stem}.jsonl"
 

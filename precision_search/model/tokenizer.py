@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precision_search.errors import InputError, first_line
+from precision_search.errors import InputError, counted, first_line, short
 from precision_search.files import LARGEST_JSON, check_size, parse_json, read_file, reason
 from precision_search.model.added_tokens import AddedToken, added_tokens, read_settings
 from precision_search.model.families import family_in
@@ -204,8 +204,8 @@ def _check_added(content: Any, file: Path) -> None:
         ids = [token["ids"] for token in each if isinstance(token, dict) and isinstance(token.get("ids"), list)]
         if (most := pieces * max(map(len, ids), default=0)) > MOST_ADDED:
             raise InputError(
-                f"{file} adds up to {most} tokens to each text",
-                why=f"its post_processor has {pieces} pieces; {MOST_ADDED} tokens are the most",
+                f"{file} adds up to {counted(most, 'token')} to each text",
+                why=f"its post_processor has {counted(pieces, 'piece')}; {MOST_ADDED} tokens are the most",
                 fix="restore the file",
             )
 
@@ -232,7 +232,7 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
     if found is None:
         raise InputError(
             f"{file} has no {key.replace('_', ' ')}",
-            why=f"{token!r} is not in its vocabulary",
+            why=f"{short(token)} is not in its vocabulary",
             fix=f"restore tokenizer_config.json, or set {key} there to the one this tokenizer uses",
         )
     return int(found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from precision_search.errors import InputError, did_you_mean
+from precision_search.errors import InputError, did_you_mean, short
 from precision_search.files import read_json, reason
 from precision_search.model.graph import (
     BASE_VARIANT,
@@ -24,8 +24,6 @@ from precision_search.precision.patterns import LONGEST, PatternError, matched, 
 from precision_search.precision.plan import FAMILIES, Plan, all_compute_keys, pinned_keys
 
 _LISTS_NAMES = "`precision-search inspect MODEL` lists op types and node keys"
-_SHOWN = 100
-"""Characters of a pattern that a message shows."""
 _FORM_FIX = "see blocklist.json in any run directory for the form"
 
 
@@ -69,13 +67,15 @@ def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "fl
     known = {"dtype", "variant", "op_types", "patterns", "nodes"}
     if unknown := sorted(set(data) - known):
         raise InputError(
-            f"{source} has the unknown key {unknown[0]!r}", why=f"known keys: {', '.join(sorted(known))}", fix=_FORM_FIX
+            f"{source} has the unknown key {short(unknown[0])}",
+            why=f"known keys: {', '.join(sorted(known))}",
+            fix=_FORM_FIX,
         )
     dtype = data.get("dtype", default_dtype)
     if dtype not in LOW_DTYPES:
         known_dtypes = " or ".join(LOW_DTYPES)
         raise InputError(
-            f"{source} has the unknown dtype {dtype!r}",
+            f"{source} has the unknown dtype {short(dtype)}",
             why=f"a low dtype is {known_dtypes}",
             fix=did_you_mean(str(dtype), LOW_DTYPES, also=f"set dtype to {known_dtypes}", cutoff=0.5),
         )
@@ -83,7 +83,7 @@ def blocklist_from_json(data: object, source: str, default_dtype: LowDtype = "fl
     if variant not in variants:
         quoted = [repr(name) for name in variants]
         raise InputError(
-            f"{source} has the unknown graph variant {variant!r}",
+            f"{source} has the unknown graph variant {short(variant)}",
             why=f"only {' and '.join(quoted)} exist{'s' * (len(quoted) == 1)}",
             fix=did_you_mean(str(variant), list(variants), also=f"set variant to {' or '.join(quoted)}", cutoff=0.5),
         )
@@ -128,7 +128,7 @@ def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], s
         by_type = compute_keys_by_op_type(graphs, family)
         for op_type in blocklist.op_types.get(family, ()):
             if op_type not in by_type:
-                raise _unknown(f"op type {op_type!r} ({family})", op_type, by_type, source)
+                raise _unknown(f"op type {short(op_type)} ({family})", op_type, by_type, source)
             fp32 |= by_type[op_type]
     end = time_limit()
     for pattern in blocklist.patterns:
@@ -137,7 +137,7 @@ def plan_of_blocklist(blocklist: Blocklist, graphs: Mapping[GraphName, Graph], s
         known = frozenset(node.key for node in graphs[name].compute) if name in graphs else frozenset[str]()
         for key in nodes:
             if key not in known:
-                raise _unknown(f"node {key!r} ({name})", key, known, source)
+                raise _unknown(f"node {short(key)} ({name})", key, known, source)
             fp32.add(key)
     return Plan(blocklist.dtype, blocklist.variant, frozenset(fp32))
 
@@ -213,17 +213,13 @@ def match_keys(pattern: str, keys: frozenset[str], source: str, end: float | Non
         found = matched(pattern, keys, end)
     except PatternError as error:
         raise InputError(
-            f"{source}: pattern {_short(pattern)} is not a regular expression, or not one that is allowed",
+            f"{source}: pattern {short(pattern)} is not a regular expression, or not one that is allowed",
             why=str(error),
             fix=r"write it as in Python: `.` is any character, `\d+` a layer number, `.*` anything",
         ) from error
     if not found:
-        raise _unknown(f"pattern {_short(pattern)}: it matches no node key", pattern, keys, source)
+        raise _unknown(f"pattern {short(pattern)}: it matches no node key", pattern, keys, source)
     return found
-
-
-def _short(text: str) -> str:
-    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
 def _unknown(what: str, word: str, known: Mapping[str, object] | frozenset[str], source: str) -> InputError:
@@ -244,5 +240,7 @@ def _lists_by_name(value: object, names: tuple[str, ...], where: str) -> dict[st
     if not isinstance(value, dict):
         raise InputError(f"{where} is not an object", fix=_FORM_FIX)
     if unknown := sorted(set(value) - set(names)):
-        raise InputError(f"{where} has the unknown key {unknown[0]!r}", why=f"known: {', '.join(names)}", fix=_FORM_FIX)
+        raise InputError(
+            f"{where} has the unknown key {short(unknown[0])}", why=f"known: {', '.join(names)}", fix=_FORM_FIX
+        )
     return {name: _strings(value.get(name, []), f"{where}.{name}") for name in names}

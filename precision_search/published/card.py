@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from precision_search.config import percent
+from precision_search.errors import counted
 from precision_search.model.graph import Family
 from precision_search.precision.low import SHORT_NAMES
 from precision_search.precision.plan import FAMILIES
@@ -85,7 +87,7 @@ def _introduction(facts: ModelFacts) -> str:
     kept = f"{part_of(numbers.fp32_decisions, numbers.decisions)} nodes in fp32"
     return (
         f"{what}: {kept} (the decoder graphs share theirs), the others in {facts.plan.dtype}, "
-        f"{numbers.casts} casts between, {numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
+        f"{counted(numbers.casts, 'cast')} between, {numbers.size_bytes / 1e6:.1f} MB of weights. {_latency(facts)}"
     )
 
 
@@ -160,11 +162,12 @@ def _required(facts: ModelFacts) -> str:
     verdict = facts.verdict
     if verdict.min_exact_match is None or verdict.requirements_met is None:
         return ""
-    asked = f"The run required that {share(verdict.min_exact_match)} of the validation samples be exact"
+    asked = f"The run required that {percent(verdict.min_exact_match)} of the validation samples be exact"
     if verdict.requirements_met:
         return f"{asked}."
-    missed = "no plan met that, so this is fp32" if facts.numbers.is_fp32 else "this model does not meet that"
-    return f"**The requirement is not met.** {asked}; {missed}."
+    if facts.numbers.is_fp32:
+        return f"**No plan other than fp32 is stable and meets the requirement.** {asked}; this is fp32."
+    return f"**The requirement is not met.** {asked}; this model does not meet that."
 
 
 def _measured_row(what: str, samples: SampleFile | None, match: Match | None) -> str:
@@ -189,7 +192,7 @@ def _settings(facts: ModelFacts) -> str:
             f"- ONNX Runtime sessions at optimization level {code(settings.optimization_level)}",
             f"- TF32 {'on' if settings.use_tf32 else 'off'}; `ORT_CUDA_GEMM_OPTIONS` "
             + (code(settings.gemm_options) if settings.gemm_options is not None else "unset"),
-            f"- batches of {settings.batch_size} sentences, padded on the {settings.padding}",
+            f"- batches of {counted(settings.batch_size, 'sentence')}, padded on the {settings.padding}",
             f"- judged in {judged_text(facts.judged)}",
             *([f"- {escape(found)}"] if (found := facts.generation.text) else []),
             f"- fp32 model: SHA-256 {code(facts.content_hash)}",

@@ -17,6 +17,7 @@ from precision_search.errors import InputError, first_line
 from precision_search.files import read_json, reason
 from precision_search.judging.trial import Judged
 from precision_search.model.bundle import Bundle
+from precision_search.model.file_layouts import GraphFiles, graphs_in
 from precision_search.model.generation_config import read_model_config
 from precision_search.model.graph import GraphName
 from precision_search.model.layout import SEQ2SEQ
@@ -86,10 +87,11 @@ def load_published(path: Path) -> LoadedModel:
     """Reads a model directory.
 
     Raises:
-        InputError: a file is missing or corrupt, or the graphs break ONNX's typing rules.
+        InputError: a file is missing or corrupt, the graphs break ONNX's typing rules, or have other files than ours.
     """
     if not path.is_dir():
         raise InputError(f"there is no model directory {path}", fix="give a directory such as RUN/model")
+    _refuse_other_layouts(path)
     graphs = {each.name: _load_graph(path / each.file) for each in SEQ2SEQ.graphs}
     facts = _read_facts(path / FACTS_FILE)
     settings = _read_settings(path / FACTS_FILE, facts)
@@ -119,6 +121,20 @@ def judged_settings(loaded: LoadedModel, settings: SessionSettings) -> SessionSe
         use_tf32=settings.use_tf32 if loaded.use_tf32 is None else loaded.use_tf32,
         gemm_options=process_gemm_options(settings.gemm_options) if gemm is None else gemm,
     )
+
+
+def _refuse_other_layouts(path: Path) -> None:
+    """Raises InputError where the graphs are laid out otherwise: they are made alike for a search only, in fp32."""
+    plain = GraphFiles.plain().layout
+    found = graphs_in(path)
+    if found is not None and found.layout != plain:
+        files = " and ".join(sorted({*found.names.values()}))
+        raise InputError(
+            f"{path} holds graphs as {found.layout.title} lays them out, which a search reads and nothing else does",
+            why=f"a model to run or to verify has {SEQ2SEQ.files}; here are {files}",
+            fix="put the three graphs beside config and tokenizer under these names; `precision_search.export_bundle` "
+            "writes those of an fp32 model so",
+        )
 
 
 def _load_graph(path: Path) -> ir.Model:

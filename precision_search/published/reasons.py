@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from precision_search.errors import counted
 from precision_search.judging.trial import KeptFor, Trial
 from precision_search.records.nodes_json import NodeRecord, RunNodes
 from precision_search.strategies.given import GivenPlan
@@ -51,9 +52,7 @@ def _why_low(node: NodeRecord, nodes: RunNodes) -> str:
         return "search.force_low"
     if node.largest is None:
         return "the plan makes it low"
-    fits = (
-        f"largest value {node.largest:.4g} on {nodes.samples} samples, {nodes.dtype} holds {nodes.largest_number:.5g}"
-    )
+    fits = f"largest value {node.largest:.4g} on {_holds(nodes)}"
     if node.beyond_range:
         return f"{fits}: beyond the range with the safety factor {nodes.range_safety:g}, tried and stable all the same"
     return f"{fits}: within range"
@@ -61,7 +60,8 @@ def _why_low(node: NodeRecord, nodes: RunNodes) -> str:
 
 def _beyond(node: NodeRecord, nodes: RunNodes) -> str:
     largest = "not finite" if node.largest is None else f"{node.largest:.4g}"
-    return (
-        f"largest value {largest} on {nodes.samples} samples, {nodes.dtype} holds {nodes.largest_number:.5g}: "
-        f"beyond the range with the safety factor {nodes.range_safety:g}"
-    )
+    return f"largest value {largest} on {_holds(nodes)}: beyond the range with the safety factor {nodes.range_safety:g}"
+
+
+def _holds(nodes: RunNodes) -> str:
+    return f"{counted(nodes.samples, 'sample')}, {nodes.dtype} holds {nodes.largest_number:.5g}"

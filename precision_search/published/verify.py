@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_search.device.cuda import process_memory_limit
-from precision_search.errors import InputError
+from precision_search.errors import InputError, counted
 from precision_search.judging.differences import DifferingSample, describe_difference
 from precision_search.judging.intervals import binomial_interval
 from precision_search.judging.trial import VerdictSource
@@ -132,7 +132,7 @@ def _generate_both(
     reporter: Reporter,
 ) -> tuple[Reference, tuple[tuple[int, ...], ...], npt.NDArray[np.bool_]]:
     """The reference, and what `generate_all` gives of the loaded model."""
-    reporter.stage(f"generating with the fp32 reference, {len(rows)} samples")
+    reporter.stage(f"generating with the fp32 reference, {counted(len(rows), 'sample')}")
     if settings.memory_limit is None:
         settings = replace(settings, memory_limit=process_memory_limit(settings.device_id, NO_LIMIT))
     judged = judged_settings(loaded, settings)
@@ -205,7 +205,7 @@ def _check_tokens(
     if highest >= reference.config.vocab_size:
         raise InputError(
             f"the tokenizer of {reference.path} gives the id {highest}",
-            why=f"the model knows {reference.config.vocab_size} tokens: the two do not belong together",
+            why=f"the model knows {counted(reference.config.vocab_size, 'token')}: the two do not belong together",
             fix="put the model's own tokenizer files into its directory",
         )
     differing = next((index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
@@ -249,7 +249,7 @@ def beyond_judged(
         if longer := [len(each) for each in texts if len(each) > lengths.max]:
             found.append(
                 f"of {len(texts)} {what}, {len(longer)} {'is' if len(longer) == 1 else 'are'} longer than any that "
-                f"{name} was judged with (up to {max(longer)} tokens, judged up to {lengths.max})"
+                f"{name} was judged with (up to {counted(max(longer), 'token')}, judged up to {lengths.max})"
             )
     return tuple(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from precision_search.errors import counted
 from precision_search.judging.trial import PlanRecord, Trial
 from precision_search.model.graph import BASE_VARIANT, Family
 from precision_search.precision.plan import FAMILIES
@@ -91,7 +92,11 @@ class _Kept:
     def words(self, op_types: frozenset[str]) -> str:
         """`op_types`, those of its own that are still to be named, and the nodes."""
         if self.is_counted:
-            return f"{self.kept.count}{'' if self.all is None else f' of {self.all.count}'} nodes"
+            return (
+                counted(self.kept.count, "node")
+                if self.all is None
+                else f"{self.kept.count} of {counted(self.all.count, 'node')}"
+            )
         named = _list(op_types)
         if self.is_most:
             named = f"all but {_list(self.others)}" if self.others else EVERYTHING

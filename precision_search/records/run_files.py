@@ -67,14 +67,14 @@ def choice_of(run: Run, requirement: Requirement) -> Choice:
     The rule may have been another when the run was made, and `model/` holds what was chosen then.
     """
     best = run.info.best if run.info.status == "complete" else None
-    stable = (trial for trial in run.trials if trial.verdict == "stable")  # whatever a file says of others
+    stable = [trial for trial in run.trials if trial.verdict == "stable"]  # whatever a file says of others
     trial = None if best is None else next((trial for trial in stable if trial.id == best.id), None)
     if best is None or trial is None:
         return choose_winner(run.trials, requirement)
     met = best.requirements_met
     if met is None:
         met = requirement.share == 0.0 or (not trial.is_fp32 and is_acceptable(trial, requirement.share))
-    return Choice(trial, best.reason, best.faster, met)
+    return Choice(trial, best.reason, best.faster, met, only_fp32=all(each.is_fp32 for each in stable))
 
 
 def write_run_info(run_dir: Path, info: RunInfo) -> None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.cost.estimate import Workload
 from precision_search.device.profile import DeviceProfile, load_profile
+from precision_search.errors import counted
 from precision_search.judging.batches import FIRST_BATCH
 from precision_search.judging.ceiling import Pins
 from precision_search.judging.latency import EstimatedLatency
@@ -192,7 +193,7 @@ def measure_inputs(config: Config, opened: Opened, reporter: Reporter) -> Prepar
     for name, section in _sections(config).items():
         if name != "test":
             texts = opened.texts[name]
-            reporter.stage(f"generating the fp32 reference, {len(texts.samples)} {name} samples")
+            reporter.stage(f"generating the fp32 reference, {counted(len(texts.samples), f'{name} sample')}")
             sets[name] = load_set(texts, section, fp32, reporter)
     if not backend_of(opened.settings).may_idle:
         fp32.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from precision_search.config import load_config
-from precision_search.errors import UsageError
+from precision_search.errors import UsageError, counted
 from precision_search.model.bundle import open_bundle
 from precision_search.model.variants import with_variants
 from precision_search.published.publish import publish, publish_facts
@@ -23,6 +23,7 @@ def publish_from_run(run: Path, out: Path, plan: int | None, reporter: Reporter)
         OutputExistsError: `out` exists.
     """
     found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
+    judged = counted(len(found.trials), "plan")
     if plan is None:
         trial = run_files.choice_of(found, config.requirement).trial
     else:
@@ -30,7 +31,7 @@ def publish_from_run(run: Path, out: Path, plan: int | None, reporter: Reporter)
     if trial is None or trial.verdict != "stable":
         raise UsageError(
             f"{run} has no stable plan" + ("" if plan is None else f" {plan}"),
-            why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
+            why=f"it judged {judged}" if trial is None else f"its verdict is {trial.verdict}",
             fix="`precision-search pareto RUN` lists the stable ones",
         )
     variant = trial.plan.variant
@@ -50,7 +51,7 @@ def publish_from_run(run: Path, out: Path, plan: int | None, reporter: Reporter)
         )
     if found.info.status != "complete":
         what = "the best of" if plan is None else "one of"
-        reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
+        reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {judged} judged so far")
     reporter.stage(f"writing {out}")
     bundle = with_variants(bundle, [variant])
     return publish(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial, config.requirement), out)

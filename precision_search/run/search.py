@@ -14,7 +14,7 @@ from typing import TypeVar
 from precision_search.config import Config, DataSection
 from precision_search.cost.estimate import Workload
 from precision_search.display.html import write_report
-from precision_search.errors import ConfigError, PrecisionSearchError
+from precision_search.errors import ConfigError, PrecisionSearchError, counted
 from precision_search.judging.ceiling import find_ceiling
 from precision_search.judging.judge import JudgeSettings, LatencySource, PlanJudge
 from precision_search.judging.landmarks import rejected_landmarks, show_landmark
@@ -258,7 +258,8 @@ def _given_plan(plan: Plan, source: str, prepared: Prepared, reporter: Reporter)
     added = fixed.keys() - plan.fp32
     for reason in sorted({fixed[key] for key in added}):
         keys = sorted(key for key in added if fixed[key] == reason)
-        reporter.warn(f"{len(keys)} nodes stay in fp32 though {source} does not say so ({reason}), first {keys[0]}")
+        nodes = f"{counted(len(keys), 'node')} stay{'s' * (len(keys) == 1)}"
+        reporter.warn(f"{nodes} in fp32 though {source} does not say so ({reason}), first {keys[0]}")
     return Plan(plan.dtype, plan.variant, plan.fp32 | frozenset(fixed))
 
 

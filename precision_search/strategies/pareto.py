@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from precision_search.config import Requirement
+from precision_search.config import Requirement, percent
 from precision_search.judging.trial import Trial
 
 LEAST_SPEEDUP = 1.01
@@ -30,18 +30,22 @@ class Choice:
         faster: whether it is a plan other than fp32 and faster than fp32; if not, fp32 is what gets published.
         requirements_met: whether a plan other than fp32 keeps the required share of the validation samples; true where
             nothing is required.
+        only_fp32: whether no other plan is stable, so that none could have kept it.
     """
 
     trial: Trial | None
     reason: str
     faster: bool
     requirements_met: bool = True
+    only_fp32: bool = False
 
     @property
     def why_fp32(self) -> str:
         """Why fp32 is published, as the end of a line; empty where it is not."""
         if self.faster:
             return ""
+        if self.only_fp32:
+            return f" (fp32: {self.reason})"
         missed = not self.requirements_met and self.trial is not None and self.trial.is_fp32
         return " (fp32: no plan keeps what is required)" if missed else " (fp32: nothing is faster)"
 
@@ -101,7 +105,7 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     if not candidates:
         others = any(not trial.is_fp32 for trial in trials)
         reason = "no plan other than fp32 is stable" if others else "no plan other than fp32 was judged"
-        return Choice(fp32, reason, faster=False, requirements_met=nothing_required)
+        return Choice(fp32, reason, faster=False, requirements_met=nothing_required, only_fp32=True)
     good = [trial for trial in candidates if is_acceptable(trial, requirement.share)]
     if not good:
         return _on_miss(candidates, fp32, requirement)
@@ -109,7 +113,7 @@ def choose_winner(trials: Sequence[Trial], requirement: Requirement) -> Choice:
     kept = (
         "stable plan"
         if trial.validation_match is None
-        else f"stable plan that keeps at least {_percent(requirement.share)} of the validation samples"
+        else f"stable plan that keeps at least {percent(requirement.share)} of the validation samples"
     )
     reason = f"the fastest {kept}"
     if trial != fastest:
@@ -131,7 +135,7 @@ def fastest_to_choose(trials: Sequence[Trial], requirement: Requirement) -> Tria
 
 def _on_miss(candidates: Sequence[Trial], fp32: Trial | None, requirement: Requirement) -> Choice:
     """The choice where stable plans keep too few of the validation samples."""
-    missed = f"no plan keeps {_percent(requirement.share)} of the validation samples"
+    missed = f"no plan keeps {percent(requirement.share)} of the validation samples"
     if requirement.on_miss == "calmest":
         trial = min(candidates, key=lambda t: (_risk(t), *_by_speed(t)))
         reason = f"{missed}; this one has the least flip risk ({_share(trial.validation_match)} of them kept)"
@@ -184,8 +188,3 @@ def _risk(trial: Trial) -> float:
 def _share(value: float | None) -> str:
     """A kept share in percent, rounded down: only what is exact reads as 100%."""
     return "none" if value is None else f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
-
-
-def _percent(share: float) -> str:
-    """A required share in percent, to as many digits as it has."""
-    return f"{share:.1%}" if round(share, 3) == share else f"{share * 100:.6g}%"

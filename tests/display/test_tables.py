@@ -131,6 +131,15 @@ def test_where_fp32_wins_it_is_said() -> None:
     assert "it is not faster than fp32, so fp32 is what gets published" in text
 
 
+def test_where_only_fp32_is_stable_no_requirement_is_said_to_be_missed() -> None:
+    fp32, broken = small_run()[0], trial(1, verdict="mismatch")
+    text = " ".join(rendered(table((fp32, broken)), 120).split())
+    assert "> chosen: fp32, no plan other than fp32 is stable" in text
+    assert "requirement" not in text
+    missed = " ".join(rendered(table((fp32, trial(1, validation_match=0.1))), 120).split())
+    assert "the requirement is not met: validation.min_exact_match" in missed
+
+
 def test_an_empty_table_says_so() -> None:
     assert "no plan is stable" in rendered(table(()), 60)
     assert "No plan is stable." in to_markdown(table(()))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from precision_search.config import DataSection
+from precision_search.judging import confirm
 from precision_search.judging.batches import FIRST_BATCH, FragileBatches, OwnDifference, choose_fragile
 from precision_search.judging.judge import JudgeSettings, PlanJudge
 from precision_search.judging.sample_sets import NearTie, SampleRows, judged_in, load_set, near_ties, open_fp32
@@ -16,7 +19,7 @@ from precision_search.judging.trial import Judged, Lengths, Proposal, Trial
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.samples import load_samples
 from precision_search.precision.weights import WeightCache
-from precision_search.runtime.reference import Reference
+from precision_search.runtime.reference import Reference, generate_all
 from tests.judging.test_judge import SeenLatency
 from tests.plans import SETTINGS, lowering
 from tests.tiny_model import WORDS, write_padding_model
@@ -44,9 +47,11 @@ def verdict_of(bundle: Bundle, samples: SampleRows, size: int) -> Trial:
     return judge(Proposal(lowering(bundle, {RESIDUAL}), "given"), 1)
 
 
-def judge_of(bundle: Bundle, samples: SampleRows, size: int) -> PlanJudge:
+def judge_of(bundle: Bundle, samples: SampleRows, size: int, validation: SampleRows | None = None) -> PlanJudge:
     settings, latency = JudgeSettings(SETTINGS, size, 0), SeenLatency()
-    return PlanJudge(bundle, samples, None, dtype="float16", latency=latency, weights=WeightCache(), settings=settings)
+    return PlanJudge(
+        bundle, samples, validation, dtype="float16", latency=latency, weights=WeightCache(), settings=settings
+    )
 
 
 @pytest.mark.parametrize("size", [16, 1])
@@ -74,6 +79,30 @@ def test_a_sound_model_stays_stable_and_says_what_was_judged(tmp_path: Path, siz
     assert trial.judged.batch_sizes == ((1, 10) if size == 16 else (1,))
     assert trial.judged.padded
     assert trial.judged.source_lengths.max == max(map(len, samples.rows))
+
+
+def test_each_set_is_judged_in_batches_of_the_size_that_its_reference_was_made_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that fp32 gives in batches of three only is neither held against a plan nor hidden from it."""
+    bundle, calibration = judged_sets(tmp_path, 16, breaks=False)
+    assert calibration.batch_size == 16
+    validation, sizes = replace(calibration, batch_size=3), []
+
+    def noted(generator: Any, rows: Any, pad: int, size: int, *args: Any, **options: Any) -> Any:
+        sizes.append((size, bool(options.get("width"))))
+        return generate_all(generator, rows, pad, size, *args, **options)
+
+    monkeypatch.setattr(confirm, "generate_all", noted)
+    judge = judge_of(bundle, calibration, 16, validation)
+    trial = judge(Proposal(lowering(bundle), "fp32"), 0)
+
+    assert (trial.verdict, trial.validation_match) == ("stable", 1.0)
+    assert sizes == [(16, False), (FIRST_BATCH, True), (1, False), (3, False), (3, True), (1, False)]
+    assert trial.judged is not None and trial.judged.batch_sizes == (1, 3, 10)
+    sizes.clear()
+    judge.confirm(lowering(bundle), replace(validation, batch_size=2))
+    assert sizes == [(2, False), (2, True), (1, False)]
 
 
 def test_runtime_alone_gives_the_same_fp32_states_with_padding(tmp_path: Path) -> None:
@@ -131,4 +160,4 @@ def test_where_fp32_itself_differs_is_listed_as_its_own_near_tie() -> None:
     samples = SampleRows(((4,), (4, 5)), Reference(((1,), (7, 1)), (np.ones(1, np.float32),) * 2), fragile)
 
     assert near_ties("calibration", samples) == (NearTie("calibration", 1, 0, 1.0, "padded"),)
-    assert judged_in([samples], 32) == Judged((1, 2), True, Lengths(1, 2), Lengths(1, 2))
+    assert judged_in([samples], [32]) == Judged((1, 2), True, Lengths(1, 2), Lengths(1, 2))

@@ -45,7 +45,7 @@ def refusal(folder: Path) -> InputError:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_weights_of_the_config_s_sizes_are_taken(tmp_path: Path, dtype: type) -> None:
-    weights = {name: np.zeros(shape, dtype) for name, shape in EXPECTED.items()}
+    weights: dict[str, Any] = {name: np.zeros(shape, dtype) for name, shape in EXPECTED.items()}
     folder = checkpoint(tmp_path / "model", {**weights, "position_ids": np.zeros(3, np.int64)})
 
     check_weights(folder, EXPECTED, read_model_config(folder), FAMILIES["t5"])

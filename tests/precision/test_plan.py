@@ -38,6 +38,9 @@ def tiny() -> Graphs:
     return tiny_t5()
 
 
+LONG = "a" * 20_000
+
+
 def refusal(data: Any, graphs: Graphs | None = None) -> InputError:
     with pytest.raises(InputError) as caught:
         blocklist = blocklist_from_json(data, "my.json")
@@ -275,6 +278,25 @@ def test_any_other_dtype_is_refused(dtype: Any) -> None:
     error = refusal({"dtype": dtype})
     assert repr(dtype) in error.what
     assert all(known in error.fix for known in LOW_DTYPES)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {LONG: []},
+        {"dtype": LONG},
+        {"dtype": [LONG] * 1000},
+        {"variant": LONG},
+        {"op_types": {"encoder": [LONG]}},
+        {"op_types": {LONG: []}},
+        {"patterns": [LONG]},
+        {"nodes": {"encoder": [LONG]}},
+    ],
+)
+def test_values_are_cut_where_they_are_shown(tiny: Graphs, data: Any) -> None:
+    error = refusal(data, tiny)
+    assert "a" * 100 in error.what
+    assert len(str(error)) < 1500
 
 
 def test_data_movement_is_no_choice(tiny: Graphs) -> None:

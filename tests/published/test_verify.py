@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from precision_search import Seq2SeqGenerator, export_bundle
 from precision_search.errors import InputError
 from precision_search.judging.differences import DifferingSample
 from precision_search.judging.trial import Judged, Lengths
@@ -29,6 +31,8 @@ from precision_search.published.verify import VerifyReport, beyond_judged, compa
 from precision_search.runtime.reference import Reference
 from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA
+from tests.graphs import tiny_t5_protos
+from tests.other_layouts import merged_files, plain_files, write_configs, write_graphs
 from tests.told import Told
 
 SETTINGS = SessionSettings(threads=1)
@@ -360,3 +364,29 @@ def test_what_was_not_judged_is_said(demo_bundle: Bundle) -> None:
     (older,) = beyond_judged(replace(model, judged=None), rows, tokens, 32)
     assert "an older version judged it" in older
     assert beyond_judged(replace(model, judged=None, content_hash=None), rows, tokens, 32) == ()
+
+
+def in_a_folder() -> dict[str, onnx.ModelProto]:
+    return {f"onnx/{name}": proto for name, proto in plain_files(tiny_t5_protos()).items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "layout", "named"),
+    [
+        (merged_files, "optimum, merged decoder", "decoder_model_merged.onnx and encoder_model.onnx"),
+        (in_a_folder, "transformers.js", "onnx/decoder_model.onnx"),
+    ],
+)
+def test_layouts_that_only_a_search_reads_are_refused_by_name(
+    tmp_path: Path, files: Callable[[], dict[str, onnx.ModelProto]], layout: str, named: str
+) -> None:
+    folder = write_configs(tmp_path / "model")
+    write_graphs(folder, files())
+
+    for load in (load_published, lambda path: Seq2SeqGenerator.from_pretrained(path, device="cpu")):
+        with pytest.raises(InputError, match=f"holds graphs as {layout} lays them out") as caught:
+            load(folder)
+        assert named in caught.value.why
+        assert "export_bundle" in caught.value.fix
+    export_bundle(folder, tmp_path / "plain")  # the way out that is told
+    assert (tmp_path / "plain/decoder_with_past_model.onnx").is_file()

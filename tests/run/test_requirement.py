@@ -110,7 +110,8 @@ def test_fp32_is_published_and_the_nearest_plan_named(config: Path) -> None:
     facts = json.loads((out / "model/precision_search.json").read_text())
     assert facts["numbers"]["fp32_nodes"] == facts["numbers"]["compute_nodes"]
     assert (facts["verdict"]["min_exact_match"], facts["verdict"]["requirements_met"]) == (0.999, False)
-    assert "no plan met that, so this is fp32" in (out / "model/README.md").read_text()
+    card = (out / "model/README.md").read_text()
+    assert "No plan other than fp32 is stable and meets the requirement.** The run required that 99.9% of" in card
     assert "No plan meets the requirement" in (out / "report.html").read_text()
     # The plan can still be taken, and says what it lacks.
     api.publish(out, config.parent / "taken", plan=1)

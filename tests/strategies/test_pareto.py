@@ -90,6 +90,16 @@ def test_where_nothing_is_required_it_is_met() -> None:
     assert not choose_winner([FP32, trial(1, verdict="mismatch")], Requirement(0.5)).requirements_met
 
 
+def test_where_only_fp32_is_stable_that_is_what_is_said_and_not_that_plans_keep_too_little() -> None:
+    for requirement in (Requirement(), Requirement(0.5)):
+        choice = choose_winner([FP32, trial(1, verdict="mismatch")], requirement)
+        assert choice.only_fp32
+        assert choice.why_fp32 == " (fp32: no plan other than fp32 is stable)"
+    choice = choose_winner([FP32, trial(1, validation_match=0.4)], Requirement(0.5))
+    assert not choice.only_fp32
+    assert choice.why_fp32 == " (fp32: no plan keeps what is required)"
+
+
 def test_within_two_percent_of_the_fastest_the_least_flip_risk_wins_and_the_reason_says_so() -> None:
     fastest = trial(1, latency=latency(5.0), flip_risk=risk(3.0))
     calmer = trial(2, latency=latency(5.09), flip_risk=risk(2.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from precision_search.errors import counted
 from precision_search.judging.trial import Trial, TrialLatency
 from precision_search.records.pareto_table import ParetoTable, Row
 from precision_search.records.run_json import Match, RunInfo, SampleFile
@@ -52,7 +53,7 @@ def headline(info: RunInfo, table: ParetoTable) -> Headline:
             return Headline("No plan is stable", "Not even fp32 gave its own tokens again.", ())
         return Headline("No plan was judged", "The run ended, or was ended, before its first plan.", ())
     latency = trial.latency
-    if trial.is_fp32 and not choice.requirements_met and any(not row.trial.is_fp32 for row in table.rows):
+    if trial.is_fp32 and not choice.requirements_met and not choice.only_fp32:
         reason = f"{choice.reason[:1].upper()}{choice.reason[1:]}; fp32 is what gets published."
         title = "No plan meets the requirement"
     elif choice.faster and latency is not None:
@@ -78,9 +79,11 @@ def state(info: RunInfo, judged: int) -> tuple[str, ...]:
     """What a reader must know about how far the run got; empty for a run that went to its end."""
     lines = []
     if info.status == "running":
-        lines.append(f"This run is unfinished: it still goes on, or was killed. So far it judged {judged} plans.")
+        lines.append(
+            f"This run is unfinished: it still goes on, or was killed. So far it judged {counted(judged, 'plan')}."
+        )
     elif info.status == "interrupted":
-        lines.append(f"This run was interrupted after {judged} plans; --resume goes on.")
+        lines.append(f"This run was interrupted after {counted(judged, 'plan')}; --resume goes on.")
     if limit := LIMITS.get(info.stopped or ""):
         lines.append(f"{limit} ended the search; --resume with a larger one goes on.")
     return tuple(lines)
@@ -188,9 +191,9 @@ def sections(info: RunInfo, trials: Sequence[Trial]) -> tuple[tuple[str, tuple[F
 
 def _run(info: RunInfo, trials: Sequence[Trial]) -> Iterator[Fact]:
     verdicts = [trial.verdict for trial in trials]
-    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    found = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
     yield Fact("status", info.status + (f", stopped: {info.stopped}" if info.stopped else ""))
-    yield Fact("judged plans", str(len(trials)), counted)
+    yield Fact("judged plans", str(len(trials)), found)
     yield Fact("strategy and seed", f"{info.strategy}, {info.seed}")
     yield Fact("started", info.started)
     yield Fact("finished", info.finished or UNKNOWN)
@@ -202,7 +205,9 @@ def _run(info: RunInfo, trials: Sequence[Trial]) -> Iterator[Fact]:
     if info.cut is not None:
         off = info.cut.largest_difference
         most = "less than 0.01%" if off < 1e-4 else f"at most {off:.2%}"
-        yield Fact("minimum cut", f"off by {most}", f"against the converted graphs of {info.cut.plans} plans")
+        yield Fact(
+            "minimum cut", f"off by {most}", f"against the converted graphs of {counted(info.cut.plans, 'plan')}"
+        )
     yield Fact("config, SHA-256", info.config_hash)
 
 
@@ -213,10 +218,10 @@ def _model(info: RunInfo) -> Iterator[Fact]:
         yield Fact("parity with the checkpoint", "not checked", "there is no checkpoint beside the ONNX files")
     else:
         text = {"equal": "the same tokens", "near-ties": "the same tokens but for near-ties"}[info.parity.status]
-        yield Fact("parity with the checkpoint", text, f"{info.parity.samples} samples")
+        yield Fact("parity with the checkpoint", text, f"{counted(info.parity.samples, 'sample')}")
     if info.generation.text is not None:
         yield Fact("generation", info.generation.text)
-    yield Fact("index arithmetic", f"{len(info.model.pinned)} nodes", "never low")
+    yield Fact("index arithmetic", f"{counted(len(info.model.pinned), 'node')}", "never low")
 
 
 def _samples(info: RunInfo) -> Iterator[Fact]:
@@ -230,7 +235,7 @@ def _samples(info: RunInfo) -> Iterator[Fact]:
             yield Fact(name, "none")
             continue
         cut = f", {file.truncated} cut to fit" if file.truncated else ""
-        yield Fact(name, f"{file.name}: {file.count} samples{cut}", file.hash)
+        yield Fact(name, f"{file.name}: {counted(file.count, 'sample')}{cut}", file.hash)
     yield Fact("judged at once", str(info.batch_size))
     if info.best is not None:
         yield Fact("best plan judged in", judged_text(info.best.judged))
@@ -243,7 +248,7 @@ def _device(info: RunInfo) -> Iterator[Fact]:
     yield Fact("optimization level", device.optimization_level)
     yield Fact("TF32", "on" if device.use_tf32 else "off")
     yield Fact("GEMM options", device.gemm_options or UNKNOWN)
-    lengths = f"{workload.source_length} tokens in, {workload.target_length} out"
+    lengths = f"{counted(workload.source_length, 'token')} in, {workload.target_length} out"
     yield Fact("workload", f"batch {workload.batch}, {lengths}")
     if info.ceiling is not None:
         yield Fact("ceiling", ceiling_text(info.ceiling, workload))

@@ -1,7 +1,8 @@
 """The page as HTML: the template filled, scripts and styles inlined, and the browser told to refuse everything else.
 
 In: the records of a run. Out: one HTML text. All that comes from models and data is escaped: in the markup by the
-template engine, in the scripts' data by `json_for_script`; and the scripts put it on the page as text only.
+template engine, in the scripts' data by `json_for_script`; and the scripts put it on the page as text only. What
+turns the order of writing, or what a terminal would obey, is spelled out in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from precision_search.display.html.content import make_page
 from precision_search.display.html.sentences import shown_landmarks
 from precision_search.errors import MissingPackageError
 from precision_search.judging.trial import Verdict
+from precision_search.printable import printable
 from precision_search.records.codec import to_json
 from precision_search.records.landmarks_json import RunLandmarks
 from precision_search.records.nodes_json import RunNodes
@@ -53,11 +55,11 @@ def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks:
     mixed = len({trial.latency.source for trial in trials if trial.latency is not None}) > 1
     verdicts = [trial.verdict for trial in trials]
     scripts = (plotly_js(), "\n".join(asset(name) for name in SCRIPTS))
-    html = _template().render(
+    return _template().render(
         policy=policy(scripts),
         style="\n".join(asset(name) for name in STYLES),
         scripts=scripts,
-        data=json_for_script(to_json(page)),
+        data=json_for_script(_printable(to_json(page))),
         info=info,
         page=page,
         headline=facts.headline(info, table),
@@ -69,8 +71,6 @@ def render(info: RunInfo, table: ParetoTable, nodes: RunNodes | None, landmarks:
         tried=landmarks is not None,
         sections=facts.sections(info, trials),
     )
-    # A text may hold half a surrogate pair, which no encoding can write.
-    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def json_for_script(value: object) -> str:
@@ -79,6 +79,29 @@ def json_for_script(value: object) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _printable(value: object) -> object:
+    """The value with every text in it `printable`; keys of objects are names of ours."""
+    match value:
+        case str():
+            return _text(value)
+        case dict():
+            return {name: _printable(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_printable(each) for each in value]
+        case _:
+            return value
+
+
+def _shown(value: object) -> object:
+    """What the template puts in: texts from anywhere `printable`, ours (styles, scripts) as they are."""
+    return _text(value) if type(value) is str else value
+
+
+def _text(text: str) -> str:
+    """The text `printable`; half a surrogate pair, which no encoding can write, becomes a question mark."""
+    return printable(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def policy(scripts: tuple[str, ...]) -> str:
@@ -106,5 +129,7 @@ def plotly_js() -> str:
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(asset("report.html"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from precision_search.errors import counted
 from precision_search.judging.landmarks import SHOWN, Landmark, LandmarkSample, Span
 from precision_search.judging.trial import Trial
 from precision_search.records.landmarks_json import RunLandmarks
@@ -83,7 +84,7 @@ def _pair(shown: LandmarkSample) -> Pair:
         notes.append("non-finite values")
     model = _text(sample.model, shown.model)
     if not sample.model.strip():
-        model = Text("", "", "", f"{shown.tokens} tokens without text")
+        model = Text("", "", "", f"{counted(shown.tokens, 'token')} without text")
     return Pair(sample.line, sample.source, _text(sample.reference, shown.reference), model, ", ".join(notes))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from precision_search.errors import InputError
+from precision_search.errors import InputError, cut, short
 from precision_search.files import read_json
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.families.t5 import MT5, T5
@@ -30,7 +30,7 @@ def model_family_of(config: Mapping[str, object], path: Path) -> ModelFamily:
     # A config without class names is what a bare `T5Config(...).save_pretrained` writes: the model type decides.
     fits = family is not None and (not names or any(name in family.classes for name in names))
     if family is None or not fits or config.get("is_encoder_decoder") is False:
-        found = f"model_type {model_type!r}, architectures {', '.join(names) or 'not given'}"
+        found = f"model_type {short(model_type)}, architectures {cut(', '.join(names)) or 'not given'}"
         if config.get("is_encoder_decoder") is False:
             found += ", is_encoder_decoder false"
         titles = " or ".join(dict.fromkeys(family.title for family in FAMILIES.values()))

@@ -27,6 +27,7 @@ from precision_search.display.html.page import Page
 from precision_search.display.html.render import SCRIPTS, STYLES, asset, json_for_script
 from precision_search.errors import InputError, OutputExistsError
 from precision_search.judging.trial import FlipRisk, Trial, TrialLatency
+from precision_search.printable import printable
 from precision_search.records import run_files
 from precision_search.records.landmarks_json import LANDMARKS_FILE
 from precision_search.records.nodes_json import NODES_FILE
@@ -285,9 +286,14 @@ def test_all_text_from_data_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in html
     assert "{{ 7 * 7 }}" in own
     plans = data_of(html)["plans"]
-    assert [plan["stage"] for plan in plans].count(EVIL) == 2
+    assert [plan["stage"] for plan in plans].count(printable(EVIL)) == 2
     assert plans[-1]["reason"].endswith(EVIL.splitlines()[0])
     assert any(EVIL_NAME in node["key"] for node in data_of(html)["nodes"])
+    # What a terminal obeys or a browser turns around is spelled out, in the page and in what its scripts show.
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202a-\u202e\u2066-\u2069]", own)
+    assert r"\u202e \x1b[2J" in own
+    shown = json.dumps(data_of(html), ensure_ascii=False)
+    assert "\u202e" not in shown and r"\\u202e \\x1b[2J" in shown
     # Nothing but the two scripts, the data and the styles: a text that broke out would have added an element.
     assert len(re.findall("<script", own)) == 0
 
