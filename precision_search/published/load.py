@@ -242,12 +242,9 @@ def _read_judged(path: Path, facts: Mapping[str, Any]) -> Judged | None:
     if value is None:
         return None
     try:
-        judged = from_json(Judged, value, "judged")
+        return from_json(Judged, value, "judged")
     except ValueError as error:
         raise _wrong_facts(path, "judged is", value, f"as `run` writes it: {error}") from error
-    if not judged.batch_sizes:
-        raise _wrong_facts(path, "judged.batch_sizes is", [], "one number at least")
-    return judged
 
 
 def _wrong_facts(path: Path, what: str, value: object, expected: str) -> InputError:

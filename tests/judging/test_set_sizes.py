@@ -19,7 +19,7 @@ def said(sizes: dict[SetName, list[str]], share: float = 0.0, **prefixes: str) -
         )
         for name, lines in sizes.items()
     }
-    sections = {name: DataSection(Path(f"{name}.txt"), prefixes.get(name, "")) for name in sizes}
+    sections = {name: DataSection(Path(f"{name}.txt"), prefix=prefixes.get(name, "")) for name in sizes}
     return list(set_warnings(texts, sections, Requirement(share)))
 
 

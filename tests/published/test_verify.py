@@ -327,7 +327,7 @@ def test_what_a_published_model_says_of_itself_is_applied_and_doubted(
         (
             '{"judged": {"batch_sizes": [], "padded": true, "source_lengths": {"min": 1, "max": 2},'
             ' "target_lengths": {"min": 1, "max": 2}}}',
-            "judged.batch_sizes is [], and must be one number at least",
+            "as `run` writes it: it was judged in batches of no size",
         ),
     ],
 )

@@ -19,6 +19,7 @@ from precision_search.records.trials import TrialLog, read_trials, trial_from_li
 from tests.search_models import DECISIONS, record, trial
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+shares = st.floats(0.0, 1.0)
 counts = st.integers(0, 2**63 - 1)
 trials = st.builds(
     Trial,
@@ -32,8 +33,8 @@ trials = st.builds(
     ),
     verdict=st.sampled_from(["nonfinite", "mismatch", "stable", "error"]),
     verdict_source=st.sampled_from(["emulated", "cuda"]),
-    exact_match=finite,
-    validation_match=st.none() | finite,
+    exact_match=shares,
+    validation_match=st.none() | shares,
     min_margin=st.none() | finite,
     flip_risk=st.none() | st.builds(FlipRisk, finite, finite, finite),
     first_divergence=st.none() | st.builds(Divergence, counts, counts, st.none() | st.text(), st.none() | finite),
@@ -97,7 +98,7 @@ def test_numbers_that_are_not_finite_become_null_or_are_refused(value: float) ->
     assert trial_from_line(line, "here").min_margin is None
     assert json.loads(line)["first_divergence"]["relative_error"] is None
     with pytest.raises(InternalError, match="plan 3"):
-        trial_to_line(trial(3, exact_match=value))
+        trial_to_line(trial(3, seconds=value))
 
 
 def test_a_key_from_a_later_version_is_ignored() -> None:
