@@ -117,7 +117,7 @@ def test_a_job_arrives_whole(child: Child) -> None:
             "rows": [[1, 2], [3]],
             "max_new_tokens": 8,
             "batch_size": 2,
-            "neutral": {},
+            "overrides": {},
         },
     ]
 
