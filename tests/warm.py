@@ -57,7 +57,8 @@ sys.exit(code[0] if code else "the process was lost")
 @functools.cache
 def python_command() -> tuple[str, ...]:
     """A Python for the command line, started at the first call: the words of its command."""
-    torch_command()  # for those that export
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch_command()  # for those that export; in a few tests that run alone they import torch themselves
     return start(IMPORTED, os.environ)
 
 
