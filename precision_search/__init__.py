@@ -2,8 +2,9 @@
 and see how often it differs on new text.
 
 Every command is a function here: `search`, `pareto`, `report`, `publish`, `verify`, `inspect`, `calibrate`, `doctor`,
-`dry_run`, and `export_bundle` for the fp32 graphs alone. `Seq2SeqGenerator` runs what they write. Importing the package
-loads none of it: a name is loaded when it is first used. `precision_search.api` is the module of the functions.
+`dry_run`, `optimize`, and `export_bundle` for the fp32 graphs alone. `Seq2SeqGenerator` runs what they write. Importing
+the package loads none of it: a name is loaded when it is first used. `precision_search.api` is the module of the
+functions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         export_bundle,
         inspect,
         make_reporter,
+        optimize,
         pareto,
         publish,
         report,
@@ -63,6 +65,7 @@ __all__ = [
     "inspect",
     "load_config",
     "make_reporter",
+    "optimize",
     "pareto",
     "publish",
     "report",

@@ -12,13 +12,13 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from precision_search.config import (
+    GPUS,
     GREEDY,
     Config,
-    GenerationSection,
-    LatencySection,
     WorkloadSection,
     default_cache,
     load_config,
@@ -33,24 +33,24 @@ from precision_search.files import refuse_existing
 from precision_search.judging.ceiling import Pins, find_ceiling
 from precision_search.judging.inspect import InspectReport, inspect_bundle, measure
 from precision_search.judging.latency import EstimatedLatency
+from precision_search.judging.sample_sets import SetName
 from precision_search.judging.trial import SearchReporter
 from precision_search.machine.calibrate import write_profile
 from precision_search.machine.doctor import DoctorReport, examine
 from precision_search.model.bundle import Bundle, open_bundle, write_bundle
-from precision_search.model.samples import encode, load_samples
+from precision_search.model.samples import SampleSet, encode, load_samples
 from precision_search.model.snapshot import unchanged
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.model.variants import with_variants
 from precision_search.precision.low import LowDtype
-from precision_search.published.publish import publish as publish_plan
-from precision_search.published.publish import publish_facts
 from precision_search.published.seq2seq import Generated, Seq2SeqGenerator, Step
 from precision_search.published.verify import VerifyReport, compare, open_published
 from precision_search.records import run_files
-from precision_search.records.nodes_json import nodes_file, read_nodes
 from precision_search.records.pareto_table import ParetoTable, pareto_table
 from precision_search.reporting import Reporter
 from precision_search.run.dry_run import dry_run as dry_run_of
+from precision_search.run.optimize import optimize
+from precision_search.run.publish import publish_from_run
 from precision_search.run.search import RunResult
 from precision_search.run.search import search as run_search
 from precision_search.runtime.backends import resolve_device
@@ -77,6 +77,7 @@ __all__ = [
     "inspect",
     "load_config",
     "make_reporter",
+    "optimize",
     "pareto",
     "publish",
     "report",
@@ -89,11 +90,11 @@ AnyPath = str | os.PathLike[str]
 BATCH_SIZE = 32
 """Samples at once where no config says."""
 
+NO_SAMPLES: Mapping[SetName, SampleSet] = MappingProxyType({})
+"""All sets are read from the files that a config names."""
+
 WORKLOAD = WorkloadSection()
 """What a ceiling is for where no config says."""
-
-GPUS: Mapping[LowDtype, str] = {"float16": LatencySection().profile, "bfloat16": "a10g"}
-"""The device profile that a ceiling is made with where nobody says. T4 has no bfloat16."""
 
 
 def export_bundle(
@@ -131,6 +132,7 @@ def search(
     *,
     resume: bool = False,
     blocklist: AnyPath | None = None,
+    samples: Mapping[SetName, SampleSet] = NO_SAMPLES,
     reporter: SearchReporter | None = None,
 ) -> RunResult:
     """Searches for the fastest stable plan, or judges one given blocklist, and writes the run directory.
@@ -140,6 +142,7 @@ def search(
         out: the run directory; must not exist unless `resume`.
         resume: go on with the run in `out`; nothing it judged is judged again.
         blocklist: a `blocklist.json` to judge instead of searching.
+        samples: sets that the config has files in `out` for, which the run writes; others are read from their files.
         reporter: receives progress.
 
     Raises:
@@ -149,13 +152,18 @@ def search(
     """
     given = None if blocklist is None else Path(blocklist)
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
-        return run_search(config, Path(out), resume=resume, blocklist=given, reporter=told)
+        return run_search(config, Path(out), resume=resume, blocklist=given, samples=samples, reporter=told)
 
 
-def dry_run(config: Config, *, reporter: Reporter | None = None) -> str:
-    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run."""
+def dry_run(
+    config: Config, *, samples: Mapping[SetName, SampleSet] = NO_SAMPLES, reporter: Reporter | None = None
+) -> str:
+    """The resolved config as TOML, then the search space as comments; judges nothing and writes no run.
+
+    `samples` are as for `search`.
+    """
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
-        return dry_run_of(config, told)
+        return dry_run_of(config, told, samples)
 
 
 def pareto(run: AnyPath) -> ParetoTable:
@@ -218,36 +226,7 @@ def publish(
                 why="`candidate` is the former name of `plan`",
                 fix="give `plan` alone",
             )
-        return _publish(Path(run), Path(out), candidate if plan is None else plan, told)
-
-
-def _publish(run: Path, out: Path, plan: int | None, reporter: Reporter) -> Path:
-    found, config = run_files.read_run(run), load_config(run / run_files.CONFIG_FILE)
-    if plan is None:
-        trial = run_files.choice_of(found, config.requirement).trial
-    else:
-        trial = next((trial for trial in found.trials if trial.id == plan), None)
-    if trial is None or trial.verdict != "stable":
-        raise UsageError(
-            f"{run} has no stable plan" + ("" if plan is None else f" {plan}"),
-            why=f"it judged {len(found.trials)} plans" if trial is None else f"its verdict is {trial.verdict}",
-            fix="`precision-search pareto RUN` lists the stable ones",
-        )
-    variant = trial.plan.variant
-    nodes = read_nodes(run, variant) if (run / nodes_file(variant)).exists() else None
-    bundle = _open(config.model.path, config.model.cache, reporter, config.generation)
-    if bundle.content_hash != found.info.model.content_hash:
-        raise UsageError(
-            f"the model in {config.model.path} is not the one that {run} searched",
-            why="its content hash is another",
-            fix="restore the model, or run the search again",
-        )
-    if found.info.status != "complete":
-        what = "the best of" if plan is None else "one of"
-        reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {len(found.trials)} plans judged so far")
-    reporter.stage(f"writing {out}")
-    bundle = with_variants(bundle, [variant])
-    return publish_plan(bundle, trial.plan.plan, publish_facts(found.info, nodes, trial, config.requirement), out)
+        return publish_from_run(Path(run), Path(out), candidate if plan is None else plan, told)
 
 
 def verify(
@@ -255,6 +234,7 @@ def verify(
     reference: AnyPath,
     data: AnyPath,
     *,
+    column: str | None = None,
     prefix: str = "",
     max_length: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -268,7 +248,8 @@ def verify(
     Args:
         model: the model directory to verify.
         reference: the fp32 model: checkpoint directory, ONNX directory or hub id.
-        data: text or JSONL file of sentences.
+        data: a file of sentences: text, or with columns (`.jsonl`, `.csv`, `.tsv`, `.parquet`).
+        column: which of them holds the sentences; None for the one of `input`, `text` and `source` that is there.
         prefix: put before each sentence.
         max_length: longest source in tokens.
         batch_size: sentences at once.
@@ -281,7 +262,7 @@ def verify(
         InputError: the data or one of the models cannot be used, or they do not belong together.
     """
     with contextlib.closing(_warnings() if reporter is None else reporter) as told:
-        samples = load_samples(Path(data), "data")
+        samples = load_samples(Path(data), "data", column)
         settings = SessionSettings(device=resolve_device(device, device_id, warn=told.warn), device_id=device_id)
         directory = Path(model)
         bundle = _open(reference, cache, told)
@@ -304,6 +285,7 @@ def inspect(
     source: AnyPath,
     *,
     data: AnyPath | None = None,
+    column: str | None = None,
     dtype: LowDtype = "float16",
     batch: int = WORKLOAD.batch,
     source_length: int = WORKLOAD.source_length,
@@ -317,13 +299,12 @@ def inspect(
 
     Args:
         source: checkpoint directory, directory of ONNX graphs, or hub id.
-        data: text or JSONL file of sentences.
+        data, column: sentences, as for `verify`.
         dtype: the low dtype in question.
         batch: sentences in a batch of the workload that the ceiling is for.
         source_length: tokens of each source there.
         target_length: tokens of each target there.
-        gpu: a built-in device profile by name, or a TOML file of that form; None for `t4`, which has no bfloat16, and
-            `a10g` for that.
+        gpu: a device profile by name or file; None for `t4`, which has no bfloat16, and `a10g` for that.
         cache: directory for exports, None for the user's.
         reporter: receives progress.
 
@@ -338,7 +319,7 @@ def inspect(
         bundle = _open(source, cache, told)
         ranges, samples = None, None
         if data is not None:
-            encoded = encode(load_samples(Path(data), "data"), load_tokenizer(bundle.path), "", None)
+            encoded = encode(load_samples(Path(data), "data", column), load_tokenizer(bundle.path), "", None)
             for warning in encoded.warnings:
                 told.warn(warning)
             told.stage("measuring activation ranges")
@@ -389,7 +370,6 @@ def _warnings() -> SearchReporter:
     return make_reporter(quiet=True)
 
 
-def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter, generation: GenerationSection = GREEDY) -> Bundle:
-    kept, limit = default_cache() if cache is None else Path(cache), generation.max_new_tokens
-    overrides = generation.overrides
-    return open_bundle(os.fspath(source), kept, max_new_tokens=limit, overrides=overrides, reporter=reporter)
+def _open(source: AnyPath, cache: AnyPath | None, reporter: Reporter) -> Bundle:
+    kept = default_cache() if cache is None else Path(cache)
+    return open_bundle(os.fspath(source), kept, overrides=GREEDY.overrides, reporter=reporter)

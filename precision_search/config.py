@@ -6,6 +6,7 @@ the docs is made of them, and `toml_tables` reads and writes whatever is declare
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,25 @@ STRATEGIES = ("nodes", "op-types", "exhaustive", "random")
 OVERRIDES = ("num_beams", "do_sample", "no_repeat_ngram_size", "repetition_penalty")
 """Keys of [generation] that set what a model's generation config asks for to the value of greedy decoding."""
 
+GPUS: Mapping[str, str] = {"float16": "t4", "bfloat16": "a10g"}
+"""The device profile that is estimated for where nobody says, by low dtype. T4 has no bfloat16."""
+
 OnMiss = Literal["fp32", "calmest"]
+
+RUNS = Path("runs")
+"""Where run directories are made if nobody says."""
+
+FORMER_RUNS = Path("artifacts/runs")
+"""Where they were made before, and the demo's still are: looked at, too, where one is looked for."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A key that [validation] or [test] lacks is taken from [calibration]: the three feed the same model.
 PARENTS = {"validation": "calibration", "test": "calibration"}
+
+
+def new_run(name: str) -> Path:
+    """The default run directory for a config of that name, by the time in UTC."""
+    return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
 
 def default_cache() -> Path:
@@ -69,9 +84,14 @@ def default_cache() -> Path:
 def _directory_or_hub_id(text: str, base: Path) -> str:
     if text.startswith(("./", "../", "/", "~")) or text in {".", ".."} or (text.strip() and (base / text).is_dir()):
         return str(absolute_path(text, base))
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         raise ValueError(f"a directory (there is none of that name in {base}) or a hub id such as google-t5/t5-small")
     return text
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a repository on the Hub can be called so."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def _name_or_file(text: str, base: Path) -> str:
@@ -99,13 +119,15 @@ class DataSection:
     """A file of sentences, what to put before each, and how to batch them.
 
     Attributes:
-        path: one sentence a line, or a `.jsonl` file of objects with `input`.
+        path: text with one sentence a line, or by its suffix a file with columns: `.jsonl`, `.csv`, `.tsv`, `.parquet`.
+        column: which of them holds the sentences. Without it exactly one of `input`, `text` and `source` must be there.
         prefix: put before each sentence, such as `translate English to German: `.
         max_length: longest source in tokens, the end token included; longer ones are cut. Without it the model's limit.
         batch_size: sentences at once.
     """
 
     path: Path
+    column: str | None = None
     prefix: str = ""
     max_length: int | None = field(default=None, metadata=at_least(1, MOST))
     batch_size: int = field(default=16, metadata=at_least(1, MOST))
@@ -250,7 +272,7 @@ class LatencySection:
             used where no CUDA device measures.
     """
 
-    profile: str = field(default="t4", metadata={"resolve": _name_or_file})
+    profile: str = field(default=GPUS["float16"], metadata={"resolve": _name_or_file})
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +330,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     value of the wrong type or out of range, and an op type pinned both ways. Whether data and model exist is for
     those who read them.
     """
-    path = Path(path)
-    tables = read_tables(Config, path, overrides, PARENTS)
+    return _config(Path(path), overrides, None)
+
+
+def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Likewise, from the text of a config that will be in the file `path`."""
+    return _config(path, overrides, text)
+
+
+def _config(path: Path, overrides: Sequence[str], text: str | None) -> Config:
+    tables = read_tables(Config, path, overrides, PARENTS, text)
     both = sorted(set(tables["search"].keep_fp32) & set(tables["search"].force_low))
     if both:
         raise ConfigError(

@@ -95,15 +95,18 @@ class _Table:
         return self.keys[key].default is MISSING and self.keys[key].default_factory is MISSING
 
 
-def read_tables(document: type, path: Path, overrides: Sequence[str], parents: Mapping[str, str]) -> dict[str, Any]:
+def read_tables(
+    document: type, path: Path, overrides: Sequence[str], parents: Mapping[str, str], text: str | None = None
+) -> dict[str, Any]:
     """Reads the TOML file `path` as `document` declares it and gives each of its tables, checked and resolved.
 
-    `overrides` are `table.key=value` with a TOML value or a bare word; they win over the file, and their relative
-    paths mean the working directory, not that of the file. A key that a table lacks is looked up in its parent, which
+    `text` is what the file holds, or will hold where it is still to be written; None reads it. `overrides` are
+    `table.key=value` with a TOML value or a bare word; they win over the file, and their relative paths mean the
+    working directory, not that of the file. A key that a table lacks is looked up in its parent, which
     `parents` names, unless it is required. Raises ConfigError.
     """
     tables = _declared(document)
-    entries, present = _file_entries(path, tables)
+    entries, present = _file_entries(path, _read_text(path) if text is None else text, tables)
     for override in overrides:
         table, key, entry = _override_entry(override, tables)
         entries[table, key] = entry
@@ -127,7 +130,7 @@ def write_tables(document: object) -> str:
     for name, table in _declared(type(document)).items():
         section = getattr(document, name)
         values = {key: getattr(section, key, None) for key in table.keys}
-        lines = [f"{key} = {_toml_value(value)}\n" for key, value in values.items() if value is not None]
+        lines = [f"{key} = {toml_value(value)}\n" for key, value in values.items() if value is not None]
         if section is not None:
             blocks.append("".join([f"[{name}]\n", *lines]))
     return "\n".join(blocks)
@@ -138,14 +141,15 @@ def key_names(document: type) -> list[str]:
     return [f"{name}.{key}" for name, table in _declared(document).items() for key in table.keys]
 
 
-def _toml_value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A value as TOML writes it; paths are strings."""
     match value:
         case bool():
             return "true" if value else "false"
         case int() | float():
             return repr(value)
         case tuple():
-            return f"[{', '.join(_toml_value(item) for item in value)}]"
+            return f"[{', '.join(toml_value(item) for item in value)}]"
         case _:
             # A JSON string is a TOML basic string, except that TOML wants DEL escaped.
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -185,8 +189,9 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"config {path} cannot be read", why=reason(error), fix=fix) from error
 
 
-def _file_entries(path: Path, tables: Mapping[str, _Table]) -> tuple[dict[tuple[str, str], _Entry], set[str]]:
-    text = _read_text(path)
+def _file_entries(
+    path: Path, text: str, tables: Mapping[str, _Table]
+) -> tuple[dict[tuple[str, str], _Entry], set[str]]:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -273,7 +278,7 @@ def _value(name: str, spec: "dataclasses.Field[Any]", hint: object, entry: _Entr
 def _how_to_set(spec: "dataclasses.Field[Any]") -> str:
     if spec.default in (MISSING, None):
         return "give it another value" if spec.default is MISSING else "give it another value, or leave it out"
-    return f"give it another value, or leave it out for the default, {_toml_value(spec.default)}"
+    return f"give it another value, or leave it out for the default, {toml_value(spec.default)}"
 
 
 def _convert(hint: object, entry: _Entry) -> object:

@@ -35,7 +35,7 @@ def test_a_minimal_config_gets_the_documented_defaults(tmp_path: Path, monkeypat
     config = load_config(write(tmp_path, MINIMAL))
     assert (config.name, config.path) == ("run", tmp_path / "run.toml")
     assert (config.model.path, config.model.cache) == ("org/model", tmp_path / "cache" / "precision-search")
-    assert dataclasses.astuple(config.calibration) == (tmp_path / "calibration.txt", "", None, 16)
+    assert dataclasses.astuple(config.calibration) == (tmp_path / "calibration.txt", None, "", None, 16)
     assert config.validation is None and config.test is None
     assert config.generation.max_new_tokens is None
     assert dataclasses.astuple(config.device) == ("auto", 0, False, None, 2, None)

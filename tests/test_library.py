@@ -35,6 +35,7 @@ FUNCTIONS = (
     "dry_run",
     "export_bundle",
     "inspect",
+    "optimize",
     "pareto",
     "publish",
     "report",

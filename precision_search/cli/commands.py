@@ -1,4 +1,4 @@
-"""The command line: `precision-search run | pareto | report | export | verify | inspect | calibrate | doctor`.
+"""The command line: `precision-search run | init | pareto | report | export | verify | inspect | calibrate | doctor`.
 
 Data goes to stdout, progress and messages to stderr. Only click is imported here: what a command needs it imports
 itself, so that `--help` is immediate.
@@ -13,30 +13,23 @@ from typing import Literal
 import click
 
 from precision_search.cli import completion
-from precision_search.cli.failures import INTERRUPTED, guarded, interrupt_on_signals
-from precision_search.cli.options import DEVICE_ID, FORMAT, Format, workload_options
+from precision_search.cli.failures import guarded, interrupt_on_signals
+from precision_search.cli.options import COLUMN, DEVICE_ID, FORMAT, PATH, Format, workload_options
+from precision_search.cli.searching import init, run
 from precision_search.cli.support import (
     PROGRAM,
-    RUNS,
     check_run,
     common_options,
     echo,
     is_verbose,
-    latest_run,
-    new_run,
     open_reporter,
     print_any_character,
     print_rich,
     print_table,
     renamed,
-    resumable,
-    say,
-    tell_interrupted,
 )
 from precision_search.errors import VerificationError
 from precision_search.files import refuse_existing
-
-_PATH = click.Path(path_type=Path)
 
 
 class _Commands(click.Group):
@@ -61,74 +54,12 @@ def cli() -> None:
     """
 
 
-@cli.command(short_help="Search for the fastest stable plan of a model.")
-@click.argument("config", type=_PATH)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=completion.config_keys,
-    help="Override a key of the config, such as search.max_trials=50. May be given several times.",
-)
-@click.option(
-    "--out", type=_PATH, help=f"The run directory; it must not exist. [default: {RUNS}/<config name>-<UTC time>]"
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run of this config.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved config and the search space; judge nothing.")
-@click.option("--blocklist", type=_PATH, metavar="FILE", help="Judge this blocklist.json instead of searching.")
-@click.option("--plan", "former", type=_PATH, hidden=True, help="The former name of --blocklist.")
-@common_options
-@click.pass_context
-def run(
-    ctx: click.Context,
-    *,
-    config: Path,
-    overrides: tuple[str, ...],
-    out: Path | None,
-    resume: bool,
-    dry_run: bool,
-    blocklist: Path | None,
-    former: Path | None,
-) -> None:
-    """Search for the fastest stable plan of the model that CONFIG names, and write a run directory.
-
-    Prints the Pareto table. The run directory holds the resolved config, every judged plan, the table, the blocklist
-    and the winner's ONNX graphs in `model/`.
-    """
-    from precision_search.config import load_config
-
-    blocklist = renamed(blocklist, former, "--blocklist", "--plan")
-    resolved = load_config(config, overrides)
-    if out is None:
-        out = latest_run(resolved.name) if resume else new_run(resolved.name)
-    from precision_search import api
-
-    with open_reporter(ctx) as reporter:
-        if dry_run:
-            echo(api.dry_run(resolved, reporter=reporter), nl=False)
-            return
-        try:
-            with resumable(config, overrides, out, blocklist):
-                result = api.search(resolved, out, resume=resume, blocklist=blocklist, reporter=reporter)
-        except KeyboardInterrupt:
-            reporter.close()
-            tell_interrupted(config, overrides, out, blocklist)
-            ctx.exit(INTERRUPTED)
-    if result.trials:
-        print_table(result.table, result.directory)
-    say(ctx, f"run:    {result.directory}")
-    if result.report is not None:
-        say(ctx, f"report: {result.report}")
-    if result.interrupted:
-        tell_interrupted(config, overrides, out, blocklist)
-    else:
-        say(ctx, f"model:  {result.directory / 'model'}{result.choice.why_fp32}")
-    ctx.exit(result.exit_code)
+cli.add_command(run)
+cli.add_command(init)
 
 
 @cli.command(short_help="Print the Pareto table of a run.")
-@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=completion.runs)
+@click.argument("run_directory", metavar="RUN", type=PATH, shell_complete=completion.runs)
 @click.option(
     "--sort",
     metavar="COLUMN",
@@ -165,8 +96,8 @@ def pareto(run_directory: Path, sort: str | None, style: str, everything: bool) 
 
 
 @cli.command(short_help="Write the report of a run, for a browser.")
-@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=completion.runs)
-@click.option("--out", type=_PATH, help="The file to write; it must not exist. [default: RUN/report.html, replaced]")
+@click.argument("run_directory", metavar="RUN", type=PATH, shell_complete=completion.runs)
+@click.option("--out", type=PATH, help="The file to write; it must not exist. [default: RUN/report.html, replaced]")
 @common_options
 def report(run_directory: Path, out: Path | None) -> None:
     """Write the report of the run in the directory RUN as one HTML file that needs no network; prints its path.
@@ -180,7 +111,7 @@ def report(run_directory: Path, out: Path | None) -> None:
 
 
 @cli.command(short_help="Write the model of a stable plan of a run.")
-@click.argument("run_directory", metavar="RUN", type=_PATH, shell_complete=completion.runs)
+@click.argument("run_directory", metavar="RUN", type=PATH, shell_complete=completion.runs)
 @click.option(
     "--plan",
     type=int,
@@ -196,7 +127,7 @@ def report(run_directory: Path, out: Path | None) -> None:
     help="The former name of --plan.",
     shell_complete=completion.plans,
 )
-@click.option("--out", type=_PATH, required=True, help="The model directory to write; it must not exist.")
+@click.option("--out", type=PATH, required=True, help="The model directory to write; it must not exist.")
 @common_options
 @click.pass_context
 def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former: int | None, out: Path) -> None:
@@ -212,14 +143,15 @@ def export(ctx: click.Context, *, run_directory: Path, plan: int | None, former:
 
 
 @cli.command(short_help="Compare a model's tokens with those of fp32.")
-@click.argument("model", metavar="MODEL_DIR", type=_PATH, shell_complete=completion.directories)
+@click.argument("model", metavar="MODEL_DIR", type=PATH, shell_complete=completion.directories)
 @click.option(
     "--reference",
     required=True,
     help="The fp32 model: checkpoint directory, ONNX directory or hub id.",
     shell_complete=completion.directories,
 )
-@click.option("--data", type=_PATH, required=True, help="Sentences, one a line, or JSONL with `input`.")
+@click.option("--data", type=PATH, required=True, help="Sentences: one a line, or a file with columns.")
+@COLUMN
 @click.option("--prefix", default="", help="Put before each sentence.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest source in tokens. [default: the model's]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences at once.")
@@ -247,6 +179,7 @@ def verify(
     model: Path,
     reference: str,
     data: Path,
+    column: str | None,
     prefix: str,
     max_length: int | None,
     batch_size: int,
@@ -269,6 +202,7 @@ def verify(
             model,
             reference,
             data,
+            column=column,
             prefix=prefix,
             max_length=max_length,
             batch_size=batch_size,
@@ -292,7 +226,8 @@ def verify(
 
 @cli.command(short_help="Show what a model is made of and what is searchable.")
 @click.argument("model", shell_complete=completion.directories)
-@click.option("--data", type=_PATH, help="Sentences to measure the ranges of activations on.")
+@click.option("--data", type=PATH, help="Sentences to measure the ranges of activations on.")
+@COLUMN
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16"]),
@@ -309,6 +244,7 @@ def inspect(
     *,
     model: str,
     data: Path | None,
+    column: str | None,
     dtype: Literal["float16", "bfloat16"],
     batch: int,
     source_length: int,
@@ -328,6 +264,7 @@ def inspect(
         report = api.inspect(
             model,
             data=data,
+            column=column,
             dtype=dtype,
             batch=batch,
             source_length=source_length,
@@ -342,7 +279,7 @@ def inspect(
 
 
 @cli.command(short_help="Measure a CUDA device for the cost model.")
-@click.option("--out", type=_PATH, required=True, metavar="PROFILE", help="The profile to write, a .toml file.")
+@click.option("--out", type=PATH, required=True, metavar="PROFILE", help="The profile to write, a .toml file.")
 @DEVICE_ID
 @click.option("--force", is_flag=True, help="Replace PROFILE if it exists.")
 @common_options

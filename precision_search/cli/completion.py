@@ -16,7 +16,7 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
 
-from precision_search.cli.support import RUNS
+from precision_search.config import FORMER_RUNS, RUNS
 from precision_search.files import parse_json, read_file
 from precision_search.printable import printable
 
@@ -65,7 +65,11 @@ def directories(ctx: click.Context, parameter: click.Parameter, incomplete: str)
 @_forgiving
 def runs(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Run directories where `run` makes them, the latest first; elsewhere directories."""
-    found = sorted((file.parent for file in RUNS.glob("*/run.json")), key=lambda run: run.stat().st_mtime, reverse=True)
+    found = sorted(
+        (file.parent for folder in (RUNS, FORMER_RUNS) for file in folder.glob("*/run.json")),
+        key=lambda run: run.stat().st_mtime,
+        reverse=True,
+    )
     items = _starting(incomplete, ((str(run), None) for run in found))
     return items or directories(ctx, parameter, incomplete)
 

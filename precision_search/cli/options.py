@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
@@ -12,6 +13,7 @@ from precision_search.config import MOST, LatencySection, WorkloadSection
 F = TypeVar("F", bound=Callable[..., Any])
 Format = Literal["text", "json"]
 
+PATH = click.Path(path_type=Path)
 FORMAT = click.option(
     "--format",
     "style",
@@ -20,9 +22,29 @@ FORMAT = click.option(
     show_default=True,
     help="Output format.",
 )
+COLUMN = click.option(
+    "--column",
+    metavar="NAME",
+    help="The column of sentences in a .jsonl, .csv, .tsv or .parquet file. [default: input, text or source]",
+)
 DEVICE_ID = click.option(
     "--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which CUDA device."
 )
+
+
+def sentence_options(command: F) -> F:
+    """What a model is judged by: `data`, `validation`, `test`, `column` and `prefix`."""
+    for option in (
+        click.option("--prefix", default="", help="Put before each sentence."),
+        COLUMN,
+        click.option("--test", type=PATH, metavar="FILE", help="Sentences to test with, instead of a part of --data."),
+        click.option(
+            "--validation", type=PATH, metavar="FILE", help="Sentences to validate with, instead of a part of --data."
+        ),
+        click.option("--data", type=PATH, metavar="FILE", help="Sentences: one a line, or a file with columns."),
+    ):
+        command = option(command)
+    return command
 
 
 def workload_options(command: F) -> F:
@@ -32,12 +54,12 @@ def workload_options(command: F) -> F:
         click.option(
             "--gpu",
             metavar="PROFILE",
-            help="The device that the ceiling is estimated for: a built-in profile (t4, a10g, l4, a100, h100) or a "
+            help="The device that estimates are for: a built-in profile (t4, a10g, l4, a100, h100) or a "
             f".toml file. [default: {LatencySection().profile}; a10g for bfloat16]",
         ),
         _size("--target-length", default.target_length, "Tokens of each target there."),
         _size("--source-length", default.source_length, "Tokens of each source there."),
-        _size("--batch", default.batch, "Sentences in a batch of the workload that the ceiling is for."),
+        _size("--batch", default.batch, "Sentences in a batch of the workload that estimates are for."),
     ):
         command = option(command)
     return command

@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from precision_search.config import FORMER_RUNS, RUNS
 from precision_search.errors import EnvironmentProblemError, InputError, UsageError
 from precision_search.printable import printable
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from precision_search.records.pareto_table import ParetoTable
 
 PROGRAM = "precision-search"
-RUNS = Path("artifacts/runs")
 PIPED_WIDTH = 160
 """Characters a table may use where no terminal sets a width."""
 
@@ -117,23 +116,23 @@ def print_table(table: ParetoTable, directory: Path, *, everything: bool = False
     print_rich(show)
 
 
-def new_run(name: str) -> Path:
-    """The default run directory for a config of that name, by the time in UTC."""
-    return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-
-
 def latest_run(name: str) -> Path:
-    """The run directory that `new_run` named last for a config of that name.
+    """The run directory that `new_run` named last for a config of that name, where it makes them or made them before.
 
     Raises:
         UsageError: there is none.
     """
     pattern = re.compile(rf"{re.escape(name)}-\d{{8}}-\d{{6}}")
-    runs = [path for path in RUNS.glob("*") if pattern.fullmatch(path.name) and path.is_dir()]
+    runs = [
+        path
+        for folder in (RUNS, FORMER_RUNS)
+        for path in folder.glob("*")
+        if pattern.fullmatch(path.name) and path.is_dir()
+    ]
     if not runs:
         raise UsageError(
             f"there is no run of {name} to resume",
-            why=f"{RUNS.resolve()} holds no directory {name}-<time>",
+            why=f"neither {RUNS.resolve()} nor {FORMER_RUNS} holds a directory {name}-<time>",
             fix="give the run directory with --out, or leave out --resume to start a run",
         )
     return max(runs, key=lambda path: path.name)
@@ -144,11 +143,11 @@ def check_run(path: Path) -> None:
     if (path / "run.json").is_file():
         return
     why = "it has no run.json" if path.is_dir() else "it is a file" if path.exists() else "there is no such directory"
-    folders = dict.fromkeys((path, path.parent, RUNS))
+    folders = dict.fromkeys((path, path.parent, RUNS, FORMER_RUNS))
     runs = next((found for folder in folders if (found := sorted(folder.glob("*/run.json"), reverse=True))), [])
     listed = ", ".join(str(file.parent) for file in runs[:_SHOWN_RUNS])
     more = f" and {len(runs) - _SHOWN_RUNS} more" if len(runs) > _SHOWN_RUNS else ""
-    fix = f"runs there are: {listed}{more}" if runs else f"start one: {PROGRAM} run CONFIG"
+    fix = f"runs there are: {listed}{more}" if runs else f"start one: {PROGRAM} run MODEL --data FILE"
     raise InputError(f"{path} is not a run directory", why=why, fix=fix)
 
 

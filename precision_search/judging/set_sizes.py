@@ -31,7 +31,9 @@ def set_warnings(
         count = len(samples.samples)
         if count < FEW:
             says = f"which say{'s' * (count == 1)} little about others; give {FEW} or more"
-            yield f"{samples.path} has {_counted(count, 'sample')}, {says}"
+            is_part = sum(samples.path == other.path for other in texts.values()) > 1
+            where = f"the {samples.name} set" if is_part else samples.path
+            yield f"{where} has {_counted(count, 'sample')}, {says}"
     validation = texts.get("validation")
     if validation is not None and (missing := _cannot_miss_one(len(validation.samples), requirement.share)):
         yield missing

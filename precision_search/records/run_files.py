@@ -28,6 +28,8 @@ TRIALS_FILE = "trials.jsonl"
 PARETO_FILE = "pareto.csv"
 BLOCKLIST_FILE = "blocklist.json"
 MODEL_DIRECTORY = "model"
+DATA_DIRECTORY = "data"
+"""Sample sets of a run that began with a list of sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def read_run(run_dir: Path) -> Run:
         raise InputError(
             f"there is no run directory {run_dir}",
             why="it is a file" if run_dir.exists() else f"seen from {Path.cwd()}",
-            fix="give a directory that `precision-search run` wrote; by default they lie in artifacts/runs",
+            fix="give a directory that `precision-search run` wrote; by default they lie in runs",
         )
     for name in (RUN_FILE, TRIALS_FILE):
         if not (run_dir / name).is_file():

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from precision_search.config import Config, to_toml
 from precision_search.judging.ceiling import find_ceiling
+from precision_search.judging.sample_sets import SetName
 from precision_search.model.graph import BASE_VARIANT
+from precision_search.model.samples import SampleSet
 from precision_search.records.wording import ceiling_line
 from precision_search.reporting import Reporter
 from precision_search.run.prepare import prepare
 from precision_search.strategies.space import SpaceReport
 
 
-def dry_run(config: Config, reporter: Reporter) -> str:
+def dry_run(config: Config, reporter: Reporter, samples: Mapping[SetName, SampleSet] = MappingProxyType({})) -> str:
     """The resolved config as TOML, then the ceiling and the search space as comments; judges nothing and writes no
-    run."""
-    prepared = prepare(config, reporter)
+    run. `samples` are sets in memory, as for `search`."""
+    prepared = prepare(config, reporter, samples)
     estimate = prepared.estimate(config)
     ceiling = find_ceiling(estimate, config.search.dtype, prepared.pins)
     lines = [to_toml(config).rstrip(), "", f"# {ceiling_line(ceiling, estimate.workload)}"]

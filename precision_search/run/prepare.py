@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from precision_search.config import Config, DataSection, DeviceSection
 from precision_search.cost.estimate import Workload
@@ -29,6 +30,7 @@ from precision_search.judging.set_sizes import set_warnings
 from precision_search.model.bundle import Bundle, open_bundle
 from precision_search.model.graph import BASE_VARIANT, Graph, GraphName
 from precision_search.model.layout import SEQ2SEQ
+from precision_search.model.prefixes import prefix_hint
 from precision_search.model.samples import SampleSet, load_samples
 from precision_search.model.variants import with_variants
 from precision_search.precision.kernels import why_fp32
@@ -122,17 +124,22 @@ class Opened:
     texts: Mapping[SetName, SampleSet]
 
 
-def prepare(config: Config, reporter: Reporter) -> Prepared:
+def prepare(
+    config: Config, reporter: Reporter, samples: Mapping[SetName, SampleSet] = MappingProxyType({})
+) -> Prepared:
     """Does everything that comes before the first plan: `open_inputs`, then `measure_inputs`."""
-    return measure_inputs(config, open_inputs(config, reporter), reporter)
+    return measure_inputs(config, open_inputs(config, reporter, samples), reporter)
 
 
-def open_inputs(config: Config, reporter: Reporter) -> Opened:
+def open_inputs(
+    config: Config, reporter: Reporter, samples: Mapping[SetName, SampleSet] = MappingProxyType({})
+) -> Opened:
     """Opens what the config names: all that can be wrong with it is found here, before the slow part.
 
     Args:
         config: the resolved config.
         reporter: told of steps, and what the user should know and need not stop for.
+        samples: sets that are in memory already; others are read.
 
     Raises:
         ConfigError, InputError: something the config names cannot be used.
@@ -146,7 +153,10 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
     profile.flops_per_second(config.search.dtype)  # refuses a dtype that the device has no arithmetic for
     # Read before the slow export: a broken data file should not cost a minute first.
     sections = _sections(config)
-    texts = {name: load_samples(section.path, name) for name, section in sections.items()}
+    texts = {
+        name: samples[name] if name in samples else load_samples(section.path, name, section.column)
+        for name, section in sections.items()
+    }
     for warning in set_warnings(texts, sections, config.requirement):
         reporter.warn(warning)
     bundle = open_bundle(
@@ -156,6 +166,8 @@ def open_inputs(config: Config, reporter: Reporter) -> Opened:
         overrides=config.generation.overrides,
         reporter=reporter,
     )
+    if hint := prefix_hint(bundle.path, config.calibration.prefix, texts["calibration"]):
+        reporter.warn(hint)
     bundle = with_variants(bundle)
     check_pins(bundle, config.search.keep_fp32, config.search.force_low)
     return Opened(bundle, settings, profile, texts)

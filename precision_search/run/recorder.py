@@ -7,10 +7,11 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 from precision_search.config import Config, to_toml
 from precision_search.cost.ceiling import Ceiling
@@ -19,6 +20,7 @@ from precision_search.judging.judge import ScreenStatistics
 from precision_search.judging.sample_sets import LoadedSet, SetName, near_ties
 from precision_search.judging.trial import Trial
 from precision_search.model.bundle import Bundle
+from precision_search.model.samples import SampleSet, write_samples
 from precision_search.precision.blocklist import blocklist_of_plan
 from precision_search.precision.plan import Plan, pinned_keys
 from precision_search.records import run_files
@@ -52,9 +54,17 @@ class RunRecorder:
     """Keeps `run.json` and the files beside it up to date."""
 
     def __init__(
-        self, out: Path, config: Config, prepared: Prepared, *, strategy: str, given: Plan | None = None
+        self,
+        out: Path,
+        config: Config,
+        prepared: Prepared,
+        *,
+        strategy: str,
+        given: Plan | None = None,
+        samples: Mapping[SetName, SampleSet] = MappingProxyType({}),
     ) -> None:
-        """`given` is the plan to judge where nothing is searched."""
+        """`given` is the plan to judge where nothing is searched, `samples` are sets that the directory shall hold."""
+        self._samples = samples
         self._out = out
         self._config = config
         self._prepared = prepared
@@ -96,6 +106,8 @@ class RunRecorder:
                 (work / run_files.TRIALS_FILE).touch()
                 run_files.write_pareto_csv(work / run_files.PARETO_FILE, (), self._requirement)
                 self._write_nodes(work)
+                for name, samples in self._samples.items():
+                    write_samples(samples, work / run_files.DATA_DIRECTORY / f"{name}.jsonl")
                 run_files.write_run_info(work, self._info)
         with sole_writer(self._out):
             if resume:

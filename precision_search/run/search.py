@@ -5,9 +5,10 @@ In: the resolved config and a reporter. Out: a `RunResult`, and the directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from precision_search.config import Config, DataSection
@@ -19,11 +20,11 @@ from precision_search.judging.judge import JudgeSettings, LatencySource, PlanJud
 from precision_search.judging.landmarks import rejected_landmarks, show_landmark
 from precision_search.judging.latency import EstimatedLatency, MeasuredLatency
 from precision_search.judging.noise import is_damaged
-from precision_search.judging.sample_sets import LoadedSet, load_set
+from precision_search.judging.sample_sets import LoadedSet, SetName, load_set
 from precision_search.judging.trial import Judge, Proposal, SearchReporter, SearchState, Trial
 from precision_search.model.bundle import Bundle
 from precision_search.model.graph import BASE_VARIANT
-from precision_search.model.samples import load_samples
+from precision_search.model.samples import SampleSet, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from precision_search.precision.blocklist import Blocklist, plan_of_blocklist, read_blocklist
 from precision_search.precision.plan import Plan, all_compute_keys
@@ -82,7 +83,13 @@ class RunResult:
 
 
 def search(
-    config: Config, out: Path, *, resume: bool = False, blocklist: Path | None = None, reporter: SearchReporter
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    blocklist: Path | None = None,
+    samples: Mapping[SetName, SampleSet] = MappingProxyType({}),
+    reporter: SearchReporter,
 ) -> RunResult:
     """Searches, or judges one given blocklist, and writes the run directory.
 
@@ -91,6 +98,7 @@ def search(
         out: the run directory; must not exist unless `resume`.
         resume: go on with the run in `out`; nothing it judged is judged again.
         blocklist: a `blocklist.json` to judge instead of searching.
+        samples: sets that the config has files in `out` for, which this run writes.
         reporter: receives progress.
 
     Raises:
@@ -100,7 +108,7 @@ def search(
     """
     given = None if blocklist is None else _given_blocklist(config, blocklist)
     check_run_directory(config, out, resume=resume)
-    opened = open_inputs(config, reporter)
+    opened = open_inputs(config, reporter, samples)
     wanted = None
     if given is not None:
         wanted = plan_of_blocklist(given, opened.bundle.graphs_of(given.variant), str(blocklist))
@@ -111,7 +119,7 @@ def search(
     judge = _judge(config, prepared, measured or estimate)
     strategy = _strategy(config, prepared, judge, estimate, reporter) if plan is None else GivenPlan(plan)
     name = config.search.strategy if plan is None else GivenPlan.name
-    recorder = RunRecorder(out, config, prepared, strategy=name, given=plan)
+    recorder = RunRecorder(out, config, prepared, strategy=name, given=plan, samples=samples)
     # Nothing is written before all that can be wrong with the input has been asked.
     with recorder.opened(resume=resume):
         return _search(_Run(config, prepared, judge, estimate, measured, strategy, recorder, reporter))
@@ -344,7 +352,7 @@ def _test(
 
 def _load_test(section: DataSection, prepared: Prepared, reporter: Reporter) -> LoadedSet:
     """The test set with its reference; the fp32 sessions are gone before the winner runs."""
-    samples = load_samples(section.path, "test")
+    samples = load_samples(section.path, "test", section.column)
     reporter.stage(f"generating the fp32 reference, {len(samples.samples)} test samples")
     loaded = load_set(samples, section, prepared.fp32, reporter)
     prepared.fp32.close()

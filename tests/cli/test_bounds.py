@@ -492,7 +492,28 @@ def test_parentheses_inside_each_other(tiny: Path, model: Path) -> None:
 # Data
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.TSV", "data.json", "data.parquet", "data.xlsx", "data.txt.gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("data.csv", "german,english\nHallo,Hello\n", "its columns are `german`, `english`"),
+        ("data.TSV", "german\tenglish\nHallo\tHello\n", "its columns are `german`, `english`"),
+        ("data.csv", "german;english\nHallo;Hello\n", "separate the cells as the name says: .csv by commas"),
+        ("data.jsonl", '{"german": "Hallo"}\n', "its columns are `german`"),
+    ],
+)
+def test_a_table_is_read_by_column_or_refused(tiny: Path, tmp_path: Path, name: str, content: str, told: str) -> None:
+    """Its header is no sentence, and nor is a row of it."""
+    (tmp_path / name).write_text(content)
+    option = ("--set", f"calibration.path={tmp_path / name}")
+
+    message = refused(invoke("run", tiny / "tiny.toml", *option, "--out", tmp_path / "out"))
+
+    assert f"{name} has not exactly one of input, text, source" in message
+    assert told in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.xlsx", "data.txt.gz"])
 def test_a_table_is_no_list_of_sentences(tiny: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("german,english\nHallo,Hello\n")
     option = ("--set", f"calibration.path={tmp_path / name}")

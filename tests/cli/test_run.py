@@ -79,7 +79,7 @@ def test_a_run_where_nothing_is_faster_is_1_and_says_what_the_model_is(searched:
 def test_runs_go_to_a_directory_named_by_config_and_time(searched: dict[str, Any]) -> None:
     invoke("run", DEMO)
 
-    assert re.fullmatch(r"artifacts/runs/demo-\d{8}-\d{6}", searched["out"].as_posix())
+    assert re.fullmatch(r"runs/demo-\d{8}-\d{6}", searched["out"].as_posix())
 
 
 def test_resume_takes_the_latest_run_of_that_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from precision_search.model.file_layouts import FILE_LAYOUTS, REFUSED_LAYOUTS, F
 from precision_search.model.graph import GRAPH_NAMES
 from precision_search.model.onnx_files import NEWEST_OPSET, OLDEST_OPSET
 from precision_search.model.op_kinds import REFUSED_KINDS
+from precision_search.model.sample_files import COLUMNS, FORMS, NO_TEXT
 
 HEAD = """# Models and files we accept
 
@@ -77,6 +78,7 @@ def accepted_page() -> str:
         ("Where a model comes from", ("source", "what it holds", "tested by"), _tested(SOURCES)),
         ("Layouts of ONNX files", ("written by", ", ".join(GRAPH_NAMES), "names"), layouts),
         ("Graphs", ("may have", "", "tested by"), _tested(GRAPHS)),
+        ("Files of sentences", ("suffix", "what is read", "tested by"), _tested(_forms())),
         ("Refused layouts", ("what", "told by", "why", "what to do"), refused),
         ("Refused graphs", ("what", "why", "what to do"), kinds),
     )
@@ -85,6 +87,14 @@ def accepted_page() -> str:
 
 def _tested(rows: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, str, str]]:
     return ((what, how, f"`{test}`") for what, how, test in rows)
+
+
+def _forms() -> Iterable[tuple[str, str, str]]:
+    test = "tests/model/test_sample_files.py"
+    column = f"the column that is named, or the only one of {_listed(COLUMNS)}"
+    yield _listed(FORMS), column, test
+    yield "any other", "one sentence a line", "tests/model/test_samples.py"
+    yield _listed(NO_TEXT), "refused: their lines are no sentences", "tests/cli/test_bounds.py"
 
 
 def _files(layout: FileLayout) -> str:

@@ -37,9 +37,10 @@ def _sentences(folder: Path) -> None:
 
 
 def _checkpoint(folder: Path, exports: Path) -> None:
-    """A checkpoint and sentences."""
+    """A checkpoint and sentences, in three sets and all in one file."""
     shutil.copytree(DEMO_MODEL, folder / "my-t5")
     _sentences(folder)
+    (folder / "sentences.txt").write_text("".join((folder / f"{name}.txt").read_text() for name in SETS))
 
 
 def _own_checkpoint(folder: Path, exports: Path) -> None:
