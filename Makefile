@@ -40,12 +40,11 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build -W -n --keep-going -d build/doctrees docs build/site
 
 # torch is installed first and by its exact version: a range may take a CUDA build of several gigabytes. pip would compile
-# 17,000 files on one core; compileall takes all cores, and ends with 1 for templates that are no Python.
+# 17,000 files, which takes a minute; imports compile the fourth of them that they need.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 constraints: $(STAMP)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,37 +98,59 @@ def launch() -> Iterator[Browser]:
             browser.close()
 
 
-@contextlib.contextmanager
-def open_file(
-    browser: Browser,
-    path: Path,
-    *,
-    size: tuple[int, int] = DESKTOP,
-    scheme: Literal["light", "dark"] = "light",
-    javascript: bool = True,
-) -> Iterator[Opened]:
-    """Opens a file in a window of that size; a narrow one is a phone's, with touch."""
-    phone = size[0] < 500
-    context = browser.new_context(
-        viewport={"width": size[0], "height": size[1]},
-        color_scheme=scheme,
-        java_script_enabled=javascript,
-        has_touch=phone,
-        is_mobile=phone,
-    )
-    context.set_default_timeout(HANGS_S * 1e3)
-    url = path.resolve().as_uri()
-    opened = Opened(context.new_page())
-    page = opened.page
-    page.on("console", lambda message: opened.problems.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: opened.problems.append(str(error)))
-    page.on("request", lambda request: opened.requests.extend({request.url} - {url}))
-    page.on("dialog", lambda dialog: _dismiss(opened, dialog))
-    try:
-        page.goto(url)
-        yield opened
-    finally:
-        context.close()
+class Windows:
+    """The windows of a browser, one of each kind, in which file after file is opened.
+
+    A page's process lives on with its window and has compiled our pages' largest script then. Each file comes from an
+    empty page, which leaves it nothing of the one before; what a page may store, ours does not use.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._pages: dict[tuple[tuple[int, int], bool], Page] = {}
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        path: Path,
+        *,
+        size: tuple[int, int] = DESKTOP,
+        scheme: Literal["light", "dark"] = "light",
+        javascript: bool = True,
+    ) -> Iterator[Opened]:
+        """Opens a file in the window of that size; a narrow one is a phone's, with touch."""
+        page = self._pages.get((size, javascript)) or self._new(size, javascript)
+        page.emulate_media(color_scheme=scheme)
+        page.mouse.move(0, 0)
+        url = path.resolve().as_uri()
+        opened = Opened(page)
+        handlers: dict[Any, Callable[..., None]] = {
+            "console": lambda message: opened.problems.append(f"{message.type}: {message.text}"),
+            "pageerror": lambda error: opened.problems.append(str(error)),
+            "request": lambda request: opened.requests.extend({request.url} - {url}),
+            "dialog": lambda dialog: _dismiss(opened, dialog),
+        }
+        for event, handler in handlers.items():
+            page.on(event, handler)
+        try:
+            page.goto(url)
+            yield opened
+        finally:
+            for event, handler in handlers.items():
+                page.remove_listener(event, handler)
+            page.goto("about:blank")
+
+    def _new(self, size: tuple[int, int], javascript: bool) -> Page:
+        phone = size[0] < 500
+        context = self._browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            java_script_enabled=javascript,
+            has_touch=phone,
+            is_mobile=phone,
+        )
+        context.set_default_timeout(HANGS_S * 1e3)
+        self._pages[size, javascript] = context.new_page()
+        return self._pages[size, javascript]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from precision_search.model import bundle
 from precision_search.model.bundle import Bundle, open_bundle
+from tests.warm import torch_command
 
 _SAVE = """
 import json, sys, warnings
@@ -158,5 +158,6 @@ def trace(checkpoint: Path, target: Path, cache: Path) -> None:
 
 
 def _run(script: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    command = [*torch_command(), "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -15,6 +15,7 @@ from precision_search.model.bundle import Bundle, oracle_tokens
 from precision_search.model.samples import encode, load_samples
 from precision_search.model.tokenizer import load_tokenizer
 from tests.checkpoints import open_once
+from tests.warm import fork_torch_workers
 
 pytest_plugins = ("tests.every_error", "tests.longest_first")
 
@@ -45,7 +46,7 @@ def why_no_cuda() -> str | None:
 def pytest_configure() -> None:
     """No property fails because a machine is slow: neither its examples nor how long they take to make are timed.
 
-    Garbage is collected less often.
+    Garbage is collected less often, and torch imported once.
     """
     from hypothesis import HealthCheck, settings
 
@@ -53,6 +54,7 @@ def pytest_configure() -> None:
     settings.load_profile("any-machine")
     # Torch, transformers and graphs are many objects; looking at the young ones every 700 took a fifth of all time.
     gc.set_threshold(20_000)
+    fork_torch_workers()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from precision_search import api
-from tests.browser import PHONE, launch, open_file
+from tests.browser import PHONE, Windows, launch
 from tests.conftest import ROOT
 
 IMAGES = ROOT / "docs/images"
@@ -28,7 +28,7 @@ def take(run: Path, images: Path, *, whole: bool) -> None:
     report = api.report(run)
     with launch() as browser:
         for name, size, scheme in SHOTS:
-            with open_file(browser, report, size=size, scheme=scheme) as opened:
+            with Windows(browser).open(report, size=size, scheme=scheme) as opened:
                 opened.page.wait_for_selector("#progress .main-svg")
                 opened.page.screenshot(path=images / name, full_page=whole)
 

@@ -269,9 +269,10 @@ def test_resuming_where_no_run_is_says_so(config: Config, tmp_path: Path) -> Non
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_strategy_that_does_not_fit_the_budget_leaves_nothing_behind(config: Config, tmp_path: Path) -> None:
-    sets = [f"calibration.path={config.calibration.path}", f"model.cache={config.model.cache}"]
-    exhaustive = load_config(config.path, [*sets, "search.strategy=exhaustive", "search.max_trials=5"])
+def test_a_strategy_that_does_not_fit_the_budget_leaves_nothing_behind(
+    small: list[str], config: Config, tmp_path: Path
+) -> None:
+    exhaustive = load_config(config.path, [*small, "search.strategy=exhaustive", "search.max_trials=5"])
     with pytest.raises(ConfigError, match="judges 2097152 plans"):
         api.search(exhaustive, tmp_path / "run", reporter=Silence())
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,9 @@
 """A Python that has imported what a run needs: each process is forked from it, which saves seconds of imports.
 
 For tests that start programs in child processes and look at what these print, leave behind and end with. What looks at
-imports, signals or the end of an interpreter takes a fresh one. In: `python_command()`, which takes what
-`python -m MODULE ...` or `python FILE ...` does. Out: the same output, files and exit code, in the caller's directory,
-environment and mounts. The process that forks ends with the one that asked for it.
+imports, signals or the end of an interpreter takes a fresh one. In: `python_command()`, which takes what `python -m
+MODULE ...`, `python -c CODE ...` or `python FILE ...` does. Out: the same output, files and exit code, in the caller's
+directory, environment and mounts. The process that forks ends with the one that asked for it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from types import SimpleNamespace
+from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = (
     *("onnxruntime", "onnx_ir", "onnx", "optuna", "scipy.stats", "tokenizers", "jinja2", "rich.console"),
     *("precision_search.cli.commands", "precision_search.run.search", "precision_search.api"),
 )
+
+WORKER = [sys.executable, "-m", "precision_search.model.export_worker"]
+_TORCH = "PRECISION_SEARCH_TEST_TORCH"
+"""Variable that holds `torch_command()`, as JSON."""
 
 _CLIENT = """
 import json, os, socket, sys
@@ -52,7 +57,32 @@ sys.exit(code[0] if code else "the process was lost")
 @functools.cache
 def python_command() -> tuple[str, ...]:
     """A Python for the command line, started at the first call: the words of its command."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch_command()  # for those that export; in a few tests that run alone they import torch themselves
     return start(IMPORTED, os.environ)
+
+
+def torch_command() -> tuple[str, ...]:
+    """A Python that has exported something with torch, started at the first call; processes that we start find it."""
+    if _TORCH not in os.environ:
+        # One thread: a fork has none of the threads that torch may have started.
+        os.environ[_TORCH] = json.dumps(start(("tests.warm_torch",), {**os.environ, "OMP_NUM_THREADS": "1"}))
+    return tuple(json.loads(os.environ[_TORCH]))
+
+
+class _Worker(subprocess.Popen[str]):
+    """A process, which is forked from one that has torch if it is to be a worker of our own Python."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        words = [*torch_command(), *command[1:]] if list(command) == WORKER and sys.platform == "linux" else command
+        super().__init__(words, **options)
+
+
+def fork_torch_workers() -> None:
+    """From now on, exports of this process start no Python that has to import torch."""
+    from precision_search.model import export_worker
+
+    vars(export_worker)["subprocess"] = SimpleNamespace(Popen=_Worker, PIPE=subprocess.PIPE)
 
 
 def start(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -100,6 +130,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         _take_place(client)
+        if _TORCH in os.environ:
+            fork_torch_workers()
         _end(_exit_code(_run))
 
 
@@ -178,8 +210,10 @@ def _enter(mounts: int) -> None:
 
 
 def _run() -> None:
-    """`python -m MODULE ...` or `python FILE ...`."""
-    if sys.argv[0] == "-m":
+    """`python -m MODULE ...`, `python -c CODE ...` or `python FILE ...`."""
+    if sys.argv[0] == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
+    elif sys.argv[0] == "-m":
         del sys.argv[0]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:

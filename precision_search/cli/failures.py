@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ LONGEST_LINE = 300
 _INTERRUPTING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, a supervisor that ends us, and a terminal that is gone. Windows has only some of them."""
 
+_AGAIN_S = 0.02
+"""Seconds after which what dropped a signal's exception has long returned."""
+
 _NOBODYS_FAULT = {errno.EINVAL, errno.EBADF, errno.EFAULT}
 """What the system says where a program asked for nonsense: a bug, unlike everything else that it says."""
 
@@ -53,6 +57,7 @@ def interrupt_on_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _interrupt_again
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -65,7 +70,29 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if isinstance(found, KeyboardInterrupt):
             return
         found = found.__context__
-    raise KeyboardInterrupt
+    raise _Interrupt(number)
+
+
+class _Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that knows its signal."""
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in `__del__` and in callbacks of weak references; then the signal comes once more."""
+    if isinstance(lost.exc_value, _Interrupt):
+        again = threading.Timer(_AGAIN_S, _send, lost.exc_value.args)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _send(number: int) -> None:
+    """Sends a signal to the main thread, where it also ends a wait."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:  # Windows
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from precision_search.runtime.reference import Reference
 from precision_search.strategies.pareto import choose_winner
 from tests.checkpoints import saved_checkpoints
 from tests.conftest import DEMO_DATA, ROOT
+from tests.warm import torch_command
 
 
 def weights(**more: float) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ class TestScaling:
     @pytest.mark.slow
     def test_without_an_epsilon_the_logits_are_the_same_to_the_last_bit(self, tmp_path: Path) -> None:
         done = subprocess.run(
-            [sys.executable, "-c", COMPARE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+            [*torch_command(), "-c", COMPARE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.split() == ["tied-6", "True", "tied3", "True", "own-6", "True", "own3", "True"]

@@ -44,10 +44,10 @@ def _heed() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def doctor(name: str, again: str = "()", before: str = "") -> tuple[int, str]:
+def doctor(name: str, again: str = "()", before: str = "", script: str = SCRIPT) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal, and others while it tidies up."""
-    script = SCRIPT.replace("SIGNAL", name).replace("AGAIN", again)
-    command = ["sh", "-c", f'{before} exec "$0" "$@"', sys.executable, "-c", script, "doctor"]
+    code = script.replace("SIGNAL", name).replace("AGAIN", again)
+    command = ["sh", "-c", f'{before} exec "$0" "$@"', sys.executable, "-c", code, "doctor"]
     # Whatever started the tests may ignore signals, as `nohup` does.
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_heed)
     assert done.stdout == ""
@@ -58,6 +58,33 @@ def doctor(name: str, again: str = "()", before: str = "") -> tuple[int, str]:
 def test_each_signal_that_ends_a_command_interrupts_it_and_further_ones_do_not_disturb_the_end(name: str) -> None:
     again = "(signal.SIGHUP, signal.SIGTERM, signal.SIGINT)"
     assert doctor(name, again) == (130, "tidied up\ninterrupted\n")
+
+
+LOST = """
+import os, signal, sys, time
+from precision_search.cli.commands import main
+from precision_search.errors import UsageError
+from precision_search.machine import doctor
+
+class Signalling:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGNAL)
+
+def examine():
+    Signalling()
+    for _ in range(6000):
+        time.sleep(0.01)
+    raise UsageError("nothing ended it")
+
+doctor.examine = examine
+main()
+"""
+
+
+@SIGNALS
+def test_a_signal_that_comes_while_an_object_is_deleted_is_not_lost(name: str) -> None:
+    """Python ignores what is raised there, and in callbacks of weak references."""
+    assert doctor(name, script=LOST) == (130, "interrupted\n")
 
 
 @SIGNALS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from onnx import TensorProto
 from precision_search.config import GREEDY
 from precision_search.errors import InputError
 from precision_search.model import bundle as bundle_module
+from precision_search.model import export_worker
 from precision_search.model.bundle import Bundle, open_bundle, oracle_tokens
 from precision_search.model.export_cache import HASHES
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
@@ -579,12 +581,13 @@ def test_greedy_by_choice_with_token_rules_is_what_transformers_does(
 
 @pytest.fixture(scope="module")
 def in_turn(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The encoders of two checkpoints, by name, exported by one child after the other."""
+    """The encoders of two checkpoints, by name, exported by one child after the other, a fresh one as for people."""
     folder = tmp_path_factory.mktemp("encoders")
     found = {name: folder / f"{name}.onnx" for name in ("t5-float16", "t5-v1_1")}
     jobs = [ExportJob(str(checkpoints / name), FAMILIES["t5"], "encoder", str(path)) for name, path in found.items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(export_worker, "subprocess", subprocess)
         run_jobs(jobs)
     return found
 

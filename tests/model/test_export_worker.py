@@ -54,6 +54,12 @@ while True:
         return (self.folder / "log").read_text().splitlines()
 
 
+@pytest.fixture(autouse=True)
+def no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children are started as they are for people."""
+    monkeypatch.setattr(export_worker, "subprocess", subprocess)
+
+
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     return Child(tmp_path, monkeypatch)

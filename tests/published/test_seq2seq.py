@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from precision_search.runtime.reference import NEAR_TIE, first_difference
 from precision_search.runtime.session import SessionSettings
 from tests.conftest import DEMO_DATA, DEMO_MODEL
 from tests.tiny_model import LOUD, write_tiny_model
+from tests.warm import torch_command
 
 SENTENCES = ["a b c", "d", "e f g h a b c d j", "i j"]
 Load = Callable[..., Seq2SeqGenerator]
@@ -339,7 +339,7 @@ for config in configs:
 print(json.dumps(found))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(DEMO_MODEL)],
+        [*torch_command(), "-c", code, str(DEMO_MODEL)],
         input=json.dumps([rows, configs]),
         capture_output=True,
         text=True,

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from precision_search import api
 from precision_search.judging.trial import Trial, TrialLatency
-from tests.browser import DESKTOP, PHONE, Opened, launch, open_file, require_browser
+from tests.browser import DESKTOP, PHONE, Opened, Windows, launch, require_browser
 from tests.output_models import fp32_trial, run_info, small_run
 from tests.report_models import EVIL, EVIL_NAME, hostile_run, huge_run, nodes_of, write_report_run
 from tests.search_models import trial
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +27,10 @@ ROWS = "#plans tbody tr"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def windows() -> Iterator[Windows]:
     require_browser()
-    with launch() as found:
-        yield found
+    with launch() as browser:
+        yield Windows(browser)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +39,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: Browser, report: Path) -> Iterator[Opened]:
-    with open_file(browser, report) as found:
+def opened(windows: Windows, report: Path) -> Iterator[Opened]:
+    with windows.open(report) as found:
         yield found
         assert found.problems == []
         assert found.requests == []
@@ -127,11 +124,11 @@ MEASURED = TrialLatency(4.0, 3.9, 4.2, 2.5, "measured", None, 2.4, 2.6)
     ids=["no plan", "only fp32", "all rejected", "no validation", "no latency", "measured", "interrupted"],
 )
 def test_odd_runs_open_too(
-    browser: Browser, tmp_path: Path, trials: tuple[Trial, ...], changes: dict[str, Any]
+    windows: Windows, tmp_path: Path, trials: tuple[Trial, ...], changes: dict[str, Any]
 ) -> None:
     report = api.report(write_report_run(tmp_path / "run", trials, **changes))
 
-    with open_file(browser, report) as opened:
+    with windows.open(report) as opened:
         if trials:
             assert sorted(opened.run(POINTS)) == [trial.id for trial in trials]
             assert opened.run(DRAWN) == len(trials)
@@ -139,9 +136,9 @@ def test_odd_runs_open_too(
         assert (opened.problems, opened.requests) == ([], [])
 
 
-def test_points_without_flip_risk_or_latency_lie_in_bands_of_their_own(browser: Browser, tmp_path: Path) -> None:
+def test_points_without_flip_risk_or_latency_lie_in_bands_of_their_own(windows: Windows, tmp_path: Path) -> None:
     trials = (fp32_trial(), trial(1), trial(2, verdict="mismatch", expected_ms=9.0, **UNKNOWN), trial(3, latency=None))
-    with open_file(browser, api.report(write_report_run(tmp_path / "run", trials))) as opened:
+    with windows.open(api.report(write_report_run(tmp_path / "run", trials))) as opened:
         axes = opened.run(
             """Object.fromEntries(document.getElementById("pareto").data.filter(t => t.meta === "plans")
                .flatMap(t => t.customdata.map(id => [id, t.xaxis + t.yaxis])))"""
@@ -150,23 +147,23 @@ def test_points_without_flip_risk_or_latency_lie_in_bands_of_their_own(browser: 
         assert "rejected: mismatch" in opened.run("document.getElementById('pareto').textContent")
 
 
-def test_two_thousand_plans_over_24_layers_open(browser: Browser, tmp_path: Path) -> None:
+def test_two_thousand_plans_over_24_layers_open(windows: Windows, tmp_path: Path) -> None:
     trials, nodes = huge_run()
     report = api.report(write_report_run(tmp_path / "run", trials, nodes=nodes))
 
-    with open_file(browser, report) as opened:
+    with windows.open(report) as opened:
         assert len(opened.run(POINTS)) == len(trials) == opened.run(DRAWN)
         assert opened.run(OVERFLOW) == 0
         assert (opened.problems, opened.requests) == ([], [])
 
 
-def test_flip_risks_of_all_sizes_are_told_apart_and_0_is_drawn(browser: Browser, tmp_path: Path) -> None:
+def test_flip_risks_of_all_sizes_are_told_apart_and_0_is_drawn(windows: Windows, tmp_path: Path) -> None:
     risks = [0.05, 0.2, 1.0, 2.0, 80.0]
     others = (
         trial(n, flip_risk=dataclasses.replace(small_run()[3].flip_risk, value=r, low=0.0, high=1.2 * r))  # type: ignore[type-var]
         for n, r in enumerate(risks, start=1)
     )
-    with open_file(browser, api.report(write_report_run(tmp_path / "run", (fp32_trial(), *others)))) as opened:
+    with windows.open(api.report(write_report_run(tmp_path / "run", (fp32_trial(), *others)))) as opened:
         heights = [place_of(opened, number)[1] for number in range(6)]
         assert heights == sorted(heights, reverse=True)
         assert heights[0] - heights[3] > 60
@@ -324,10 +321,10 @@ def test_the_progress_shows_every_evaluation_and_the_best_so_far(opened: Opened)
 # Where it is read
 
 
-def test_dark_mode_colours_page_and_plots_also_when_it_changes(browser: Browser, report: Path) -> None:
+def test_dark_mode_colours_page_and_plots_also_when_it_changes(windows: Windows, report: Path) -> None:
     ink = "getComputedStyle(document.querySelector('#progress .xtick text')).fill"
     background = "getComputedStyle(document.body).backgroundColor"
-    with open_file(browser, report, scheme="dark") as opened:
+    with windows.open(report, scheme="dark") as opened:
         dark = (opened.run(ink), opened.run(background))
         opened.page.emulate_media(color_scheme="light")
         opened.run(TWO_FRAMES)
@@ -339,16 +336,16 @@ def test_dark_mode_colours_page_and_plots_also_when_it_changes(browser: Browser,
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESKTOP])
 @pytest.mark.parametrize("hostile", [False, True])
 def test_no_window_scrolls_sideways(
-    browser: Browser, report: Path, tmp_path: Path, size: tuple[int, int], hostile: bool
+    windows: Windows, report: Path, tmp_path: Path, size: tuple[int, int], hostile: bool
 ) -> None:
     path = api.report(hostile_run(tmp_path / "run")) if hostile else report
-    with open_file(browser, path, size=size) as opened:
+    with windows.open(path, size=size) as opened:
         opened.run("document.querySelectorAll('details').forEach((found) => { found.open = true; })")
         assert opened.run(OVERFLOW) == 0
 
 
-def test_a_finger_has_something_to_touch(browser: Browser, report: Path) -> None:
-    with open_file(browser, report, size=PHONE) as opened:
+def test_a_finger_has_something_to_touch(windows: Windows, report: Path) -> None:
+    with windows.open(report, size=PHONE) as opened:
         sizes = opened.run(
             """[...document.querySelectorAll("button, select, input, summary")].map(e => e.getBoundingClientRect())
                .filter(b => b.width).map(b => Math.min(b.width, b.height))"""
@@ -359,16 +356,16 @@ def test_a_finger_has_something_to_touch(browser: Browser, report: Path) -> None
         assert (opened.problems, opened.requests) == ([], [])
 
 
-def test_without_scripts_the_table_is_there(browser: Browser, report: Path) -> None:
-    with open_file(browser, report, javascript=False) as opened:
+def test_without_scripts_the_table_is_there(windows: Windows, report: Path) -> None:
+    with windows.open(report, javascript=False) as opened:
         assert len(opened.texts(ROWS)) == len(small_run())
         assert opened.texts(".scripted") == []
         assert "Plots need JavaScript" in opened.page.inner_text("main")
 
 
-def test_text_from_models_and_data_stays_text(browser: Browser, tmp_path: Path) -> None:
+def test_text_from_models_and_data_stays_text(windows: Windows, tmp_path: Path) -> None:
     report = api.report(hostile_run(tmp_path / "run"))
-    with open_file(browser, report) as opened:
+    with windows.open(report) as opened:
         page = opened.page
         for row in ("4", "7"):
             page.click(f"#plans tbody tr[data-id='{row}'] button")
@@ -382,12 +379,12 @@ def test_text_from_models_and_data_stays_text(browser: Browser, tmp_path: Path) 
         assert (opened.dialogs, opened.problems, opened.requests) == ([], [], [])
 
 
-def test_even_a_script_that_got_in_would_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
+def test_even_a_script_that_got_in_would_not_run(windows: Windows, report: Path, tmp_path: Path) -> None:
     """What the policy is for: the browser refuses scripts that are not the page's own, and all addresses."""
     broken = tmp_path / "broken.html"
     evil = "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png' onerror='alert(2)'>"
     broken.write_text(report.read_text().replace("<main>", f"<main>{evil}", 1))
-    with open_file(browser, broken) as opened:
+    with windows.open(broken) as opened:
         assert opened.dialogs == []
         assert len(opened.problems) >= 2
         assert sorted(opened.run(POINTS)) == list(range(7))

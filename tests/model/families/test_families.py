@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from precision_search.runtime.generator import Generator
 from precision_search.runtime.reference import compare_with_oracle, make_reference
 from precision_search.runtime.session import SessionSettings
 from tests.checkpoints import word_tokenizer
+from tests.warm import torch_command
 
 # What the module of a new family would hold. Nothing in it is called as in T5: sizes, parts, an output bias, absolute
 # positions, a head size that follows from the width.
@@ -99,7 +99,7 @@ def refusal(config: dict[str, object]) -> InputError:
 @pytest.mark.usefixtures("with_bart")
 def test_a_family_added_by_one_line_is_exported_and_generates_what_transformers_does(tmp_path: Path) -> None:
     checkpoint = tmp_path / "bart"
-    subprocess.run([sys.executable, "-c", _SAVE, str(checkpoint)], check=True)
+    subprocess.run([*torch_command(), "-c", _SAVE, str(checkpoint)], check=True)
     (checkpoint / "tokenizer.json").write_text(word_tokenizer())
     bundle = open_bundle(str(checkpoint), tmp_path / "cache", max_new_tokens=10)
     assert (bundle.config.num_layers, bundle.config.num_decoder_layers, bundle.config.d_kv) == (1, 2, 4)
