@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from precision_search.errors import InputError
 from precision_search.files import check_name, read_json, reason, writing
+from precision_search.model.agreement import check_agreement
 from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
 from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
 from precision_search.model.families import FAMILIES
@@ -254,8 +255,11 @@ def _load(
 def _read(directory: Path, config: ModelConfig, how: ReadGeneration, hashes: Mapping[str, str]) -> Bundle:
     found = graphs_in(directory) or GraphFiles.plain()
     graphs = {}
-    for name, model in read_graphs(directory, found).items():
+    models = read_graphs(directory, found)
+    for name, model in models.items():
         _check_names(SEQ2SEQ.graph(name), model, config, found.paths(directory)[name])
+    check_agreement(models, config, FAMILIES[config.model_type], directory)
+    for name, model in models.items():
         compute_sizes_on_device(model)
         graphs[name] = describe(name, model)
     later = SEQ2SEQ.decoder_with_past.name
