@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ import onnx_ir as ir
 from precision_search.errors import InputError
 from precision_search.files import check_name, read_json, reason, writing
 from precision_search.model.agreement import check_agreement
-from precision_search.model.export_cache import Entry, file_hash, kept_export, kept_tokens
-from precision_search.model.export_worker import ExportJob, GenerateJob, run_jobs
+from precision_search.model.export_cache import Entry, file_hash, kept_answer, kept_export
+from precision_search.model.export_worker import ExportJob, GenerateJob, Job, run_jobs
 from precision_search.model.families import FAMILIES
 from precision_search.model.file_layouts import GraphFiles, file_names, graphs_in, refuse_layout
 from precision_search.model.generation_config import (
@@ -36,6 +36,7 @@ from precision_search.model.graph import BASE_VARIANT, Graph, GraphName, describ
 from precision_search.model.greedy import NEUTRAL, NOTHING_OVERRIDDEN, greedy_by_choice
 from precision_search.model.hf_files import copy_hf_files, hf_files
 from precision_search.model.hub import download
+from precision_search.model.id_oracle import IdOracle
 from precision_search.model.layout import SEQ2SEQ, GraphLayout, graph_file
 from precision_search.model.onnx_files import strip_notes, write_model
 from precision_search.model.pairing import aligned
@@ -100,6 +101,7 @@ def open_bundle(
     *,
     max_new_tokens: int | None = None,
     overrides: Mapping[str, object] = NOTHING_OVERRIDDEN,
+    texts: Sequence[str] = (),
     reporter: Reporter = NOBODY,
 ) -> Bundle:
     """Opens the model at `source`: a directory with ONNX files, a checkpoint directory, or a hub id.
@@ -109,6 +111,7 @@ def open_bundle(
         cache: directory for exports.
         max_new_tokens: overrides the generation config.
         overrides: what else of it gives way to greedy decoding; the reporter is warned where something does.
+        texts: whose token ids must be those of transformers, where there is a checkpoint.
         reporter: told of each slow step before it begins.
 
     Raises:
@@ -120,13 +123,15 @@ def open_bundle(
         directory = download(source, reporter)
     with unchanged(directory) as found:
         how = partial(read_generation_settings, max_new_tokens=max_new_tokens, overrides=overrides)
-        bundle = replace(_open(directory, cache, how, found, reporter), source=found)
+        bundle = replace(_open(directory, cache, how, found, texts=texts, reporter=reporter), source=found)
     if bundle.generation.overridden:
         reporter.warn(greedy_by_choice(bundle.generation.overridden))
     return bundle
 
 
-def _open(directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, reporter: Reporter) -> Bundle:
+def _open(
+    directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, *, texts: Sequence[str], reporter: Reporter
+) -> Bundle:
     has_graphs = (directory / SEQ2SEQ.encoder.file).is_file()
     if not has_graphs:
         refuse_adapter(directory)
@@ -145,13 +150,17 @@ def _open(directory: Path, cache: Path, how: ReadGeneration, found: Snapshot, re
     # Asked before the slow export: what we refuse should not cost a minute first.
     refuse_quantized(directory)
     how(directory)
-    load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     check_index(directory)
+    key = _checkpoint_key(directory)
+    ids = IdOracle(directory, texts, cache, key) if texts and not tokenizer.is_transformers else None
     entry = kept_export(
-        cache / "bundles" / _checkpoint_key(directory)[:32],
-        lambda work: _export(directory, config, work, found, reporter),
+        cache / "bundles" / key[:32],
+        lambda work: _export(directory, config, work, ids, found=found, reporter=reporter),
         reporter,
     )
+    if ids is not None:
+        ids.check(tokenizer, reporter)
     return _load(entry.path, config, how, directory, entry)
 
 
@@ -213,7 +222,8 @@ def oracle_tokens(
         bundle.source.check()
         return tokens
 
-    return kept_tokens(cache / "oracle" / f"{key.hexdigest()[:32]}.json", ask, reporter)
+    kept: list[list[int]] = kept_answer(cache / "oracle" / f"{key.hexdigest()[:32]}.json", ask, reporter)
+    return kept
 
 
 def write_bundle(bundle: Bundle, out: Path) -> Path:
@@ -268,12 +278,18 @@ def _read(directory: Path, config: ModelConfig, how: ReadGeneration, hashes: Map
     return Bundle(directory, graphs, _hash_files(files, known=hashes), config, how(directory), checkpoint=None)
 
 
-def _export(checkpoint: Path, config: ModelConfig, target: Path, found: Snapshot, reporter: Reporter) -> None:
+def _export(
+    checkpoint: Path, config: ModelConfig, target: Path, ids: IdOracle | None, *, found: Snapshot, reporter: Reporter
+) -> None:
     reporter.stage(f"exporting {checkpoint.name or checkpoint} to ONNX (cached afterwards)")
     # The decoder takes longest, and a third job starts when the first ended: on 2 cores this order ends soonest.
     order = reversed(SEQ2SEQ.graphs)
     family = FAMILIES[config.model_type]
-    run_jobs([ExportJob(str(checkpoint), family, each.name, str(target / each.file)) for each in order])
+    jobs: list[Job] = [ExportJob(str(checkpoint), family, each.name, str(target / each.file)) for each in order]
+    if ids is None:
+        run_jobs(jobs)
+    else:
+        ids.take(run_jobs([*jobs, ids.job])[-1])
     copy_hf_files(checkpoint, target)
     found.check()  # what the key stands for must be what was exported
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from precision_search.errors import EnvironmentProblemError
 from precision_search.files import read_json, reason, write_atomically, writing
@@ -27,6 +27,7 @@ HASHES = "hashes.json"
 WORK = ".export-"
 """What the names of the folders begin with that exports are made in."""
 
+T = TypeVar("T")
 ELSEWHERE = "keep the cache elsewhere: set `model.cache` in the config, or XDG_CACHE_HOME"
 
 
@@ -79,8 +80,8 @@ def kept_export(target: Path, make: Callable[[Path], None], reporter: Reporter) 
         ) from error
 
 
-def kept_tokens(stored: Path, ask: Callable[[], list[list[int]]], reporter: Reporter) -> list[list[int]]:
-    """The rows of token ids in the file `stored`; asked for if it is not there, and again if it is broken, likewise.
+def kept_answer(stored: Path, ask: Callable[[], T], reporter: Reporter) -> T:
+    """The answer of transformers, any JSON, in the file `stored`; asked for if it is not there or broken, likewise.
 
     Raises:
         EnvironmentProblemError: it cannot be written.
@@ -88,14 +89,15 @@ def kept_tokens(stored: Path, ask: Callable[[], list[list[int]]], reporter: Repo
     """
     if os.path.lexists(stored):
         try:
-            return _read_tokens(stored)
+            kept: T = _read_answer(stored)
+            return kept
         except _BrokenError as error:
-            reporter.warn(f"{error}; transformers generates the tokens again")
-    tokens = ask()
+            reporter.warn(f"{error}; transformers is asked again")
+    answer = ask()
     with writing(stored, ELSEWHERE):
         stored.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(stored, json.dumps({"sha256": _tokens_hash(tokens), "tokens": tokens}).encode(), ELSEWHERE)
-    return tokens
+    write_atomically(stored, json.dumps({"sha256": _answer_hash(answer), "tokens": answer}).encode(), ELSEWHERE)
+    return answer
 
 
 def file_hash(path: Path) -> str:
@@ -144,16 +146,15 @@ def _put(work: Path, target: Path) -> None:
                 raise
 
 
-def _read_tokens(stored: Path) -> list[list[int]]:
+def _read_answer(stored: Path) -> Any:
     found = _json(stored)
-    if not isinstance(found, dict) or found.get("sha256") != _tokens_hash(found.get("tokens")):
+    if not isinstance(found, dict) or found.get("sha256") != _answer_hash(found.get("tokens")):
         raise _BrokenError(f"{stored} is broken: it is not what was written there")
-    tokens: list[list[int]] = found["tokens"]
-    return tokens
+    return found["tokens"]
 
 
-def _tokens_hash(tokens: object) -> str:
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+def _answer_hash(answer: object) -> str:
+    return hashlib.sha256(json.dumps(answer).encode()).hexdigest()
 
 
 def _json(path: Path) -> Any:

@@ -33,6 +33,7 @@ from precision_search.files import reason, remedy
 from precision_search.model.families.base import ModelFamily, family_from_json
 from precision_search.model.graph import GraphName
 from precision_search.model.hf_files import weight_bytes
+from precision_search.model.tokenizer import transformers_ids
 
 if TYPE_CHECKING:
     from precision_search.model.export import Checkpoint
@@ -73,7 +74,18 @@ class GenerateJob:
     overrides: Mapping[str, object] = field(default_factory=dict)
 
 
-def run_jobs(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """Token ids of transformers' AutoTokenizer for texts, and the ids of its added tokens."""
+
+    checkpoint: str
+    texts: tuple[str, ...]
+
+
+Job = ExportJob | GenerateJob | EncodeJob
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Mapping[str, Any]]:
     """Runs the jobs in child processes, as many at once as there are cores and memory allows; answers in job order.
 
     The first job that fails ends the others.
@@ -135,7 +147,7 @@ class _Child:
         self._listener = threading.Thread(target=self._last_words.extend, args=(self._process.stderr,), daemon=True)
         self._listener.start()
 
-    def ask(self, number: int, job: ExportJob | GenerateJob) -> Mapping[str, Any]:
+    def ask(self, number: int, job: Job) -> Mapping[str, Any]:
         """Hands over a job and waits for its answer; errors as `run_jobs` says."""
         line = json.dumps({"number": number, "kind": type(job).__name__, **asdict(job)})
         # A child that dies before it has read its job leaves a broken pipe; its last words say why.
@@ -237,6 +249,8 @@ def _result(job: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _do(job: Mapping[str, Any]) -> dict[str, Any]:
+    if job["kind"] == "EncodeJob":
+        return dict(transformers_ids(Path(job["checkpoint"]), job["texts"]))
     from precision_search.model import export as torch_export
 
     checkpoint = _checkpoint(job["checkpoint"], json.dumps(job["family"]))

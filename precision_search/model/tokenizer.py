@@ -36,7 +36,8 @@ class Tokenizer:
     """A checkpoint's tokenizer. `model_max_length` is the longest input in tokens, end token included.
 
     `ends_inputs` is whether its class ends every input, as T5Tokenizer does where the file has no template that would.
-    `special` has the ids of added and special tokens, by their texts.
+    `special` has the ids of added and special tokens, by their texts; `is_transformers` is whether transformers reads
+    the files.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Tokenizer:
     _to_text: Callable[[Sequence[int]], str]
     ends_inputs: bool = True
     special: Mapping[str, int] = field(default_factory=dict)
+    is_transformers: bool = False
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Gives the ids of `text` with the special tokens the model expects.
@@ -139,8 +141,10 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
 
     kind, classes = settings.get("tokenizer_class"), family.tokens.tokenizer_classes
     is_family_s = kind is None or str(kind).startswith(classes)
-    tokens = {"pad_token": family.tokens.pad_token, "eos_token": family.tokens.eos_token} if is_family_s else {}
-    has_sentinels = is_family_s and family.tokens.has_sentinels
+    rules = family.tokens
+    tokens = {"pad_token": rules.pad_token, "eos_token": rules.eos_token, "unk_token": rules.unk_token}
+    named = {**tokens, **settings} if is_family_s else settings
+    has_sentinels = is_family_s and rules.has_sentinels
     with _in_words(f"{file} cannot be loaded"):
         data = read_file(file, LARGEST_JSON)
         content = parse_json(data)
@@ -150,8 +154,8 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
         # Some files carry the padding and truncation of their training run.
         backend.no_padding()
         backend.no_truncation()
-        known_only = {_content({**tokens, **settings}.get(key, "")) for key in ("pad_token", "eos_token")}
-        added = added_tokens(file.parent, {**tokens, **settings}, has_sentinels=has_sentinels)
+        known_only = {_content(named.get(key, "")) for key in tokens}
+        added = added_tokens(file.parent, named, has_sentinels=has_sentinels)
         _add_tokens(backend, added, known_only)
     return Tokenizer(
         path=file,
@@ -238,6 +242,26 @@ def _token_id(backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], key:
     return int(found)
 
 
+def transformers_ids(model_dir: Path, texts: Sequence[str]) -> Mapping[str, Any]:
+    """What transformers' AutoTokenizer gives: `ids` of the texts, and `added`, the ids of its added tokens by text.
+
+    Where it does not load, or fails at a text, `problem` says why instead.
+    """
+    try:
+        with _in_words("the tokenizer fails"):
+            backend = _auto_tokenizer(model_dir)
+            ids = [list(backend(text, truncation=False, verbose=False).input_ids) for text in texts]
+            return {"ids": ids, "added": dict(backend.get_added_vocab())}
+    except InputError as error:
+        return {"problem": f"{error.what}: {error.why}" if error.what != "the tokenizer fails" else error.why}
+
+
+def _auto_tokenizer(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+
+
 def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family: ModelFamily) -> Tokenizer:
     added_tokens(model_dir, settings, has_sentinels=True)  # refuses more than there can be, before they are made
     for path in (model_dir / name for name in hf_files()):
@@ -247,10 +271,8 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family
             continue
         except OSError as error:
             raise InputError(f"{path} cannot be loaded", why=reason(error), fix="restore the file") from error
-    from transformers import AutoTokenizer
-
     with _in_words(f"the tokenizer in {model_dir} cannot be loaded"):
-        backend = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+        backend = _auto_tokenizer(model_dir)
     if backend.eos_token_id is None or backend.pad_token_id is None:
         raise InputError(
             f"the tokenizer in {model_dir} has no end or pad token",
@@ -264,4 +286,5 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family
         model_max_length=_max_length(settings, family),
         _to_ids=lambda text: backend(text, truncation=False).input_ids,
         _to_text=lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)),
+        is_transformers=True,
     )

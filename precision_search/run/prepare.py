@@ -165,6 +165,7 @@ def open_inputs(
         config.model.cache,
         max_new_tokens=config.generation.max_new_tokens,
         overrides=config.generation.overrides,
+        texts=[sections[name].prefix + each.text for name, found in texts.items() for each in found.samples],
         reporter=reporter,
     )
     if hint := prefix_hint(bundle.path, config.calibration.prefix, texts["calibration"]):

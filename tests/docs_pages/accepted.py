@@ -40,6 +40,36 @@ SOURCES = (
 )
 """Where a model may come from: what, what it holds, what tests it."""
 
+CHECKPOINTS = (
+    ("weights in fp32, fp16, bf16 or fp64", "exported as the fp32 numbers they are", "tests/model/test_bundle.py"),
+    (
+        "tied embeddings that are stored once or twice",
+        "as transformers ties them",
+        "tests/model/test_bundle.py",
+    ),
+    (
+        "added tokens in `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`",
+        "with the ids that transformers gives them",
+        "tests/model/test_added_tokens.py",
+    ),
+    (
+        "a tokenizer in `spiece.model` alone, or none at all for ByT5",
+        "read by transformers",
+        "tests/model/test_tokenizer.py",
+    ),
+)
+"""What checkpoints may be like: what, what is made of it, what tests it."""
+
+REFUSED_CHECKPOINTS = (
+    ("an adapter (LoRA or the like), beside weights or alone", "tests/model/test_stored_weights.py"),
+    ("a `quantization_config`, or weights that are no floats", "tests/model/test_stored_weights.py"),
+    ("weights that are missing, have no place or another shape", "tests/model/test_bundle.py"),
+    ("weights that are pickled (`.bin`)", "tests/model/test_bundle.py"),
+    ("token ids that are not AutoTokenizer's", "tests/model/test_id_oracle.py"),
+    ("sizes in `config.json` that are not those of the graphs", "tests/model/test_agreement.py"),
+)
+"""What is refused of them by name, and what tests it."""
+
 GRAPHS = (
     (
         f"ONNX opset {OLDEST_OPSET} to {NEWEST_OPSET}",
@@ -76,9 +106,11 @@ def accepted_page() -> str:
     sections = (
         ("Families", ("family", "`model_type`", "tested by"), families),
         ("Where a model comes from", ("source", "what it holds", "tested by"), _tested(SOURCES)),
+        ("Checkpoints", ("may have", "", "tested by"), _tested(CHECKPOINTS)),
         ("Layouts of ONNX files", ("written by", ", ".join(GRAPH_NAMES), "names"), layouts),
         ("Graphs", ("may have", "", "tested by"), _tested(GRAPHS)),
         ("Files of sentences", ("suffix", "what is read", "tested by"), _tested(_forms())),
+        ("Refused checkpoints", ("what", "tested by"), ((what, f"`{test}`") for what, test in REFUSED_CHECKPOINTS)),
         ("Refused layouts", ("what", "told by", "why", "what to do"), refused),
         ("Refused graphs", ("what", "why", "what to do"), kinds),
     )

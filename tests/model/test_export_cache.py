@@ -14,9 +14,10 @@ from precision_search.errors import EnvironmentProblemError
 from precision_search.model import bundle as bundle_module
 from precision_search.model import export_cache
 from precision_search.model.bundle import open_bundle
-from precision_search.model.export_cache import HASHES, WORK, kept_export, kept_tokens
-from precision_search.model.export_worker import ExportJob, GenerateJob
+from precision_search.model.export_cache import HASHES, WORK, kept_answer, kept_export
+from precision_search.model.export_worker import EncodeJob, ExportJob, Job
 from precision_search.model.layout import graph_file
+from precision_search.model.tokenizer import load_tokenizer
 from tests.cli_models import fails, invoke
 from tests.tiny_model import write_tiny_config, write_tiny_model
 from tests.told import Told
@@ -53,18 +54,20 @@ CHANGES = (emptied, truncated, flipped, deleted, replaced_by_a_folder)
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ExportJob | GenerateJob]:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that were asked for, which stand-ins did."""
     donor = write_tiny_model(tmp_path / "donor")
-    done: list[ExportJob | GenerateJob] = []
+    done: list[Job] = []
 
-    def work(jobs: Sequence[ExportJob | GenerateJob]) -> list[Mapping[str, Any]]:
+    def work(jobs: Sequence[Job]) -> list[Mapping[str, Any]]:
         done.extend(jobs)
         answers: list[Mapping[str, Any]] = []
         for job in jobs:
             if isinstance(job, ExportJob):
                 shutil.copyfile(donor / graph_file(job.graph), job.target)
                 answers.append({})
+            elif isinstance(job, EncodeJob):
+                answers.append({"added": {}, "ids": [list(load_tokenizer(donor).encode(text)) for text in job.texts]})
             else:
                 answers.append({"tokens": [[5, 1] for _ in job.rows]})
         return answers
@@ -221,6 +224,6 @@ def test_a_disk_that_keeps_nothing_is_an_error_and_no_loop(tmp_path: Path, monke
 def test_tokens_that_cannot_be_kept_name_the_ways_out(tmp_path: Path) -> None:
     (tmp_path / "oracle").write_text("no folder")
     with pytest.raises(EnvironmentProblemError, match="cannot write") as caught:
-        kept_tokens(tmp_path / "oracle/key.json", lambda: [[1]], Told())
+        kept_answer(tmp_path / "oracle/key.json", lambda: [[1]], Told())
     assert "`model.cache`" in caught.value.fix
     assert "XDG_CACHE_HOME" in caught.value.fix

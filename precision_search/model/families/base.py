@@ -66,6 +66,7 @@ class TokenRules:
     Attributes:
         pad_token: text of the padding token.
         eos_token: text of the end token, which ends every input.
+        unk_token: text of the token for what the vocabulary lacks.
         pad_id: id of the padding token.
         eos_id: id of the end token.
         usual_start_id: what decoding usually starts with; for the error where a checkpoint does not say.
@@ -87,6 +88,7 @@ class TokenRules:
     needs_no_file: tuple[str, ...]
     tokenizer_classes: tuple[str, ...] = ()
     has_sentinels: bool = False
+    unk_token: str = "<unk>"
 
 
 @dataclass(frozen=True, slots=True)
