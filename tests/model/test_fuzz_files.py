@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -64,7 +65,7 @@ TABLES: dict[str, bytes] = {
     ".psv": b"id|text\n1|one\n",
     ".txt": "one\nzwölf\n".encode(),
 }
-WEIGHTS = {"shared.weight": np.ones((4, 2), np.float32), "b": np.ones(3, np.float16)}
+WEIGHTS: dict[str, np.ndarray[Any, Any]] = {"shared.weight": np.ones((4, 2), np.float32), "b": np.ones(3, np.float16)}
 
 
 def flipped(content: bytes, flips: list[tuple[float, int]]) -> bytes:
