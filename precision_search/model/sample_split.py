@@ -44,11 +44,14 @@ def split_samples(data: SampleSet, seed: int, names: Sequence[str]) -> dict[str,
 def largest_share(count: int) -> float:
     """The largest share below 1 that so many samples can hold a plan to, so that one of them may differ.
 
-    (count - 1) / count, rounded down to two decimals, or to as many as still let no second one differ.
+    (count - 1) / count, rounded down to two decimals, or to as many as still let no second one differ. 1 for a single
+    sample: nothing would be required of a plan otherwise.
     """
+    if count == 1:
+        return 1.0
     for digits in range(2, 8):
         parts: int = 10**digits
         share = (count - 1) * parts // count
         if -(-share * count // parts) == count - 1:
             return share / parts
-    return math.nextafter(1.0, 0.0) if count > 1 else 0.0
+    return math.nextafter(1.0, 0.0)

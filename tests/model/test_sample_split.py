@@ -77,5 +77,5 @@ def test_the_largest_share_is_not_warned_of(count: int) -> None:
     assert not [each for each in warnings if "min_exact_match" in each]
 
 
-def test_one_sample_holds_a_plan_to_nothing() -> None:
-    assert largest_share(1) == 0.0
+def test_a_single_sample_must_be_kept() -> None:
+    assert largest_share(1) == 1.0
