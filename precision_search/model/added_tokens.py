@@ -83,7 +83,9 @@ def added_tokens(model_dir: Path, settings: Mapping[str, Any], *, has_sentinels:
     extra = list(_extra(settings))
     if has_sentinels and not extra:
         extra = [f"<extra_id_{number}>" for number in range(_sentinels(settings, path))]
-    found += [token for each in (*_named(settings), *extra) for token in _token(each, path, special=True)]
+    named = [token for each in _named(settings) for token in _token(each, path, special=True)]
+    found += [replace(token, special=True) for token in named]
+    found += [token for each in extra for token in _token(each, path, special=True)]
     if len(found) > MOST_EXTRA_IDS:
         raise InputError(
             f"{path} asks for {len(found)} added tokens", why=f"{MOST_EXTRA_IDS} are the most", fix="restore the file"
@@ -115,7 +117,7 @@ def _token(value: object, path: Path, *, special: bool) -> Iterator[AddedToken]:
     if not isinstance(value, dict) or not isinstance(content, str):
         raise InputError(f"{path} names a broken token", why=f"it is {value!r:.60}", fix="restore the file")
     if content:
-        is_special = special or value.get("special") is True
+        is_special = value.get("special", special) is True
         flags = {key: value.get(key) is True for key in ("single_word", "lstrip", "rstrip")}
         yield AddedToken(content, is_special, value.get("normalized", not is_special) is True, **flags)
 

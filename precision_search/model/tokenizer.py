@@ -17,6 +17,7 @@ from precision_search.model.added_tokens import AddedToken, added_tokens, read_s
 from precision_search.model.families import family_in
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.hf_files import hf_files
+from precision_search.model.t5_tokenizer import rebuild
 
 if TYPE_CHECKING:
     import tokenizers
@@ -144,18 +145,20 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
     rules = family.tokens
     tokens = {"pad_token": rules.pad_token, "eos_token": rules.eos_token, "unk_token": rules.unk_token}
     named = {**tokens, **settings} if is_family_s else settings
-    has_sentinels = is_family_s and rules.has_sentinels
+    is_rebuilt = is_family_s and rules.is_rebuilt
     with _in_words(f"{file} cannot be loaded"):
         data = read_file(file, LARGEST_JSON)
         content = parse_json(data)
         _check_growth(content, file)
         _check_added(content, file)
         backend = tokenizers.Tokenizer.from_buffer(data)
+        if is_rebuilt and backend.model.__class__ is tokenizers.models.Unigram:
+            rebuild(backend, content)
         # Some files carry the padding and truncation of their training run.
         backend.no_padding()
         backend.no_truncation()
         known_only = {_content(named.get(key, "")) for key in tokens}
-        added = added_tokens(file.parent, named, has_sentinels=has_sentinels)
+        added = added_tokens(file.parent, named, has_sentinels=is_rebuilt)
         _add_tokens(backend, added, known_only)
     return Tokenizer(
         path=file,

@@ -17,8 +17,14 @@ from tests.conftest import ROOT
 DEMO = ROOT / "artifacts" / "models" / "t5-debian-en-de"
 PERSON = {"content": "<PERSON>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}
 PLACE = {"content": "<place>", "special": False, "normalized": True, "single_word": True, "lstrip": True}
-TEXTS = ("a package of <PERSON> in<place> and <place> x", "<extra_id_0> is <extra_id_99>", "plain </s> text <unk><pad>")
+TEXTS = (
+    "A Package: Grüße, ﬁne",
+    "a package of <PERSON> in<place> and <place> x",
+    "<extra_id_0> is <extra_id_99>",
+    "plain </s> text <unk><pad>",
+)
 GENERIC = "PreTrainedTokenizerFast"
+MAP = json.loads((DEMO / "tokenizer.json").read_text())["normalizer"]
 
 Files = dict[str, Any]
 
@@ -49,6 +55,7 @@ CASES: dict[str, Files] = {
     "extra, by name": settings(extra_special_tokens={"person_token": "<PERSON>"}),
     "own key": settings(person_token="<PERSON>"),
     "map": {**settings(), "special_tokens_map.json": {"sep_token": "<PERSON>", "eos_token": {"content": "</s>"}}},
+    "named, not special": settings(sep_token={**PLACE, "__type": "AddedToken"}),
     "added": {**settings(), "added_tokens.json": {"<place>": 4097, "<PERSON>": 4096}},
     "both": {
         **settings(),
@@ -62,6 +69,17 @@ CASES: dict[str, Files] = {
     "generic, without template": {
         **settings(tokenizer_class=GENERIC, extra_ids=None),
         "tokenizer.json": {"post_processor": None},
+    },
+    "lower case": {"tokenizer.json": {"normalizer": {"type": "Lowercase"}}},
+    "lower case, then a map": {
+        "tokenizer.json": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, MAP]}}
+    },
+    "lower case, generic": {
+        **settings(tokenizer_class=GENERIC, extra_ids=None),
+        "tokenizer.json": {"normalizer": {"type": "Lowercase"}},
+    },
+    "other steps": {
+        "tokenizer.json": {"pre_tokenizer": {"type": "Whitespace"}, "decoder": {"type": "Fuse"}},
     },
     "class without template": {"tokenizer.json": {"post_processor": None}},
     "class in config": {**settings(tokenizer_class=None), "config.json": {"tokenizer_class": GENERIC}},
@@ -79,6 +97,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, case: str) -> None:
     assert {text: ours.special.get(text) for text in added} == added
     for text in TEXTS:
         assert list(ours.encode(text)) == theirs(text).input_ids
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text).input_ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(

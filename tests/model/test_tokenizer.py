@@ -215,7 +215,7 @@ def test_what_panics_in_rust_is_an_input_error(tmp_path: Path, charsmap: str) ->
 
 
 def test_a_text_that_a_pattern_gives_up_on_is_an_input_error(tmp_path: Path) -> None:
-    copy(tmp_path)
+    copy(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
     content = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
     pattern = {"Regex": "(a+)+$|(a|aa)+c"}
     content["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": False}

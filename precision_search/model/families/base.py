@@ -75,7 +75,8 @@ class TokenRules:
         needs_no_file: what the name of a tokenizer class begins with that has no vocabulary file.
         tokenizer_classes: what the name of the family's own tokenizer class begins with: it ends every input with the
             end token. One that is not named is such a one.
-        has_sentinels: whether it makes sentinels (`<extra_id_0>`, ...) where the files name no further tokens.
+        is_rebuilt: whether that class takes the vocabulary alone from `tokenizer.json` and makes the rest itself, as
+            transformers' T5Tokenizer does, sentinels (`<extra_id_0>`, ...) included.
     """
 
     pad_token: str
@@ -87,7 +88,7 @@ class TokenRules:
     vocabulary_files: tuple[str, ...]
     needs_no_file: tuple[str, ...]
     tokenizer_classes: tuple[str, ...] = ()
-    has_sentinels: bool = False
+    is_rebuilt: bool = False
     unk_token: str = "<unk>"
 
 

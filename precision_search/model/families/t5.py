@@ -36,7 +36,7 @@ T5 = ModelFamily(
         vocabulary_files=("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt"),
         needs_no_file=("ByT5",),  # bytes are its tokens
         tokenizer_classes=("T5Tokenizer", "MT5Tokenizer"),
-        has_sentinels=True,
+        is_rebuilt=True,
     ),
 )
 
