@@ -35,6 +35,7 @@ REQUIRED = (
     "rich",
     "safetensors",
     "scipy",
+    "sentencepiece",
     "tokenizers",
     "torch",
     "transformers",

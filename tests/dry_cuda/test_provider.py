@@ -184,7 +184,7 @@ def test_a_float_node_that_would_run_on_the_cpu_is_refused(
     dry_cuda: DryCuda, names: tuple[str, str], told: str
 ) -> None:
     text = dry_cuda.call(refused_graph, names=names)
-    assert "1 nodes of the graph 'probe' would run on the CPU" in text
+    assert "1 node of the graph 'probe' would run on the CPU" in text
     assert f"no kernel for {told} in" in text
 
 

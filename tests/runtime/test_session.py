@@ -270,7 +270,7 @@ class OnTheHost(FallenBack):
 @pytest.mark.usefixtures("cuda_offered")
 def test_float_arithmetic_on_the_cpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheHost)
-    with pytest.raises(NoKernelError, match="1 nodes of the graph 'lookup' would run on the CPU") as caught:
+    with pytest.raises(NoKernelError, match="1 node of the graph 'lookup' would run on the CPU") as caught:
         create_session(lookup_model(table_of(np.float16)), CUDA)
     assert "kernel for up in" in caught.value.why
 
