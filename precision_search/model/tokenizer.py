@@ -57,7 +57,7 @@ class Tokenizer:
         Raises:
             InputError: the tokenizer cannot take it apart.
         """
-        with _in_words(f"the tokenizer in {self.path} fails at the text {text!r:.60}"):
+        with _in_words(self.path, f"fails at the text {text!r:.60}"):
             ids = tuple(self._to_ids(text))
         return (*ids, self.eos_id) if self.ends_inputs and ids[-1:] != (self.eos_id,) else ids
 
@@ -67,12 +67,12 @@ class Tokenizer:
         Raises:
             InputError: the tokenizer cannot put it together.
         """
-        with _in_words(f"the tokenizer in {self.path} fails at token ids"):
+        with _in_words(self.path, "fails at token ids"):
             return self._to_text([int(token) for token in ids])
 
 
 @contextlib.contextmanager
-def _in_words(what: str) -> Iterator[None]:
+def _in_words(path: Path, fails: str) -> Iterator[None]:
     """Whatever a tokenizers library raises, as an InputError; what panics in Rust is no Exception.
 
     Raises:
@@ -83,12 +83,12 @@ def _in_words(what: str) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(what, why=reason(error), fix=_RESTORE) from error
+        raise InputError(f"the tokenizer in {path} {fails}", why=reason(error), fix=_RESTORE) from error
     except BaseException as error:
         # The library raises bare Exception for whatever is wrong with a file, and a class of its own for a panic.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(what, why=first_line(str(error)), fix=_RESTORE) from error
+        raise InputError(f"the tokenizer in {path} {fails}", why=first_line(str(error)), fix=_RESTORE) from error
 
 
 _RESTORE = "restore the tokenizer's files, or save them again with AutoTokenizer...save_pretrained where they load"
@@ -146,7 +146,7 @@ def _load_tokenizer_json(file: Path, settings: Mapping[str, Any], family: ModelF
     tokens = {"pad_token": rules.pad_token, "eos_token": rules.eos_token, "unk_token": rules.unk_token}
     named = {**tokens, **settings} if is_family_s else settings
     is_rebuilt = is_family_s and rules.is_rebuilt
-    with _in_words(f"{file} cannot be loaded"):
+    with _in_words(file, "cannot be loaded"):
         data = read_file(file, LARGEST_JSON)
         content = parse_json(data)
         _check_growth(content, file)
@@ -251,12 +251,12 @@ def transformers_ids(model_dir: Path, texts: Sequence[str]) -> Mapping[str, Any]
     Where it does not load, or fails at a text, `problem` says why instead.
     """
     try:
-        with _in_words("the tokenizer fails"):
+        with _in_words(model_dir, "fails"):
             backend = _auto_tokenizer(model_dir)
             ids = [list(backend(text, truncation=False, verbose=False).input_ids) for text in texts]
             return {"ids": ids, "added": dict(backend.get_added_vocab())}
     except InputError as error:
-        return {"problem": f"{error.what}: {error.why}" if error.what != "the tokenizer fails" else error.why}
+        return {"problem": error.why}
 
 
 def _auto_tokenizer(model_dir: Path) -> Any:
@@ -274,7 +274,7 @@ def _load_with_transformers(model_dir: Path, settings: Mapping[str, Any], family
             continue
         except OSError as error:
             raise InputError(f"{path} cannot be loaded", why=reason(error), fix="restore the file") from error
-    with _in_words(f"the tokenizer in {model_dir} cannot be loaded"):
+    with _in_words(model_dir, "cannot be loaded"):
         backend = _auto_tokenizer(model_dir)
     if backend.eos_token_id is None or backend.pad_token_id is None:
         raise InputError(

@@ -137,7 +137,7 @@ def test_what_the_package_imports_is_what_it_depends_on() -> None:
     foreign = imported(ROOT / "precision_search") - set(sys.stdlib_module_names) - {"precision_search"}
 
     needed = {name.replace("-", "_") for name in doctor.REQUIRED}
-    # Torch's exporter needs one, transformers' tokenizers the other; Parquet is read where somebody installed what does.
+    # Torch's exporter needs the first, transformers' tokenizers the second; what reads Parquet is not needed.
     assert foreign == needed - {"onnxscript", "sentencepiece"} | {"pyarrow"}
 
 
