@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from precision_search.errors import InputError
 from precision_search.model.generation_config import GenerationSettings
+from precision_search.model.onnx_files import OLDEST_OPSET
 from precision_search.runtime import head
 from precision_search.runtime.backends import create_session
 from precision_search.runtime.session import SessionSettings
@@ -92,6 +93,21 @@ def test_the_lowest_of_the_best_wins(dtype: ir.DataType) -> None:
     assert out[head.NEXT_TOKEN].dtype == np.int64
 
 
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 13])
+def test_the_token_head_in_old_opsets(opset: int) -> None:
+    feeds = {
+        "input_ids": np.zeros((2, 1), np.int64),
+        "given": np.array([[[0, 3, 5, 9, 1, 4, 0]], [[-1, -2, -3, -4, 0, -6, -7]]], np.float32),
+        head.FINISHED_IN: np.zeros((2, 1), np.bool_),
+        head.TOKEN_PHASE: np.array([phase_of(RULES, 0)]),
+    }
+    out = run(head.with_token_head(passing_model(opset=opset), RULES, with_margin=True), feeds)
+    allowed = np.where(forbidden_tokens(RULES, V)[phase_of(RULES, 0)], np.float32(-99), feeds["given"][:, 0])
+    best = np.sort(allowed)[:, ::-1]
+    assert out[head.NEXT_TOKEN][:, 0].tolist() == allowed.argmax(axis=1).tolist()
+    assert out[head.MARGIN][:, 0, 0].tolist() == (best[:, 0] - best[:, 1]).tolist()
+
+
 def test_finished_rows_give_pad_and_eos_finishes() -> None:
     out = token_step(one_hot(EOS, 3, EOS, 3), [False, False, True, True])
     assert out[head.NEXT_TOKEN].tolist() == [[EOS], [3], [PAD], [PAD]]
@@ -157,7 +173,7 @@ def test_a_margin_against_nothing_is_infinite() -> None:
     assert (out[head.NEXT_TOKEN].item(), out[head.MARGIN].item()) == (4, np.inf)
 
 
-@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 17, 20])
 def test_margin_head_knows_the_rules_of_each_position(opset: int) -> None:
     logits = np.random.default_rng(0).integers(-8, 8, (4, 3, V)).astype(np.float32)
     logits[3, 1, 6] = np.nan
@@ -244,8 +260,10 @@ def test_margin_head_equals_its_definition(data: st.DataObject, batch: int, posi
     np.testing.assert_array_equal(out[head.MARGIN], expected_margins(logits, labels))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("opset", [17, 18, 20])
+@pytest.mark.parametrize(
+    ("dtype", "opset"),
+    [*((dtype, opset) for dtype in DTYPES for opset in (17, 18, 20)), (ir.DataType.FLOAT16, OLDEST_OPSET)],
+)
 def test_margin_head_in_each_dtype_and_opset(dtype: ir.DataType, opset: int) -> None:
     logits = np.random.default_rng(0).integers(-8, 8, (2, 3, V)).astype(np.float32)
     labels = np.array([[0, 1, 6], [3, 3, 2]])
