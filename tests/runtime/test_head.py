@@ -95,7 +95,7 @@ def test_the_lowest_of_the_best_wins(dtype: ir.DataType) -> None:
 
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, 13])
 def test_the_token_head_in_old_opsets(opset: int) -> None:
-    feeds = {
+    feeds: dict[str, np.ndarray] = {
         "input_ids": np.zeros((2, 1), np.int64),
         "given": np.array([[[0, 3, 5, 9, 1, 4, 0]], [[-1, -2, -3, -4, 0, -6, -7]]], np.float32),
         head.FINISHED_IN: np.zeros((2, 1), np.bool_),
