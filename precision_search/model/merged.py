@@ -7,6 +7,7 @@ to both, and each branch's outputs get the names that the merged graph's have.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import onnx_ir as ir
@@ -66,11 +67,11 @@ def _with_branch(model: ir.Model, name: str, path: Path) -> ir.Model:
     branch.outputs.clear()
     branch.initializers.clear()
     for value in own:
-        value.name = _free_name(value, outer)
+        value.name = free_name(str(value.name), outer)
         graph.register_initializer(value)
     nodes = list(branch)
     for value in (value for node in nodes for value in node.outputs if value.name):
-        value.name = _free_name(value, outer)
+        value.name = free_name(str(value.name), outer)
     branch.remove(nodes)
     graph.insert_before(choice, nodes)
     _name_outputs(graph, choice, results)
@@ -101,9 +102,8 @@ def _name_outputs(graph: ir.Graph, choice: ir.Node, results: list[ir.Value]) -> 
         ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
 
 
-def _free_name(value: ir.Value, taken: set[str | None]) -> str:
-    """A name for a value of a branch that nothing outside has; the If's own outputs are about to go."""
-    name = str(value.name)
+def free_name(name: str, taken: Set[str | None]) -> str:
+    """A name that no other value has, made from `name`."""
     while name in taken:
         name += "/branch"
     return name

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as common_passes
 from precision_search.model.file_layouts import GraphFiles
 from precision_search.model.graph import GraphName, retype
 from precision_search.model.layout import SEQ2SEQ, CacheLink, GraphLayout
-from precision_search.model.merged import split
+from precision_search.model.merged import free_name, split
 from precision_search.model.onnx_files import as_fp32, data_files, flat, parsed, readable
 
 
@@ -106,11 +106,12 @@ def _drop_surplus_ends(layout: GraphLayout, model: ir.Model) -> None:
 def _take_int64(layout: GraphLayout, model: ir.Model) -> None:
     """Lets ids and masks that the graph takes as int32 come in as int64, through a Cast: all graphs are fed alike."""
     integers = {each.name for each in layout.inputs if each.is_integer}
+    taken = {*model.graph.initializers, *(value.name for node in model.graph for value in node.outputs)}
     for value in model.graph.inputs:
         if value.name in integers and value.dtype == ir.DataType.INT32:
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", ir.DataType.INT32)])
             narrow = cast.outputs[0]
-            narrow.name, narrow.shape = f"{value.name}/int32", value.shape
+            narrow.name, narrow.shape = free_name(f"{value.name}/int32", taken), value.shape
             retype(narrow, ir.DataType.INT32)
             ir.convenience.replace_all_uses_with(value, narrow)
             cast.replace_input_with(0, value)

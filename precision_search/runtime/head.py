@@ -37,6 +37,8 @@ FINITE_CHECK = "finite_check"
 LABELS = "labels"
 MARGIN = "margin"
 
+_OURS = frozenset({FINISHED_IN, FORCED_TOKEN, TOKEN_PHASE, NEXT_TOKEN, FINISHED, FINITE_CHECK, LABELS, MARGIN})
+
 NOT_FORCED = -1
 """Value of `forced_token` that forces nothing."""
 
@@ -200,6 +202,15 @@ class _Head:
         self._prefix = prefix
         self._opset = model.graph.opset_imports.get("", 0)
         self._count = 0
+        self._free_names()
+
+    def _free_names(self) -> None:
+        """Renames the graph's own values that are called like what is added: names in a file may be any."""
+        made = (value for node in self._graph for value in node.outputs)
+        for value in [*self._graph.initializers.values(), *made]:
+            name = str(value.name)
+            if name in _OURS or name.startswith(f"{self._prefix}/"):
+                value.name = f"model/{name}"
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
         return self.op_multi(op_type, *inputs, num_outputs=1, **attributes)[0]

@@ -201,7 +201,13 @@ def list_weights_as_inputs(proto: onnx.ModelProto) -> None:
         proto.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
 
 
-@pytest.mark.parametrize("change", [to_int32, list_weights_as_inputs])
+def to_int32_where_the_name_is_taken(proto: onnx.ModelProto) -> None:
+    taken = f"{proto.graph.input[0].name}/int32"
+    rename(proto, lambda name: taken if name == "two" else name)
+    to_int32(proto)
+
+
+@pytest.mark.parametrize("change", [to_int32, to_int32_where_the_name_is_taken, list_weights_as_inputs])
 def test_what_differs_in_declarations_only_runs_like_our_layout(
     tmp_path: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:

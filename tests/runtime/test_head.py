@@ -311,3 +311,22 @@ def test_an_unknown_size_is_an_error(name: str) -> None:
     output = head.HIDDEN if name == "finite" else head.LOGITS
     with pytest.raises(InputError, match="no known last dimension"):
         HEADS[name](passing_model(size="v", output=output))
+
+
+def test_names_of_the_model_may_be_those_of_a_head() -> None:
+    model = passing_model()
+    zeros = ir.tensor(np.ones((V, 1), np.float32), name="token_head/zeros")
+    ones = ir.Value(name="token_head/zeros", type=ir.TensorType(zeros.dtype), shape=ir.Shape([V, 1]), const_value=zeros)
+    model.graph.register_initializer(ones)
+    cast = model.graph[0]
+    scaled = ir.node("Mul", [cast.inputs[0], ir.node("ReduceMax", [ones], {"keepdims": 0}, name="max").outputs[0]])
+    scaled.outputs[0].name, scaled.inputs[1].name = head.MARGIN, head.FINISHED_IN  # type: ignore[union-attr]
+    model.graph.insert_before(cast, [scaled.inputs[1].producer(), scaled])  # type: ignore[list-item, union-attr]
+    cast.replace_input_with(0, scaled.outputs[0])
+    feeds: dict[str, np.ndarray] = {
+        "input_ids": np.zeros((1, 1), np.int64),
+        "given": np.array([[[0, 3, 5, 9, 1, 4, 0]]], np.float32),
+        head.FINISHED_IN: np.zeros((1, 1), np.bool_),
+    }
+    out = run(head.with_token_head(model, GREEDY, with_margin=True), feeds)
+    assert (out[head.NEXT_TOKEN].item(), out[head.MARGIN].item(), out[head.FINITE_CHECK].item()) == (3, 4, 0)
