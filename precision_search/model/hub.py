@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import posixpath
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from precision_search.errors import InputError, PrecisionSearchError, first_line
@@ -44,31 +45,43 @@ def download(source: str, reporter: Reporter) -> Path:
 
 def _fetch(source: str) -> Path:
     import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    graphs = _graphs_only(source)
+    graphs, silence = None, None
+    try:
+        graphs = _graphs_only(source)
+    except PrecisionSearchError:
+        raise
+    except HfHubHTTPError:  # the download says what it means, or takes what the cache has
+        pass
+    except Exception as error:  # no answer: what the cache has decides, and who reads it says so
+        silence = error
     files = sorted(set(graphs.names.values())) if graphs else []
     patterns = [*map(glob.escape, files), *([] if graphs else [WEIGHTS, INDEX]), *hf_files()]
-    folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    try:
+        fetch = partial(huggingface_hub.snapshot_download, source, local_files_only=silence is not None)
+        folder = Path(fetch(allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise silence or error from error
     # What its external data are called, only a file itself says.
     data = [posixpath.join(posixpath.dirname(file), each) for file in files for each in data_locations(folder / file)]
     if data:
-        huggingface_hub.snapshot_download(source, allow_patterns=[*patterns, *map(glob.escape, data)])
+        fetch(allow_patterns=[*patterns, *map(glob.escape, data)])
     return folder
 
 
 def _graphs_only(source: str) -> GraphFiles | None:
-    """The graphs of a repository without a checkpoint; None for a checkpoint, or where the Hub cannot be asked.
+    """The graphs of a repository without a checkpoint; None for a checkpoint.
 
     Raises:
         InputError: there are only graphs of a kind that is told apart.
+        Exception: the Hub cannot be asked.
     """
     import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
-    try:
-        # Not list_repo_files: offline it tries again for half a minute.
-        found = huggingface_hub.HfApi().model_info(source).siblings or ()
-    except Exception:  # offline: what the cache has decides, and who reads it says so
-        return None
+    # Not list_repo_files: offline it tries again for half a minute. Without a limit it waits forever for an answer.
+    found = huggingface_hub.HfApi().model_info(source, timeout=HF_HUB_ETAG_TIMEOUT).siblings or ()
     names = [each.rfilename for each in found]
     if any("/" not in name and fnmatch(name, WEIGHTS) for name in names):
         return None

@@ -117,7 +117,29 @@ def test_a_broken_graph_of_the_hub_is_refused_as_such(tmp_path: Path, monkeypatc
     for name in plain_files(tiny_t5_protos()):
         (tmp_path / name).write_bytes(b"broken")
     found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in plain_files(tiny_t5_protos())])
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_: found)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: found)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(InputError, match="is not a readable ONNX file"):
         download("some/broken", Told())
+
+
+def test_a_hub_that_gives_no_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the cache has is taken; where it has nothing, the reason is the silence."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def silent(*_: object, timeout: float) -> None:
+        raise TimeoutError(f"no answer for {timeout} s")
+
+    def cached(source: str, *, local_files_only: bool, **_: object) -> str:
+        assert local_files_only
+        if source == "some/other":
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", silent)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert download("some/model", Told()) == tmp_path
+    with pytest.raises(InputError, match="cannot be fetched from the hub") as caught:
+        download("some/other", Told())
+    assert "no answer for 10 s" in str(caught.value.why)
