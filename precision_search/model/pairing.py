@@ -118,6 +118,7 @@ class _Digester:
     def __init__(self, graph: Graph, outputs: set[str]) -> None:
         self.digests: dict[str, bytes] = {}
         self._contents: dict[int, bytes] = {}
+        self._weights: dict[ir.Value, ir.TensorProtocol | None] = {}
         self._readers: dict[ir.Value, _Readers] = {}
         compute = {node.key for node in graph.compute}
         self._count = 0
@@ -151,7 +152,7 @@ class _Digester:
             attr = node.attributes[name]
             told.update(repr((name, attr.value if attr.type in _TOLD_BY else None)).encode())
         for index, value in float_inputs(node):
-            if weight := _weight_of(value):
+            if weight := self._weight_of(value):
                 told.update(repr(index).encode() + self._content(weight))
         for value in node.outputs:
             told.update(b"/")
@@ -167,12 +168,17 @@ class _Digester:
             self._contents[id(weight)] = told.digest()
         return self._contents[id(weight)]
 
-
-def _weight_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """The constant that a value is, or that it is moved from."""
-    while (node := value.producer()) is not None and node.op_type in MOVEMENT_OPS:
-        source = node.inputs[0] if node.inputs else None
-        if source is None:
-            return None
-        value = source
-    return value.const_value
+    def _weight_of(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The constant that a value is, or that it is moved from."""
+        way = [value]  # each value is looked at once, however long the ways of its readers are
+        while value not in self._weights:
+            node = value.producer()
+            source = node.inputs[0] if node is not None and node.op_type in MOVEMENT_OPS and node.inputs else None
+            if source is None:
+                self._weights[value] = value.const_value
+                break
+            value = source
+            way.append(value)
+        found = self._weights[value]
+        self._weights.update(dict.fromkeys(way, found))
+        return found

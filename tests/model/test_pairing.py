@@ -157,3 +157,24 @@ def test_constants_with_no_elements_and_without_an_end_are_compared() -> None:
     first = describe("decoder", model("decoder", "a"))
     later = aligned(first, describe("decoder_with_past", model("decoder_with_past", "b")))
     assert [node.key for node in later.compute] == ["decoder.a/Mul", "decoder.a/Max"]
+
+
+def test_long_ways_from_a_weight_are_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many readers sits one movement further from the weight than the one before."""
+    write, count = Writer("decoder"), 200
+    moved, total = write.weight("w", np.ones((4, 4), np.float32)), write.input("x", 1, (4, 4))
+    for _ in range(count):
+        moved = write.op("", "Transpose", moved, perm=[1, 0])
+        total = write.op("", "Add", total, moved)
+    write.output(total, 1, (4, 4))
+    graph = write.graph()
+    asked: list[str] = []
+    producer = ir.Value.producer
+
+    def counting(value: ir.Value) -> ir.Node | None:
+        asked.append(str(value.name))
+        return producer(value)
+
+    monkeypatch.setattr(ir.Value, "producer", counting)
+    assert len(pairing._Digester(graph, {total}).digests) == count
+    assert len(asked) < 20 * count
