@@ -5,9 +5,10 @@ A generation config that asks for more than plain greedy decoding is refused by 
 compared under other rules would prove nothing.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeGuard
 
@@ -80,6 +81,12 @@ class GenerationSettings:
     begin_suppressed_tokens: tuple[int, ...] = ()
     min_new_tokens: int = 0
     overridden: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what tokens depend on, hexadecimal."""
+        compared = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
+        return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
 
 
 def read_model_config(directory: Path, family: ModelFamily | None = None) -> ModelConfig:

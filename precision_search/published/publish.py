@@ -106,7 +106,7 @@ def _write(work: Path, bundle: Bundle, plan: Plan, converted: Converted, facts: 
         latency=facts.latency,
         workload=facts.workload,
         judged=facts.judged,
-        generation=GenerationInfo(bundle.generation.overridden),
+        generation=GenerationInfo(bundle.generation.overridden, bundle.generation.content_hash),
     )
     for name, model in converted.models.items():
         annotate(model, graphs[name], plan, described, facts.reasons)

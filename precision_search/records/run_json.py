@@ -277,9 +277,11 @@ class GenerationInfo:
     Attributes:
         overridden: what the checkpoint asks for instead and `[generation]` of the config overrides, by name, values as
             JSON; empty where greedy decoding is what it asks for.
+        content_hash: SHA-256 of how tokens are chosen (start, end, rules), hexadecimal; None where it was not noted.
     """
 
     overridden: Mapping[str, str] = field(default_factory=dict)
+    content_hash: str | None = None
 
     @property
     def text(self) -> str | None:

@@ -49,6 +49,12 @@ def publish_from_run(run: Path, out: Path, plan: int | None, reporter: Reporter)
             why="its content hash is another",
             fix="restore the model, or run the search again",
         )
+    if found.info.generation.content_hash not in (None, bundle.generation.content_hash):
+        raise UsageError(
+            f"the model in {config.model.path} chooses tokens otherwise than when {run} judged it",
+            why="its generation config is another",
+            fix="restore generation_config.json, or run the search again",
+        )
     if found.info.status != "complete":
         what = "the best of" if plan is None else "one of"
         reporter.warn(f"{run} is unfinished: plan {trial.id} is {what} the {judged} judged so far")

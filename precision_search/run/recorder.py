@@ -188,8 +188,10 @@ class RunRecorder:
         earlier = run_files.read_run(self._out)
         before, now = earlier.info, self._info
         given = {trial.plan.plan for trial in earlier.trials if trial.stage == GivenPlan.name}
+        noted = now.generation.content_hash  # older runs have none
         pairs: tuple[tuple[str, object, object], ...] = (
             ("the model", before.model.content_hash, now.model.content_hash),
+            ("how the model chooses tokens", before.generation.content_hash or noted, noted),
             ("the calibration file", before.samples.calibration.hash, now.samples.calibration.hash),
             ("the validation file", _hash(before.samples.validation), _hash(now.samples.validation)),
             ("the device", before.device, now.device),
@@ -296,7 +298,7 @@ class RunRecorder:
             peak_rss_bytes=None,
             near_ties=prepared.near_ties,
             best=None,
-            generation=GenerationInfo(bundle.generation.overridden),
+            generation=GenerationInfo(bundle.generation.overridden, bundle.generation.content_hash),
         )
 
 

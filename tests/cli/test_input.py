@@ -348,6 +348,22 @@ def test_a_model_that_is_another_than_the_run_searched(tiny: Path, tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
+def test_other_token_rules_than_those_of_the_run(tmp_path: Path) -> None:
+    """Neither what is resumed nor what is exported was judged by them."""
+    config, run = write_tiny_config(tmp_path, max_trials=2), tmp_path / "run"
+    assert invoke("run", config, "--out", run, "-q").exit_code in (0, 1)
+    file = tmp_path / "model/generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "suppress_tokens": [5]}))
+    what, why, _ = three_parts(fails(invoke("run", config, "--out", run, "--resume", "-q"), 2))
+    assert what.endswith("cannot go on")
+    assert "how the model chooses tokens changed since it began" in why
+    what, why, fix = three_parts(fails(invoke("export", run, "--plan", "0", "--out", tmp_path / "new", "-q"), 2))
+    assert f"chooses tokens otherwise than when {run} judged it" in what
+    assert "generation config" in why
+    assert "restore generation_config.json" in fix
+    assert not (tmp_path / "new").exists()
+
+
 def test_another_model_under_a_resumed_run(tmp_path: Path) -> None:
     config = write_tiny_config(tmp_path, max_trials=2)
     assert invoke("run", config, "--out", tmp_path / "run", "-q").exit_code in (0, 1)
