@@ -9,6 +9,7 @@ import pytest
 
 from precision_search import Seq2SeqGenerator, api
 from precision_search.config import load_config
+from precision_search.model.generation_config import read_generation_settings
 from precision_search.records.run_files import read_run
 from tests.cli_models import invoke
 from tests.tiny_model import write_tiny_config
@@ -40,7 +41,9 @@ def test_a_run_says_everywhere_that_greedy_decoding_was_chosen(config: Path, tmp
     result = invoke("run", config, "--set", "generation.num_beams=1", "--out", run)
     assert result.exit_code in (0, 1), result.output
     assert CHOICE in " ".join(result.output.split())
-    assert json.loads((run / "run.json").read_text())["generation"] == {"overridden": {"num_beams": "5"}}
+    settings = read_generation_settings(reference, None, {"num_beams": 1})
+    told = {"overridden": {"num_beams": "5"}, "content_hash": settings.content_hash}
+    assert json.loads((run / "run.json").read_text())["generation"] == told
     assert read_run(run).info.generation.text == CHOICE
     assert any(trial.verdict == "stable" and not trial.is_fp32 for trial in read_run(run).trials)
     assert load_config(run / "config.toml").generation.num_beams == 1
