@@ -117,6 +117,8 @@ def first_line(said: Exception | str) -> str:
     Of an exception that says nothing, the name of its class.
     """
     lines = str(said).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1].strip()}"
     return lines[0] if lines else type(said).__name__ if isinstance(said, Exception) else ""
 
 

@@ -75,10 +75,21 @@ def _told_by_layers(encoder: ir.Model, config: ModelConfig, family: ModelFamily)
     where = SEQ2SEQ.encoder.name
     if softmaxes := sum(node.op_type == "Softmax" for node in encoder.graph):
         yield family.sizes.encoder_layers, config.num_layers, softmaxes, f"the softmaxes of {where} are"
-    weights = (value.shape for value in encoder.graph.initializers.values() if value.const_value is not None)
-    widths = {size for shape in weights if shape is not None and len(shape) == 2 for size in shape}
+    # What is as wide as the stream or a whole attention (its three projections may be one weight) tells nothing.
+    known = {config.d_model, *(parts * config.num_heads * config.d_kv for parts in (1, 2, 3))}
+    widths = {size for size in _product_widths(encoder) if size not in known}
     if softmaxes and widths and config.d_ff not in widths:
-        yield family.sizes.inner_width, config.d_ff, 0, f"the weights of {where} have"
+        yield family.sizes.inner_width, config.d_ff, max(widths), f"the widest product of {where} has"
+
+
+def _product_widths(model: ir.Model) -> Iterator[int]:
+    """The sizes of the weights that matrix products read."""
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and len(value.const_value.shape) == 2:
+                yield from value.const_value.shape.numpy()
 
 
 def _embeddings(model: ir.Model, ids: frozenset[str]) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from precision_search.errors import InputError, first_line
+from precision_search.errors import InputError, counted, first_line
 from precision_search.model.families.base import ModelFamily
 from precision_search.model.generation_config import ModelConfig, read_model_config
 from precision_search.model.graph import GraphName, describe
@@ -81,7 +81,8 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the checkpoint in {path} is not whole",
-            why=f"it lacks {len(missing)} weights, the first is {missing[0]}; transformers would make them up",
+            why=f"it lacks {counted(len(missing), 'weight')}, the first is {missing[0]}; transformers would make up what "
+            "is missing",
             fix="copy all of its safetensors files, and the config.json that belongs to them",
         )
     refuse_surplus(path, sorted(report["unexpected_keys"]))

@@ -102,7 +102,7 @@ def read_model_config(directory: Path, family: ModelFamily | None = None) -> Mod
     layers = _size(config, names.encoder_layers, path, family, _MOST_LAYERS)
     width, heads = (_size(config, name, path, family) for name in (names.width, names.heads))
     shallow = config.get(names.decoder_layers) is None
-    tied = config.get("tie_word_embeddings") is not False
+    tied = _flag(config, "tie_word_embeddings", True, path, family)
     return ModelConfig(
         model_type=family.model_type,
         vocab_size=_size(config, names.vocabulary, path, family, _MOST_TOKENS),
@@ -113,7 +113,7 @@ def read_model_config(directory: Path, family: ModelFamily | None = None) -> Mod
         num_layers=layers,
         num_decoder_layers=layers if shallow else _size(config, names.decoder_layers, path, family, _MOST_LAYERS),
         tie_word_embeddings=tied,
-        scale_decoder_outputs=scale is not None and config.get(scale, tied) is not False,
+        scale_decoder_outputs=scale is not None and _flag(config, scale, tied, path, family),
     )
 
 
@@ -264,6 +264,17 @@ def _size(config: Mapping[str, object], name: str, path: Path, family: ModelFami
             f"{path} does not describe a {family.title}", why=why, fix="restore the checkpoint's own config.json"
         )
     return value
+
+
+def _flag(config: Mapping[str, object], name: str, usual: bool, path: Path, family: ModelFamily) -> bool:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(
+            f"{path} does not describe a {family.title}",
+            why=f"`{name}` is {value!r:.60}, neither true nor false",
+            fix="restore the checkpoint's own config.json",
+        )
+    return usual if value is None else value
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -64,6 +64,7 @@ def check_weights(
     """
     from safetensors import SafetensorError, safe_open
 
+    names = set[str]()
     for path in sorted(checkpoint.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -73,6 +74,7 @@ def check_weights(
             raise InputError(
                 f"{path} is broken", why=first_line(error), fix="copy it again, whole, from where it came from"
             ) from error
+        names |= stored.keys()
         for name, (shape, dtype) in stored.items():
             if name in expected and dtype not in FLOATS:
                 raise InputError(
@@ -87,6 +89,14 @@ def check_weights(
                     + _keys(shape, expected[name], sizes, family),
                     fix="restore the checkpoint's own config.json, or copy the weights that belong to it",
                 )
+
+    head = f"{family.parts.output_projection}.weight"
+    if names and not sizes.tie_word_embeddings and head in expected and head not in names:
+        raise InputError(
+            f"the checkpoint in {checkpoint} has no {head}",
+            why="config.json says tie_word_embeddings = false, and transformers would take the embedding for it",
+            fix="copy all of its safetensors files, or restore its own config.json",
+        )
 
 
 def refuse_surplus(checkpoint: Path, surplus: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from precision_search.errors import InputError
 from precision_search.model.bundle import open_bundle
-from tests.graphs import HEAD_WIDTH, HEADS, LAYERS, VOCABULARY, WIDTH
+from tests.graphs import HEAD_WIDTH, HEADS, INNER, LAYERS, VOCABULARY, WIDTH
 from tests.tiny_model import SIZES, write_tiny_model
 
 
@@ -35,7 +35,9 @@ def test_the_config_of_the_graphs_is_taken(tmp_path: Path) -> None:
         ("d_model", 7, f"has {WIDTH}"),
         ("d_kv", HEAD_WIDTH + 1, f"has {HEAD_WIDTH}"),
         ("num_heads", HEADS * 2, f"has {HEADS}"),
-        ("d_ff", 999, "the weights of encoder have no such size"),
+        ("d_ff", 999, f"the widest product of encoder has {INNER}"),
+        ("d_ff", WIDTH, f"the widest product of encoder has {INNER}"),
+        ("d_ff", VOCABULARY, f"the widest product of encoder has {INNER}"),
         ("num_layers", LAYERS + 5, f"the softmaxes of encoder are {LAYERS}"),
     ],
 )
@@ -64,6 +66,8 @@ def test_another_size_is_told_with_its_key_and_both_values(tmp_path: Path, key: 
         ("vocab_size", []),
         ("d_model", 10**18),
         ("num_decoder_layers", 10**9),
+        ("tie_word_embeddings", "maybe"),
+        ("scale_decoder_outputs", 1),
     ],
 )
 def test_sizes_that_no_model_has_are_refused_at_once(tmp_path: Path, key: str, value: object) -> None:

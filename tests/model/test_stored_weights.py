@@ -90,6 +90,14 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
         assert "model.safetensors is broken" in refusal(folder).what
 
 
+def test_an_untied_head_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Transformers reports nothing missing, and takes the embedding."""
+    folder = checkpoint(tmp_path / "model", whole(), tie_word_embeddings=False)
+
+    with pytest.raises(InputError, match=r"has no lm_head\.weight"):
+        check_weights(folder, {**EXPECTED, "lm_head.weight": (48, 10)}, read_model_config(folder), FAMILIES["t5"])
+
+
 def test_surplus_weights_are_named(tmp_path: Path) -> None:
     refuse_surplus(tmp_path, [])
     with pytest.raises(InputError, match="no place for") as caught:
