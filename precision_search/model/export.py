@@ -81,8 +81,8 @@ def load_checkpoint(path: Path, family: ModelFamily) -> Checkpoint:
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the checkpoint in {path} is not whole",
-            why=f"it lacks {counted(len(missing), 'weight')}, the first is {missing[0]}; transformers would make up what "
-            "is missing",
+            why=f"it lacks {counted(len(missing), 'weight')}, the first is {missing[0]}; transformers would make up "
+            "what is missing",
             fix="copy all of its safetensors files, and the config.json that belongs to them",
         )
     refuse_surplus(path, sorted(report["unexpected_keys"]))

@@ -357,7 +357,7 @@ def test_a_hub_id_is_fetched_without_pickles_or_said_to_fail(tmp_path: Path, mon
 
     asked: list[tuple[str, list[str]]] = []
 
-    def fetch(repo: str, *, allow_patterns: list[str]) -> str:
+    def fetch(repo: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
         asked.append((repo, allow_patterns))
         raise OSError("offline\nand more")
 
